@@ -1,0 +1,1 @@
+"""Teacher-output caching: images -> views -> teacher -> codec -> store -> reader."""

@@ -1,0 +1,55 @@
+"""The calibration: what a store's request left open, measured once and adopted by every builder.
+
+It holds the fitted codecs, the teacher's check against the labels, and a few canary crops, whose digests tell a
+joining builder at once that its image libraries disagree with those the store was begun with.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kdcache.cache.codecs import Codec, codec_from_dict
+from kdcache.cache.errors import StoreDamagedError
+from kdcache.cache.objects import sha256
+from kdcache.cache.spec import canonical_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Immutable; its digest stands in every array's metadata and every commit."""
+
+    spec_key: str
+    codecs: Mapping[str, Codec]  # by target
+    canaries: tuple[tuple[int, ...], ...]  # entry rows (views.entry_row) of the first entries of pass 0
+    teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict(), empty without labels
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the stored bytes."""
+        return sha256(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(
+            {
+                "spec": self.spec_key,
+                "codecs": {target: codec.to_dict() for target, codec in self.codecs.items()},
+                "canaries": [list(row) for row in self.canaries],
+                "teacher_check": dict(self.teacher_check),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Calibration":
+        """Raises StoreDamagedError for bytes that are no calibration."""
+        try:
+            fields = json.loads(data)
+            return cls(
+                spec_key=str(fields["spec"]),
+                codecs={str(target): codec_from_dict(codec) for target, codec in fields["codecs"].items()},
+                canaries=tuple(tuple(int(word) for word in row) for row in fields["canaries"]),
+                teacher_check=dict(fields["teacher_check"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreDamagedError(f"the store's calibration cannot be read: {error!r}") from None

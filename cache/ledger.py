@@ -1,0 +1,126 @@
+"""The ledger: one commit record a unit, put last. Only what the ledger names exists.
+
+A record names each object of its unit by array, size and sha256; the path follows from pass, unit and array and is
+never taken from the record. Records are create-only: a repair adds the record of the next generation, and the
+highest generation counts. The manifest of a pass lists all its units in one object.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcache.cache.errors import StoreDamagedError
+from kdcache.cache.objects import sha256
+from kdcache.cache.spec import canonical_json
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """Size in bytes and sha256 (hex) of one stored object."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "ObjectRecord":
+        return cls(len(data), sha256(data))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ObjectRecord":
+        size, digest = int(fields["size"]), str(fields["sha256"])
+        if size < 0 or not _DIGEST.fullmatch(digest):
+            raise ValueError(f"object of {size} bytes with digest {digest[:70]!r}")
+        return cls(size, digest)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """One committed unit."""
+
+    pass_index: int
+    unit: int
+    entries: int
+    calibration: str  # digest
+    objects: Mapping[str, ObjectRecord]  # by array; "views" is always there
+    generation: int = 0
+    built: Mapping[str, Any] = field(default_factory=dict)  # versions, batch, threads, device, seconds, time
+
+    def to_dict(self, *, built: bool = True) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "pass": self.pass_index,
+            "unit": self.unit,
+            "entries": self.entries,
+            "calibration": self.calibration,
+            "objects": {array: record.to_dict() for array, record in sorted(self.objects.items())},
+            "generation": self.generation,
+        }
+        return {**fields, "built": dict(self.built)} if built else fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Commit":
+        return cls(
+            pass_index=int(fields["pass"]),
+            unit=int(fields["unit"]),
+            entries=int(fields["entries"]),
+            calibration=str(fields["calibration"]),
+            objects={
+                str(array): ObjectRecord.from_dict(record) for array, record in fields["objects"].items()
+            },
+            generation=int(fields["generation"]),
+            built=dict(fields.get("built", {})),
+        )
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """All units of one complete pass, in order."""
+
+    pass_index: int
+    commits: tuple[Commit, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the stored bytes: what a run pins."""
+        return sha256(self.to_bytes())
+
+    @property
+    def bytes_by_array(self) -> dict[str, int]:
+        """Stored bytes of each array in this pass."""
+        arrays = self.commits[0].objects
+        return {array: sum(commit.objects[array].size for commit in self.commits) for array in arrays}
+
+    def to_bytes(self) -> bytes:
+        """Says nothing of machines and times, so that any builder puts the same bytes."""
+        return canonical_json(
+            {"pass": self.pass_index, "units": [commit.to_dict(built=False) for commit in self.commits]}
+        )
+
+
+def read_commit(data: bytes, where: str) -> Commit:
+    """Raises StoreDamagedError, naming `where`, for bytes that are no commit record."""
+    try:
+        return Commit.from_dict(json.loads(data))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreDamagedError(f"{where} is no commit record: {error!r}") from None
+
+
+def read_manifest(data: bytes, where: str) -> Manifest:
+    """Raises StoreDamagedError, naming `where`, for bytes that are no manifest."""
+    try:
+        fields = json.loads(data)
+        commits = tuple(Commit.from_dict(unit) for unit in fields["units"])
+        if not commits or [commit.unit for commit in commits] != list(range(len(commits))):
+            raise ValueError("its units are not 0, 1, 2, ...")
+        return Manifest(pass_index=int(fields["pass"]), commits=commits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreDamagedError(f"{where} is no manifest: {error!r}") from None

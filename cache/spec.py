@@ -1,0 +1,168 @@
+"""The spec: everything that determines the bytes of a store. Its digest is the store's key.
+
+The key is the request; what has to be measured (codec steps, offsets) is the calibration, not here. What varies by
+machine (versions, batch size, threads) stands in the commit records.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdcache.cache.codecs import canonical_request, stored_dtype
+from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.views import ViewPolicy
+
+FORMAT_VERSION = 1
+TARGETS = ("logits", "features", "aux", "backbone")
+
+_SHARD_BYTES = 64 * 2**20
+_MAX_UNIT_ENTRIES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetIdentity:
+    """Which images and labels, in which classes."""
+
+    name: str
+    split: str
+    images: int
+    fingerprint: str  # sha256 over ids and file sizes; crop digests guard the content
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetSpec:
+    """One array of targets: what was asked of its codec, and the shape of an entry."""
+
+    codec: str  # canonical request
+    shape: tuple[int, int, int]  # (C, h, w)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of one entry's codes before compression."""
+        channels, height, width = self.shape
+        return channels * height * width * (2 if stored_dtype(self.codec) in ("float16", "int16") else 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSpec:
+    """The request that a store answers."""
+
+    dataset: DatasetIdentity
+    teacher: dict[str, Any]  # Teacher.identity(): name, weights digest, precision, normalisation, ...
+    views: ViewPolicy
+    seed: int
+    targets: dict[str, TargetSpec]
+    unit_entries: int  # entries a unit = rows a shard, the same for every array
+
+    def __post_init__(self) -> None:
+        unknown = set(self.targets) - set(TARGETS)
+        if unknown or not self.targets:
+            raise UsageError(
+                f"targets: {', '.join(sorted(unknown)) or 'none given'}",
+                hint=f"some of: {', '.join(TARGETS)}",
+            )
+        if self.unit_entries < 1:
+            raise UsageError(f"unit entries must be at least 1, got {self.unit_entries}")
+
+    @property
+    def key(self) -> str:
+        """sha256 (hex) of the canonical JSON of the spec."""
+        return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The folder of this store under a home: legible, and unique by the key."""
+        legible = f"{self.dataset.name}-{self.dataset.split}-{self.teacher['name']}"
+        return "".join(c if c.isalnum() or c in "-_." else "_" for c in legible) + f"-{self.key[:12]}"
+
+    @property
+    def units_per_pass(self) -> int:
+        return -(-self.dataset.images // self.unit_entries)
+
+    def unit_rows(self, unit: int) -> range:
+        """The positions of a pass that unit `unit` holds; the last unit may be short."""
+        start = unit * self.unit_entries
+        return range(start, min(start + self.unit_entries, self.dataset.images))
+
+    def to_dict(self) -> dict[str, Any]:
+        dataset = self.dataset
+        return {
+            "format": FORMAT_VERSION,
+            "dataset": {
+                "name": dataset.name,
+                "split": dataset.split,
+                "images": dataset.images,
+                "fingerprint": dataset.fingerprint,
+                "class_names": list(dataset.class_names),
+            },
+            "teacher": self.teacher,
+            "views": self.views.to_dict(),
+            "seed": self.seed,
+            "targets": {
+                name: {"codec": t.codec, "shape": list(t.shape)} for name, t in sorted(self.targets.items())
+            },
+            "unit_entries": self.unit_entries,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "StoreSpec":
+        """The inverse of to_dict. Raises StoreDamagedError for what cannot be a spec."""
+        if fields.get("format") != FORMAT_VERSION:
+            raise StoreDamagedError(
+                f"store format {fields.get('format')!r}; this kdcache reads format {FORMAT_VERSION}",
+                hint="upgrade kdcache: pip install -U kdcache",
+            )
+        try:
+            dataset = dict(fields["dataset"])
+            return cls(
+                dataset=DatasetIdentity(**{**dataset, "class_names": tuple(dataset["class_names"])}),
+                teacher=dict(fields["teacher"]),
+                views=ViewPolicy.from_dict(fields["views"]),
+                seed=int(fields["seed"]),
+                targets={name: _target_from_dict(target) for name, target in fields["targets"].items()},
+                unit_entries=int(fields["unit_entries"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            raise StoreDamagedError(f"the store's spec cannot be read: {error}") from None
+
+    def differences(self, other: "StoreSpec") -> list[str]:
+        """Lines `field: mine, theirs` for every field that differs, nested ones by dotted name."""
+        return _differences("", self.to_dict(), other.to_dict())
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN. Digests are taken over it."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
+
+
+def default_unit_entries(targets: Mapping[str, TargetSpec]) -> int:
+    """Entries a unit so that the largest raw shard is at most 64 MiB, between 1 and 64."""
+    largest = max(target.raw_bytes for target in targets.values())
+    return max(1, min(_MAX_UNIT_ENTRIES, _SHARD_BYTES // largest))
+
+
+def _target_from_dict(fields: Mapping[str, Any]) -> TargetSpec:
+    channels, height, width = (int(n) for n in fields["shape"])
+    if min(channels, height, width) < 1:
+        raise ValueError(f"target of shape {fields['shape']}")
+    return TargetSpec(codec=canonical_request(fields["codec"]), shape=(channels, height, width))
+
+
+def _differences(prefix: str, mine: Any, theirs: Any) -> list[str]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return [
+            line
+            for key in sorted(mine.keys() | theirs.keys())
+            for line in _differences(f"{prefix}.{key}".lstrip("."), mine.get(key), theirs.get(key))
+        ]
+    return [] if mine == theirs else [f"{prefix}: {_short(mine)}, {_short(theirs)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

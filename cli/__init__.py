@@ -1,0 +1,1 @@
+"""The kdcache command line: one file a command."""

@@ -1,0 +1,188 @@
+"""`kdcache build`: run a teacher once over augmented crops and store its outputs.
+
+kdcache build --dataset streets:96x192:40 --weights teacher.safetensors --views 4     # a minute on a CPU
+accelerate launch -m kdcache.cli build --dataset cityscapes --views 8
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console, duration_text, size_text
+
+if TYPE_CHECKING:
+    from kdcache.cache.build import BuildPlan, BuildResult
+    from kdcache.cache.store import Store
+
+_CODEC = {"metavar": "CODEC", "default": "uniform"}
+
+
+@options.command()
+@options.dataset_options(required=True, split="train")
+@option(
+    "--teacher",
+    metavar="NAME",
+    default="pspnet_resnet101",
+    help="A network's name, or package.module:factory.",
+)
+@option(
+    "--weights",
+    metavar="PATH|URL|auto",
+    default="auto",
+    help="`auto`: the public checkpoint for the dataset.",
+)
+@option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Of the teacher.",
+)
+@option("--views", type=options.COUNT, default=4, help="Views an image: passes over the dataset.")
+@options.view_options(*options.VIEW_OPTIONS)
+@option(
+    "--targets",
+    type=options.names,
+    metavar="NAME,...",
+    default="logits,features",
+    help="Among logits, features, aux, backbone.",
+)
+@option("--logits-codec", **_CODEC, help="fp16, uniform or uniform:STEP.")
+@option("--features-codec", **_CODEC, help="The same for features.")
+@option("--aux-codec", **_CODEC, help="The same for the auxiliary head's logits.")
+@option("--backbone-codec", **_CODEC, help="The same for the backbone's map.")
+@option("--seed", type=options.WHOLE, default=0, help="Seed of the views and their order.")
+@option("--store", metavar="URL", help="The store.", show_default="named by its request, under the home")
+@options.home_option
+@option(
+    "--batch-size", type=options.COUNT, default=8, help="Crops that the teacher takes at once, a process."
+)
+@option("--workers", type=options.COUNT, default=4, help="Threads that decode and cut crops.")
+@option(
+    "--threads",
+    type=options.COUNT,
+    help="Threads of the teacher's arithmetic on a CPU.",
+    show_default="torch's",
+)
+@option(
+    "--unit-entries",
+    type=options.COUNT,
+    help="Entries a unit.",
+    show_default="so that a shard is at most 64 MiB",
+)
+@options.device_option
+@option("--force", is_flag=True, help="Go on although the teacher's outputs look wrong.")
+@option("--dry-run", is_flag=True, help="Say what would be written, from a few measured crops.")
+@options.json_option
+@click.pass_obj
+def command(console: Console, /, **given: Any) -> None:
+    """Run a teacher once over augmented crops and store its outputs.
+
+    The same command again goes on from the last committed unit, or reports the store complete; more --views extend
+    it. Exit codes: 0 complete, 3 units left to another builder, 11 --store is another store, 13 dataset or weights
+    not found.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from kdcache.cache.build import BuildOptions, build_store, measure_plan, plan_store
+    from kdcache.cache.datasets import open_dataset
+    from kdcache.cache.objects import join_url, redact
+    from kdcache.cache.store import create_store
+    from kdcache.cache.teacher import load_teacher
+    from kdcache.cache.views import view_policy
+
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    state = PartialState(cpu=given["device"] == "cpu")
+    dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
+    policy = view_policy(dataset.name, **options.view_overrides(given))
+    teacher = load_teacher(
+        given["teacher"],
+        weights=given["weights"],
+        dataset_name=dataset.name,
+        classes=len(dataset.classes.names),
+        device=state.device,
+        precision=given["precision"],
+    )
+    targets = {name: given.get(f"{name}_codec") or "fp16" for name in given["targets"]}
+    spec = plan_store(
+        dataset, teacher, policy, seed=given["seed"], targets=targets, unit_entries=given["unit_entries"]
+    )
+    url = given["store"] or join_url(given["home"], spec.name)
+    build_options = BuildOptions(
+        batch_size=given["batch_size"], decode_threads=given["workers"], force=given["force"]
+    )
+    if given["dry_run"]:
+        plan = measure_plan(spec, dataset, teacher, passes=given["views"], options=build_options)
+        _show_plan(console, redact(url), plan)
+        return
+    store = create_store(url, spec, dataset.image_ids)
+    console.note(f"store {redact(url)}")
+    with console.progress("build") as progress:
+        result = build_store(
+            store,
+            dataset,
+            teacher,
+            passes=given["views"],
+            options=build_options,
+            state=state,
+            progress=progress,
+            report=console.note,
+        )
+    _show_result(console, store, given["views"], result)
+
+
+def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:
+    sizes = dict(plan.bytes_per_entry)
+    if console.json:
+        console.document(
+            {
+                "store": url,
+                "entries": plan.entries,
+                "units": plan.units,
+                "bytes": plan.total_bytes,
+                "bytes_per_view": sizes,
+                "seconds": plan.seconds_left,
+            }
+        )
+        return
+    console.fields(
+        {
+            "store": url,
+            "entries": plan.entries,
+            "units": plan.units,
+            "size": size_text(plan.total_bytes),
+            "a view": "\n".join(f"{name}: {size_text(size)}" for name, size in sizes.items()),
+            "time": f"about {duration_text(plan.seconds_left)} a process",
+        }
+    )
+
+
+def _show_result(console: Console, store: "Store", views: int, result: "BuildResult") -> None:
+    from kdcache.cli.info import summarise
+
+    summary = summarise(store)
+    complete = set(range(views)) <= set(summary["complete_passes"])
+    if console.json:
+        own = {
+            "units_built": result.units_built,
+            "entries_built": result.entries_built,
+            "seconds": result.seconds,
+        }
+        console.document({**summary, "complete": complete, **own})
+        return
+    passes = f"{len(summary['complete_passes'])} of {summary['goal']} passes complete"
+    built = (
+        f"{result.entries_built} entries in {duration_text(result.seconds)}"
+        if result.units_built
+        else "nothing"
+    )
+    console.fields(
+        {
+            "store": summary["url"],
+            "holds": f"{passes}, {size_text(summary['bytes'])}",
+            "built": built if result.units_built or not complete else "nothing, it was complete",
+        }
+    )

@@ -1,0 +1,96 @@
+"""`kdcache evaluate`: the scores of a checkpoint, a run or a teacher on a labelled split.
+
+kdcache evaluate --checkpoint runs/logit-pspnet_resnet18
+kdcache evaluate --teacher pspnet_resnet101 --dataset cityscapes
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cache.errors import UsageError
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console
+from kdcache.distill.config import EVALUATION_MODES
+
+if TYPE_CHECKING:
+    from kdcache.distill.scores import Scores
+
+
+@options.command()
+@option(
+    "--checkpoint",
+    metavar="FILE|RUN",
+    help="A run's folder, or a checkpoint of any layout that `build` takes.",
+)
+@option("--teacher", metavar="NAME", help="A teacher in its place, as `build` takes it.")
+@option("--weights", metavar="PATH|URL|auto", default="auto", help="The teacher's weights.")
+@option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="The teacher's.",
+)
+@options.dataset_options(required=False, split="val")
+@option(
+    "--mode", type=click.Choice(EVALUATION_MODES), default="whole", help="Whole image, or sliding windows."
+)
+@option("--crop", type=options.size, metavar="HxW", help="Size of a window, for --mode slide.")
+@option("--limit", type=options.COUNT, help="Only the first N images.")
+@options.device_option
+@options.json_option
+@click.pass_obj
+def command(console: Console, /, **given: Any) -> None:
+    """Score a checkpoint, a run or a teacher: mIoU, IoU by class, pixel accuracy.
+
+    --dataset may be left out for a student that kdcache trained: its file names it.
+    """
+    if (given["checkpoint"] is None) == (given["teacher"] is None):
+        raise UsageError("one of --checkpoint and --teacher says what to score")
+    if (given["mode"] == "slide") != (given["crop"] is not None):
+        raise UsageError("--mode slide and --crop go together", hint="--mode slide --crop 512x1024")
+    scores = _score(console, given)
+    if console.json:
+        console.document(scores.to_dict())
+    else:
+        console.line(scores.table())
+
+
+def _score(console: Console, given: dict[str, Any]) -> "Scores":
+    from accelerate import PartialState
+
+    from kdcache.cache.datasets import open_dataset
+    from kdcache.cache.teacher import load_teacher
+    from kdcache.distill.evaluate import eval_recipe, evaluate
+    from kdcache.distill.students import load_student
+
+    device = PartialState(cpu=given["device"] == "cpu").device
+    student = load_student(given["checkpoint"], device) if given["checkpoint"] else None
+    name = given["dataset"] or (student and student.meta.get("dataset"))
+    if not name:
+        raise UsageError("--dataset is missing, and the checkpoint does not say", hint="--dataset cityscapes")
+    dataset = open_dataset(name, given["data_root"], given["split"])
+    recipe = eval_recipe(dataset.name, given["mode"], given["crop"] or (0, 0))
+    with console.progress("evaluate") as progress:
+        if student:
+            return evaluate(
+                student.network,
+                dataset,
+                normalisation=student.normalisation,
+                recipe=recipe,
+                device=device,
+                limit=given["limit"],
+                progress=progress,
+            )
+        teacher = load_teacher(
+            given["teacher"],
+            weights=given["weights"],
+            dataset_name=dataset.name,
+            classes=len(dataset.classes.names),
+            device=device,
+            precision=given["precision"],
+        )
+        return evaluate(
+            teacher, dataset, recipe=recipe, device=device, limit=given["limit"], progress=progress
+        )

@@ -1,0 +1,69 @@
+"""Stores by name: which store a command means when it is told little or nothing."""
+
+from collections.abc import Sequence
+
+from kdcache.cache.errors import StoreNotFoundError, UsageError
+from kdcache.cache.objects import join_url, redact
+from kdcache.cache.spec import canonical_json
+from kdcache.cache.store import Store, list_stores, open_store
+
+
+def find_store(home: str, store: str | None, *, dataset: str | None = None) -> Store:
+    """The store at a URL or of a name under the home; without `store`, the one that `choose_store` chooses."""
+    if store is None:
+        return choose_store(home, dataset=dataset)
+    return open_store(store if "/" in store else join_url(home, store))
+
+
+def choose_store(home: str, *, dataset: str | None = None, trainable: bool = False) -> Store:
+    """The home's newest store.
+
+    Args:
+        dataset: only stores of the dataset of that name, as `build --dataset` took it.
+        trainable: only stores with a complete pass.
+
+    Raises:
+        StoreNotFoundError: there is none.
+        UsageError: stores of several datasets or teachers fit.
+    """
+    fitting = [store for store in list_stores(home) if dataset in (None, store.spec.dataset.name)]
+    of_dataset = f" of {dataset}" if dataset else ""
+    if not fitting:
+        raise StoreNotFoundError(
+            f"no store{of_dataset} under {redact(home)}",
+            hint=f"kdcache build --dataset {dataset or 'NAME'}; or name the home: --home, KDCACHE_HOME",
+        )
+    stores = [store for store in fitting if store.complete_passes()] if trainable else fitting
+    if not stores:
+        raise StoreNotFoundError(
+            f"no store{of_dataset} under {redact(home)} has a complete pass yet",
+            hint="run its `kdcache build` again: it goes on where it was",
+        )
+    if len({_subject(store) for store in stores}) > 1:
+        lines = "\n  ".join(describe(store) for store in stores)
+        raise UsageError(
+            f"stores of several datasets or teachers under {redact(home)}:\n  {lines}",
+            hint="say which: --dataset NAME or --store URL",
+        )
+    return max(stores, key=lambda store: (built_at(store), store.spec.key))
+
+
+def describe(store: Store) -> str:
+    """One line: where, of which dataset, by which teacher."""
+    spec = store.spec
+    return f"{redact(store.url)}: {spec.dataset.name} {spec.dataset.split}, {spec.teacher['name']}"
+
+
+def built_at(store: Store) -> str:
+    """When the first unit of the last begun pass was committed, ISO 8601; empty where nothing is."""
+    for pass_index in reversed(store.begun_passes()):
+        units: Sequence[int] = sorted(store.committed_units(pass_index))
+        if units:
+            return str(store.commit_of(pass_index, units[0]).built.get("time", ""))
+    return ""
+
+
+def _subject(store: Store) -> bytes:
+    """What a store is about: two stores of one dataset and teacher have the same."""
+    dataset = store.spec.dataset
+    return canonical_json([dataset.name, dataset.split, store.spec.teacher])

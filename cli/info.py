@@ -1,0 +1,116 @@
+"""`kdcache info`: what one store holds, from the store alone."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cli import options
+from kdcache.cli.output import Console, size_text
+
+if TYPE_CHECKING:
+    from kdcache.cache.store import Store
+
+
+@options.command()
+@click.argument("store", required=False)
+@options.home_option
+@options.json_option
+@click.pass_obj
+def command(console: Console, store: str | None, home: str) -> None:
+    """Show what STORE holds: a URL, or a name under the home as `kdcache ls` prints it.
+
+    Without STORE, the newest store of the home.
+    """
+    from kdcache.cli.home import find_store
+
+    found = find_store(home, store)
+    summary = summarise(found)
+    if found.is_calibrated:
+        calibration = found.calibration
+        summary["codecs"] = {name: codec.to_dict() for name, codec in calibration.codecs.items()}
+        summary["teacher_check"] = dict(calibration.teacher_check)
+    summary["built"] = _last_commit(found)
+    if console.json:
+        console.document(summary)
+    else:
+        console.fields(_render(summary))
+
+
+def summarise(store: "Store") -> dict[str, Any]:
+    """The request of a store and how far it is, as JSON values. Bytes are those of complete passes."""
+    from kdcache.cache.objects import redact
+
+    spec = store.spec
+    complete = store.complete_passes()
+    manifests = [manifest for index in complete if (manifest := store.manifest(index))]
+    arrays: dict[str, int] = {}
+    for manifest in manifests:
+        for name, size in manifest.bytes_by_array.items():
+            arrays[name] = arrays.get(name, 0) + size
+    views = max(1, len(manifests) * spec.dataset.images)
+    return {
+        "name": redact(store.url).rstrip("/").rpartition("/")[2],
+        "url": redact(store.url),
+        "key": spec.key,
+        **{field: value for field, value in spec.to_dict().items() if field != "teacher"},
+        "teacher": spec.teacher,
+        "goal": store.goal,
+        "complete_passes": complete,
+        "units": {
+            str(index): [len(store.committed_units(index)), spec.units_per_pass]
+            for index in store.begun_passes()
+        },
+        "bytes": sum(arrays.values()),
+        "bytes_per_view": {name: round(size / views) for name, size in arrays.items()},
+    }
+
+
+def _render(summary: dict[str, Any]) -> dict[str, str]:
+    dataset, views = summary["dataset"], summary["views"]
+    targets = [
+        f"{name}: {'x'.join(map(str, target['shape']))} {target['codec']}"
+        for name, target in summary["targets"].items()
+    ]
+    passes = [
+        f"{index}: {committed}/{units} units"
+        + (", complete" if int(index) in summary["complete_passes"] else "")
+        for index, (committed, units) in summary["units"].items()
+    ]
+    sizes = [f"{name}: {size_text(size)}" for name, size in summary["bytes_per_view"].items()]
+    return {
+        "store": summary["url"],
+        "key": summary["key"],
+        "dataset": f"{dataset['name']} {dataset['split']}, {dataset['images']} images, "
+        f"{len(dataset['class_names'])} classes",
+        "teacher": _pairs(summary["teacher"]),
+        "views": _pairs(views) + f"\nseed: {summary['seed']}",
+        "targets": "\n".join(targets),
+        "unit": f"{summary['unit_entries']} entries",
+        "passes": "\n".join(
+            [f"{len(summary['complete_passes'])} complete of {summary['goal']} wanted", *passes]
+        ),
+        "size": size_text(summary["bytes"]),
+        "a view": "\n".join(sizes) or "nothing complete yet",
+        "teacher check": summary.get("teacher_check", {}).get("text", "none: there were no labels"),
+        "last commit": _pairs(summary["built"]) or "none",
+    }
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    """Lines `name: value`; a nested dict on one line."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {inner}" for name, inner in value.items())
+        return str(value)
+
+    return "\n".join(f"{name}: {text(value)}" for name, value in values.items())
+
+
+def _last_commit(store: "Store") -> dict[str, Any]:
+    """How the last unit of the last begun pass was made: versions, batch, threads, time."""
+    for index in reversed(store.begun_passes()):
+        units = store.committed_units(index)
+        if units:
+            return dict(store.commit_of(index, max(units)).built)
+    return {}

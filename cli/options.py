@@ -1,0 +1,170 @@
+"""What the commands' options have in common: variables and defaults in the help, sizes, durations, shared options.
+
+Help must not start torch, so nothing here imports the library; names are checked by the library itself.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from kdcache.cli.output import Console
+
+DEFAULT_HOME = "stores"
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def size(text: str) -> tuple[int, int]:
+    """HxW in pixels, as (height, width)."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size: height x width in pixels, such as 512x1024")
+    return int(match[1]), int(match[2])
+
+
+def duration(text: str) -> float:
+    """90s, 20m, 2h, 1h30m, as seconds."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text.strip().lower() or seconds <= 0:
+        raise click.BadParameter(
+            f"{text!r} is not a duration: a number with its unit, such as 90s, 20m or 1h30m"
+        )
+    return seconds
+
+
+def steps_or_duration(text: str) -> int | float:
+    """A number of steps (int), or a duration in seconds (float)."""
+    return int(text) if text.strip().isdigit() else duration(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found) or len(set(found)) < len(found):
+        raise click.BadParameter(f"{text!r} is not a list of different names with commas between them")
+    return found
+
+
+class NumberType(click.IntRange):
+    """An integer that is at least `min`."""
+
+    name = "N"
+
+
+COUNT = NumberType(min=1)
+WHOLE = NumberType(min=0)
+
+
+def option(*flags: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """click.option that shows its variable, and its default or what `show_default` says of it."""
+    return click.option(*flags, **{"show_envvar": True, "show_default": True, **attributes})
+
+
+def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """click.command with help as wide as the terminal allows and -h."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    return click.command(context_settings=settings, **attributes)
+
+
+def home_option(function: Decorated) -> Decorated:
+    """`--home`, whose variable is KDCACHE_HOME for every command."""
+    text = "Where stores live: a folder, or s3://bucket/prefix."
+    return option("--home", metavar="URL", default=DEFAULT_HOME, envvar="KDCACHE_HOME", help=text)(function)
+
+
+def json_option(function: Decorated) -> Decorated:
+    """`--json`: data, and errors too, as one JSON document."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.ensure_object(Console).json |= value
+
+    return option(
+        "--json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="One JSON document to stdout.",
+    )(function)
+
+
+def dataset_options(*, required: bool, split: str | None) -> Callable[[Decorated], Decorated]:
+    """`--dataset`, `--data-root` and, where the command has one, `--split`."""
+
+    def decorate(function: Decorated) -> Decorated:
+        if split is not None:
+            function = option("--split", metavar="SPLIT", default=split, help="Split of the dataset.")(
+                function
+            )
+        function = option(
+            "--data-root",
+            metavar="DIR",
+            help="Folder of the dataset.",
+            show_default="$KDCACHE_DATA/NAME or ./data/NAME",
+        )(function)
+        return option(
+            "--dataset",
+            metavar="NAME",
+            required=required,
+            help="cityscapes, ade20k, voc2012, camvid, folder or streets[:HxW[:COUNT[:SEED]]].",
+        )(function)
+
+    return decorate
+
+
+def device_option(function: Decorated) -> Decorated:
+    return option(
+        "--device",
+        type=click.Choice(["auto", "cpu"]),
+        default="auto",
+        help="`auto` takes an accelerator if there is one.",
+    )(function)
+
+
+_RECIPE: dict[str, Any] = {"show_default": "the recipe's"}
+VIEW_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "recipe": option(
+        "--recipe", metavar="mmseg|cirkd|skd", show_default="mmseg", help="Scales and colours of views."
+    ),
+    "crop": option("--crop", type=size, metavar="HxW", help="Size of a crop, in pixels.", **_RECIPE),
+    "base": option(
+        "--base", type=size, metavar="LONGxSHORT", help="Fit images into this box first.", **_RECIPE
+    ),
+    "scale_min": option("--scale-min", type=float, help="Smallest scale.", **_RECIPE),
+    "scale_max": option("--scale-max", type=float, help="Largest scale.", **_RECIPE),
+    "scale_step": option("--scale-step", type=float, help="Step between scales; 0 for any.", **_RECIPE),
+    "flip": option("--flip/--no-flip", default=None, help="Mirror half of the views.", **_RECIPE),
+    "photometric": option("--photometric/--no-photometric", default=None, help="Distort colours.", **_RECIPE),
+    "cat_max_ratio": option(
+        "--cat-max-ratio",
+        type=float,
+        help="Redraw crops in which one class has this share; 1 for never.",
+        **_RECIPE,
+    ),
+}
+
+
+def view_options(*wanted: str) -> Callable[[Decorated], Decorated]:
+    """Some of VIEW_OPTIONS."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for name in reversed(wanted):
+            function = VIEW_OPTIONS[name](function)
+        return function
+
+    return decorate
+
+
+def view_overrides(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of views.view_policy out of a command's parameters, which lose them."""
+    options = {name: given.pop(name, None) for name in VIEW_OPTIONS}
+    same = ("recipe", "scale_min", "scale_max", "scale_step", "photometric", "cat_max_ratio")
+    fields = {name: options[name] for name in same}
+    fields["crop_height_px"], fields["crop_width_px"] = options["crop"] or (None, None)
+    fields["base_long_px"], fields["base_short_px"] = options["base"] or (None, None)
+    fields["flip_probability"] = None if options["flip"] is None else 0.5 * options["flip"]
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,65 @@
+"""`kdcache report`: a run's report, or several runs in one table.
+
+kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18 --out runs/comparison
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.cache.errors import UsageError
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console
+
+
+@options.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@option("--teacher", metavar="RUN|FILE", help="The teacher's run, or what `evaluate --json` said of it.")
+@option(
+    "--out", metavar="DIR", help="Folder of the comparison.", show_default="comparison, beside the first run"
+)
+@options.json_option
+@click.pass_obj
+def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: str | None) -> None:
+    """Write the report of one RUN again, or compare several: scores, steps, time, figures.
+
+    A RUN is a folder that `kdcache distill` wrote.
+    """
+    from kdcache.distill.report import compare_runs, comparison_table, write_comparison, write_report
+
+    summaries = compare_runs(runs)
+    scores = _teacher_scores(teacher) if teacher else None
+    if len(runs) == 1 and not out:
+        report = write_report(runs[0])
+    else:
+        report = write_comparison(runs, out or Path(runs[0]).parent / "comparison", teacher=scores)
+    if console.json:
+        console.document(
+            {"report": str(report), "runs": [summary.to_dict() for summary in summaries], "teacher": scores}
+        )
+        return
+    console.table(*comparison_table(summaries, scores))
+    console.line("")
+    console.line(f"report: {report}")
+
+
+def _teacher_scores(source: str) -> dict[str, Any]:
+    """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`."""
+    from kdcache.distill.report import compare_runs
+    from kdcache.distill.runfolder import read_json
+
+    path = Path(source)
+    if path.is_file():
+        scores = read_json(path)
+    elif path.is_dir():
+        summary = compare_runs([path])[0]
+        scores = {"miou": summary.miou, "pixel_accuracy": summary.pixel_accuracy}
+    else:
+        raise UsageError(f"--teacher {source}: no such run or file")
+    if scores.get("miou") is None:
+        raise UsageError(
+            f"--teacher {source} has no mIoU", hint="name a finished run, or a file of `evaluate --json`"
+        )
+    return {"name": "teacher", "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}

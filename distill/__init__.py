@@ -1,0 +1,1 @@
+"""Distillation: reader -> student -> report."""

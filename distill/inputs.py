@@ -1,0 +1,200 @@
+"""What a run learns from: the store or the dataset, opened, checked against each other and pinned.
+
+Everything that can be refused is refused here, before the first batch: a target that the store lacks, images or
+classes that are not the store's, a split without labels.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdcache.cache.datasets import SegmentationDataset, open_dataset
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, UsageError
+from kdcache.cache.reader import StoreReader
+from kdcache.cache.spec import canonical_json
+from kdcache.cache.teacher import Teacher, load_teacher
+from kdcache.cache.views import ViewPolicy, view_policy
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.losses import find_method
+from kdcache.distill.order import EntryOrder, FreshOrder
+from kdcache.distill.targets import (
+    CachedTargets,
+    FreshViews,
+    OnlineTargets,
+    StoredViews,
+    Targets,
+    ViewDataset,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """Open and checked."""
+
+    views: ViewDataset
+    policy: ViewPolicy
+    targets: Targets
+    target_channels: Mapping[str, int]
+    """Channels of the teacher's outputs at hand, by target."""
+    evaluation: SegmentationDataset | None
+    """The split of the scores."""
+    identity: Mapping[str, Any]
+    """JSON: what the run is pinned to. Resuming it elsewhere must find the same."""
+
+    @property
+    def images(self) -> SegmentationDataset:
+        return self.views.images
+
+
+def open_inputs(
+    config: TrainConfig, *, device: torch.device, pinned: Mapping[str, Any] | None = None
+) -> Inputs:
+    """Open what `config` names. `pinned` is the identity of the run that is gone on with.
+
+    Raises:
+        StoreMismatchError: the store lacks a target or belongs to other images or classes, or the inputs are not
+            the pinned ones.
+        StoreDamagedError: a pass that the run is pinned to was repaired since.
+        UsageError: the split of the scores has no labels.
+    """
+    needs = find_method(config.method).needs
+    reader = StoreReader(config.store, needs if config.source == "cache" else ()) if config.store else None
+    images = _open_images(config, reader)
+    teacher = _load_teacher(config, images, device) if config.source == "online" else None
+    passes = _passes(config, reader, pinned)
+    inputs = Inputs(
+        views=ViewDataset(images, _view_source(config, images, reader, passes)),
+        policy=_policy(config, reader),
+        targets=OnlineTargets(teacher, needs) if teacher else CachedTargets(reader.codecs if reader else {}),
+        target_channels=_target_channels(reader, teacher),
+        evaluation=_open_evaluation(config, images),
+        identity=_identity(images, reader, passes, teacher),
+    )
+    if pinned is not None:
+        _require_same(pinned, inputs.identity)
+    return inputs
+
+
+def _open_images(config: TrainConfig, reader: StoreReader | None) -> SegmentationDataset:
+    if reader is None:
+        return open_dataset(config.dataset, config.data_root or None, config.split)
+    stored = reader.spec.dataset
+    if config.dataset and config.dataset != stored.name:
+        raise StoreMismatchError(
+            f"the store is of dataset {stored.name}, --dataset says {config.dataset}",
+            hint="leave --dataset out: the store knows it",
+        )
+    images = open_dataset(stored.name, config.data_root or None, stored.split)
+    hint = "--data-root names the folder that the store was built from, or an equal copy"
+    if images.image_ids != reader.image_ids or images.fingerprint() != stored.fingerprint:
+        raise StoreMismatchError(
+            f"the images of {stored.name} {stored.split} found here are not those of the store: "
+            f"{len(images)} here, {stored.images} there, other names or file sizes",
+            hint=hint,
+        )
+    if images.classes.names != stored.class_names:
+        raise StoreMismatchError(
+            f"{stored.name} has {len(images.classes.names)} classes here, the store {len(stored.class_names)}, "
+            "or they differ in name",
+            hint=hint,
+        )
+    return images
+
+
+def _open_evaluation(config: TrainConfig, images: SegmentationDataset) -> SegmentationDataset | None:
+    if not config.eval_split:
+        return None
+    dataset = open_dataset(images.name, config.data_root or None, config.eval_split)
+    if dataset.label(0) is None:
+        raise UsageError(
+            f"{images.name} {config.eval_split} has no labels to score against",
+            hint="--eval-split val, or '' for none",
+        )
+    return dataset
+
+
+def _load_teacher(config: TrainConfig, images: SegmentationDataset, device: torch.device) -> Teacher:
+    return load_teacher(
+        config.teacher,
+        weights=config.teacher_weights or "auto",
+        dataset_name=images.name,
+        classes=len(images.classes.names),
+        device=device,
+        precision=config.teacher_precision,
+    )
+
+
+def _passes(
+    config: TrainConfig, reader: StoreReader | None, pinned: Mapping[str, Any] | None
+) -> tuple[int, ...]:
+    """The passes of this run: those complete when it began. Passes that came since are another run's."""
+    if reader is None or config.fresh_views:
+        return ()
+    if pinned is None:
+        return reader.passes
+    return tuple(sorted(int(index) for index in pinned.get("manifests", {})))
+
+
+def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
+    if reader is not None:
+        return reader.spec.views
+    return view_policy(config.dataset, **config.view_overrides())
+
+
+def _view_source(
+    config: TrainConfig, images: SegmentationDataset, reader: StoreReader | None, passes: tuple[int, ...]
+) -> StoredViews | FreshViews:
+    if reader is None or config.fresh_views:
+        return FreshViews(
+            _policy(config, reader), FreshOrder(n_images=len(images), seed=config.seed), config.seed
+        )
+    order = EntryOrder(
+        passes=passes,
+        n_images=reader.n_images,
+        unit_entries=reader.unit_entries,
+        pool_units=config.pool_units,
+        seed=config.seed,
+    )
+    return StoredViews(reader, order, config.check_crops)
+
+
+def _target_channels(reader: StoreReader | None, teacher: Teacher | None) -> dict[str, int]:
+    if teacher is not None:
+        return dict(teacher.channels)
+    if reader is not None:
+        return {name: reader.spec.targets[name].shape[0] for name in reader.targets}
+    return {}
+
+
+def _identity(
+    images: SegmentationDataset, reader: StoreReader | None, passes: tuple[int, ...], teacher: Teacher | None
+) -> dict[str, Any]:
+    manifests = {index: reader.manifests.get(index) if reader else None for index in passes}
+    identity = {
+        "dataset": {"name": images.name, "split": images.split, "fingerprint": images.fingerprint()},
+        "store": reader.spec.key if reader else None,
+        "manifests": {str(index): manifest and manifest.digest for index, manifest in manifests.items()},
+        "teacher": teacher.identity() if teacher else reader.spec.teacher if reader else None,
+    }
+    canonical: dict[str, Any] = json.loads(canonical_json(identity))
+    return canonical
+
+
+def _require_same(pinned: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name in ("store", "dataset", "teacher"):
+        if pinned.get(name) != found[name]:
+            raise StoreMismatchError(
+                f"the run was begun with another {name}: {pinned.get(name)}, now {found[name]}",
+                hint="resume with what the run was begun with, or begin another in a new folder",
+            )
+    changed = [
+        index for index, digest in found["manifests"].items() if pinned["manifests"].get(index) != digest
+    ]
+    if changed:
+        raise StoreDamagedError(
+            f"pass {', '.join(changed)} of the store was repaired or is gone since the run was begun",
+            hint="begin another run in a new folder",
+        )

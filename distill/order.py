@@ -1,0 +1,112 @@
+"""The order of a run's data: a stream of entries over all epochs, with random access.
+
+    t = 0, 1, 2, ...  ->  (pass, position),    a batch of B at step s is t in [s B, (s + 1) B)
+
+There are no partial batches: an epoch may end inside a batch, and the next one begins there. The stream
+depends on the seed alone, never on the number of processes, so resuming needs only the number of the step.
+
+An epoch reads one pass. Whole units are shuffled, and entries within pools of units that follow each other:
+a reader streams whole units, and a batch still mixes the entries of many. Passes are taken in a permutation
+that is drawn anew when all have been read.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.cache.errors import UsageError
+from kdcache.cache.shuffle import permutation, random_words
+
+
+class Order(ABC):
+    """A stream of entries. Small to pickle; permutations are made where they are needed."""
+
+    @abstractmethod
+    def entry(self, t: int) -> tuple[int, int]:
+        """(pass or view index, position or image index) at `t` = 0, 1, 2, ..."""
+
+    def batch_entries(
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1
+    ) -> list[tuple[int, int]]:
+        """The entries of process `rank` of `world` at a step: its slice of the global batch."""
+        start = step * batch_size
+        return [
+            self.entry(start + i) for i in range(rank * batch_size // world, (rank + 1) * batch_size // world)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EntryOrder(Order):
+    """The order of a store's entries: (pass index, position in the pass).
+
+    Raises:
+        UsageError: no pass or no image, or a size below 1.
+    """
+
+    passes: tuple[int, ...]  # those that the run is pinned to, in any order
+    n_images: int  # entries a pass
+    unit_entries: int  # the last unit of a pass may hold fewer
+    pool_units: int  # units that entries are shuffled across: what a reader keeps at hand
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.passes or len(set(self.passes)) < len(self.passes):
+            raise UsageError(f"the order needs at least one pass, each once; got {list(self.passes)}")
+        for name in ("n_images", "unit_entries", "pool_units"):
+            _check_positive(name, getattr(self, name))
+
+    def entry(self, t: int) -> tuple[int, int]:
+        """(pass index, position) at `t`; constant time but for the first of an epoch."""
+        assert t >= 0
+        epoch, offset = divmod(t, self.n_images)
+        positions = _epoch_positions(self.seed, epoch, self.n_images, self.unit_entries, self.pool_units)
+        return self.pass_index(epoch), int(positions[offset])
+
+    def pass_index(self, epoch: int) -> int:
+        """The pass that an epoch reads."""
+        cycle, turn = divmod(epoch, len(self.passes))
+        return sorted(self.passes)[_cycle_turns(self.seed, cycle, len(self.passes))[turn]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreshOrder(Order):
+    """The order of views that are drawn as they are needed, for ever: epoch k takes view k of all images."""
+
+    n_images: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        _check_positive("n_images", self.n_images)
+
+    def entry(self, t: int) -> tuple[int, int]:
+        """(view index, image index) at `t`."""
+        assert t >= 0
+        epoch, offset = divmod(t, self.n_images)
+        return epoch, int(_epoch_positions(self.seed, epoch, self.n_images, self.n_images, 1)[offset])
+
+
+@lru_cache(maxsize=4)  # a batch may span two epochs, and workers run ahead
+def _epoch_positions(
+    seed: int, epoch: int, n_images: int, unit_entries: int, pool_units: int
+) -> NDArray[np.int64]:  # (n_images,)
+    """Every position once, sorted by (the pool that its unit was dealt to, a random word)."""
+    position = np.arange(n_images)
+    unit = position // unit_entries
+    units = int(unit[-1]) + 1
+    turn = np.empty(units, np.int64)  # of each unit, in the shuffled order of units
+    turn[permutation(f"{seed} units {epoch}", units)] = np.arange(units)
+    return np.lexsort((random_words(f"{seed} entries {epoch}", n_images), turn[unit] // pool_units))
+
+
+@lru_cache(maxsize=4)
+def _cycle_turns(seed: int, cycle: int, n_passes: int) -> list[int]:
+    turns: list[int] = permutation(f"{seed} passes {cycle}", n_passes).tolist()
+    return turns
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"order: {name} must be at least 1, got {value}")

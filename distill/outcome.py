@@ -1,0 +1,116 @@
+"""What a run leaves: checkpoints while it goes on, then the student's file, its scores and the report."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.cache.datasets import SegmentationDataset
+from kdcache.distill import runfolder
+from kdcache.distill.checkpoint import save_state
+from kdcache.distill.evaluate import EvalRecipe, eval_recipe, evaluate_confusion
+from kdcache.distill.report import write_report
+from kdcache.distill.run import Run
+from kdcache.distill.runfolder import CHECKPOINT, SCORES, STUDENT
+from kdcache.distill.samples import Sample, predict_samples
+from kdcache.distill.scores import Scores, score_confusion
+from kdcache.distill.students import save_student
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What came of a run."""
+
+    out: str
+    steps: int
+    training_s: float
+    scores: Mapping[str, Any] | None
+    """Scores.to_dict() of the last checkpoint on the evaluation split; None where there is none."""
+    was_complete: bool
+    """The run was finished before; nothing was done."""
+
+
+def save_checkpoint(run: Run) -> None:
+    """The training state and, beside it, the student as it is now."""
+    if not run.accelerator.is_main_process:
+        return
+    scaler = run.accelerator.scaler
+    state = {
+        "metrics_bytes": run.metrics.sync(),
+        "model": run.distiller.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "budget": run.budget.state_dict(),
+        "state": asdict(run.state),
+    }
+    save_state(run.folder / CHECKPOINT, run.state.step, state, beside=lambda path: _save_student(run, path))
+
+
+def evaluate_student(run: Run) -> Scores | None:
+    """Scores of the student as it is now, also as a line of metrics; every process takes its share of the images."""
+    accelerator, dataset = run.accelerator, run.inputs.evaluation
+    if dataset is None:
+        return None
+    confusion = evaluate_confusion(
+        run.distiller.student,
+        dataset,
+        range(accelerator.process_index, len(dataset), accelerator.num_processes),
+        normalisation=run.distiller.normalisation,
+        recipe=_eval_recipe(run, dataset),
+        device=accelerator.device,
+        progress=lambda done, images, _: report_progress(run, f"evaluating, {done} of {images} images"),
+    )
+    scores = score_confusion(accelerator.reduce(confusion, "sum"), dataset.classes, images=len(dataset))
+    means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+    run.metrics.write("eval", run.state.step, {**means, "training_s": run.state.training_s})
+    return scores
+
+
+def finish(run: Run) -> RunResult:
+    """The student's file, its scores and the report: those of the last checkpoint, not of the best."""
+    scores, state = evaluate_student(run), run.state
+    result = RunResult(
+        out=run.config.out,
+        steps=state.step,
+        training_s=state.training_s,
+        scores=scores.to_dict() if scores else None,
+        was_complete=False,
+    )
+    if run.accelerator.is_main_process:
+        run.metrics.sync()
+        _save_student(run, run.folder)
+        document = {"steps": result.steps, "training_s": result.training_s, "scores": result.scores}
+        write_report(run.folder, result=document, samples=_samples(run), classes=run.inputs.images.classes)
+        runfolder.write_json(run.folder / SCORES, document)  # last: it says that the run is complete
+    run.accelerator.wait_for_everyone()
+    return result
+
+
+def report_progress(run: Run, note: str) -> None:
+    """Tell the caller how far the run has come."""
+    run.progress(run.state.step, run.budget.total_steps or 0, note)
+
+
+def _save_student(run: Run, folder: Path) -> None:
+    config, images = run.config, run.inputs.images
+    save_student(
+        folder / STUDENT,
+        run.distiller.student,
+        run.distiller.normalisation,
+        dataset=images.name,
+        classes=images.classes,
+        run={"method": config.method, "source": config.source, "step": run.state.step, **run.inputs.identity},
+    )
+
+
+def _eval_recipe(run: Run, dataset: SegmentationDataset) -> EvalRecipe:
+    policy = run.inputs.policy
+    return eval_recipe(dataset.name, run.config.eval_mode, (policy.crop_height_px, policy.crop_width_px))
+
+
+def _samples(run: Run) -> list[Sample]:
+    dataset, distiller = run.inputs.evaluation, run.distiller
+    if dataset is None:
+        return []
+    recipe, device = _eval_recipe(run, dataset), run.accelerator.device
+    return predict_samples(distiller.student, distiller.normalisation, dataset, recipe=recipe, device=device)

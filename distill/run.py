@@ -1,0 +1,190 @@
+"""A run, opened: inputs, student, method, optimiser and the state that it goes on from. The loop is in train.py."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from kdcache.cache.errors import UsageError
+from kdcache.cache.networks import Normalisation, SegmentationNetwork
+from kdcache.cache.progress import Progress, silent
+from kdcache.distill import runfolder
+from kdcache.distill.budget import Budget
+from kdcache.distill.checkpoint import load_state
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.inputs import Inputs, open_inputs
+from kdcache.distill.losses import LossConfig, Method, Totals, find_method
+from kdcache.distill.runfolder import CHECKPOINT, CONFIG, ENVIRONMENT, INPUTS, Metrics
+from kdcache.distill.students import build_student
+from kdcache.distill.targets import Batch
+
+MAX_WORKERS = 8
+
+
+@dataclass(slots=True)
+class State:
+    """All that changes while a run goes on, but for weights and the optimiser's own."""
+
+    step: int = 0
+    """Steps done."""
+    training_s: float = 0.0
+    """The account, by the first process's clock."""
+    since_log: dict[str, float] = field(default_factory=dict)
+    """Sums over the steps since the last line of metrics: losses by term, `steps`, `seconds`, `wait_s`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Everything that the loop works with."""
+
+    config: TrainConfig
+    folder: Path
+    accelerator: Accelerator
+    inputs: Inputs
+    distiller: "Distiller"
+    model: nn.Module  # the distiller as Accelerate wrapped it
+    optimiser: torch.optim.Optimizer
+    budget: Budget
+    state: State
+    metrics: Metrics
+    workers: int  # of this process
+    progress: Progress
+
+
+class Distiller(nn.Module):
+    """Student and method as one module, so that DDP averages all gradients at once, a projector's too."""
+
+    def __init__(self, student: SegmentationNetwork, method: Method, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+        self.normalisation = normalisation
+
+    def forward(self, batch: Batch, targets: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
+        """Named, weighted scalar terms; the loss is their sum."""
+        output = self.student(self.normalisation(batch.image, batch.valid))
+        terms: dict[str, Tensor] = self.method(output, targets, batch.label, batch.valid, totals)
+        return terms
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate, on the device that `config` asks for. Raises UsageError for what it cannot do there."""
+    AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
+    unused = config.aux_weight == 0  # then nothing reaches the auxiliary head
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=config.device == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+    except ValueError as error:
+        raise UsageError(f"--mixed-precision {config.mixed_precision}: {error}") from None
+    if config.batch_size % accelerator.num_processes:
+        raise UsageError(
+            f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes",
+            hint="it counts the crops of all processes together",
+        )
+    return accelerator
+
+
+def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress = silent) -> Run:
+    """Open the inputs, build student and method, and take up the state where the run's folder has one.
+
+    Raises:
+        UsageError: the batch is too small for a BatchNorm, or student and teacher do not fit.
+        StoreMismatchError: see inputs.open_inputs.
+    """
+    folder = Path(config.out)
+    pinned = runfolder.read_json(folder / INPUTS) if (folder / INPUTS).exists() else None
+    inputs = open_inputs(config, device=accelerator.device, pinned=pinned)
+    distiller = _build_distiller(config, inputs, accelerator)
+    state, saved = State(), load_state(folder / CHECKPOINT)
+    budget, metrics_bytes = Budget(config, n_images=len(inputs.images)), 0
+    if saved is not None:
+        metrics_bytes = saved["metrics_bytes"]
+        distiller.load_state_dict(saved["model"])
+        budget.load_state_dict(saved["budget"])
+        state = State(**saved["state"])
+    optimiser = _make_optimiser(config, distiller)
+    model, optimiser = accelerator.prepare(distiller, optimiser)
+    if saved is not None:
+        optimiser.load_state_dict(saved["optimiser"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+    if accelerator.is_main_process:
+        _describe(config, inputs, accelerator)
+    return Run(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        inputs=inputs,
+        distiller=distiller,
+        model=model,
+        optimiser=optimiser,
+        budget=budget,
+        state=state,
+        metrics=Metrics(folder, step=state.step, size=metrics_bytes, enabled=accelerator.is_main_process),
+        workers=_workers(config, accelerator),
+        progress=progress,
+    )
+
+
+def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> None:
+    """Write what was asked, what it is pinned to and where it runs into the run's folder."""
+    folder, workers = Path(config.out), _workers(config, accelerator)
+    place = runfolder.environment(accelerator.device, processes=accelerator.num_processes, workers=workers)
+    runfolder.write_json(folder / CONFIG, config.to_dict())
+    runfolder.write_json(folder / INPUTS, inputs.identity)
+    runfolder.write_json(folder / ENVIRONMENT, place)
+
+
+def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> Distiller:
+    torch.manual_seed(config.seed)
+    processes, classes = accelerator.num_processes, len(inputs.images.classes.names)
+    student, normalisation = build_student(
+        config.student,
+        classes,
+        config.backbone_weights,
+        preset=config.preset,
+        progress=accelerator.is_main_process,
+    )
+    synchronises = processes > 1 and accelerator.device.type == "cuda"  # torch has SyncBN for GPUs only
+    share, least = config.batch_size // processes, student.config.min_training_batch
+    if share < least and not synchronises:
+        raise UsageError(
+            f"--batch-size {config.batch_size} leaves {share} crop to a process: {config.student} pools a crop to "
+            "one value a channel, and BatchNorm cannot train on one",
+            hint=f"--batch-size {least * processes} or more",
+        )
+    method = find_method(config.method)(_loss_config(config), student.config, inputs.target_channels)
+    if synchronises:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    distiller = Distiller(student, method, normalisation)
+    distiller.to(memory_format=torch.channels_last)
+    return distiller.to(accelerator.device)
+
+
+def _loss_config(config: TrainConfig) -> LossConfig:
+    return LossConfig(**{field.name: getattr(config, field.name) for field in fields(LossConfig)})
+
+
+def _make_optimiser(config: TrainConfig, distiller: Distiller) -> torch.optim.SGD:
+    """SGD; weight decay on everything, as the reference code bases have it."""
+    backbone = list(distiller.student.backbone.parameters())
+    known = {id(parameter) for parameter in backbone}
+    heads = [parameter for parameter in distiller.parameters() if id(parameter) not in known]
+    groups = [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": config.head_lr_factor}]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Workers of a process: as asked, or a core each while the training process keeps one, at most MAX_WORKERS."""
+    if config.workers is not None:
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(accelerator.num_processes) - 1))

@@ -1,0 +1,221 @@
+"""Training: one student, one method, one loop.
+
+    accelerate launch -m kdcache.cli distill --method logit --store URL --steps 1000 --out runs/logit
+
+`fit` is the loop; everything above it opens and builds, everything below it is one step of it or one thing that it
+does now and then. Accelerate brings mixed precision, several processes and gradient scaling. It does not touch the
+order of the data: a step is an interval of a stream that the seed alone determines, and a process takes its slice.
+
+The device is waited for once in READ_BACK_STEPS steps (on a CPU: every step), when the losses are read back. All
+decisions are taken there, from numbers that all processes share, so that all decide alike: stop, log, save, and
+whether a loss is finite.
+
+A step seeds torch from (seed, step, process): dropout depends on nothing that came before, and a resumed run needs no
+random state.
+"""
+
+import hashlib
+import math
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from kdcache.cache.errors import TrainingError
+from kdcache.cache.progress import Progress, silent
+from kdcache.distill import runfolder
+from kdcache.distill.clock import Clock
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.losses import share_totals
+from kdcache.distill.outcome import (
+    RunResult,
+    evaluate_student,
+    finish,
+    report_progress,
+    save_checkpoint,
+)
+from kdcache.distill.run import Run, make_accelerator, open_run
+from kdcache.distill.runfolder import SCORES
+from kdcache.distill.schedule import learning_rate
+from kdcache.distill.targets import Batch, read_batches
+
+__all__ = ["RunResult", "fit", "gradient_norms", "train"]
+
+READ_BACK_STEPS = 10
+
+
+def train(config: TrainConfig, *, resume: bool = False, progress: Progress = silent) -> RunResult:
+    """Train a student as `config` says, or go on with the run in its folder; every process calls this alike.
+
+    Raises:
+        UsageError: the folder holds a run already, or another one than is resumed; the batch does not fit.
+        StoreMismatchError: the store lacks a target, or store and dataset do not belong together.
+        TrainingError: a loss is not finite.
+    """
+    accelerator = make_accelerator(config)
+    folder = Path(config.out)
+    goes_on = runfolder.require_free(folder, config, resume=resume)
+    accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
+    if goes_on and (folder / SCORES).exists():
+        return RunResult(out=config.out, was_complete=True, **runfolder.read_json(folder / SCORES))
+    run = open_run(config, accelerator, progress)
+    try:
+        fit(run)
+        return finish(run)
+    finally:
+        run.metrics.close()
+
+
+def fit(run: Run) -> None:
+    """The loop: load, forward, loss, backward, step; then, when due, log, evaluate, save."""
+    config, accelerator, state, budget = run.config, run.accelerator, run.state, run.budget
+    method, read_back_steps = run.distiller.method, _read_back_steps(run)
+    saved_s = state.training_s
+    losses: list[Tensor] = []
+    clock = Clock(accelerator.device)
+    with closing(_batches(run)) as batches:
+        while not budget.is_spent(state.step, state.training_s):
+            with clock.waiting():
+                batch = next(batches).to(accelerator.device)
+            _seed_step(config.seed, state.step, accelerator.process_index)
+            lr = _set_learning_rate(run)
+
+            counts = accelerator.reduce(method.count(batch.label, batch.valid), "sum")
+            totals = share_totals(counts, accelerator.num_processes)
+            terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
+            if _due(state.step, config.gradnorm_every_steps):
+                with clock.stopped():
+                    run.metrics.write("gradnorm", state.step, gradient_norms(run, terms))
+            accelerator.backward(torch.stack(list(terms.values())).sum())
+            run.optimiser.step()
+            run.optimiser.zero_grad()
+
+            losses.append(torch.stack([term.detach() for term in terms.values()]))
+            state.step += 1
+            ended = budget.is_spent(state.step, state.training_s)
+            if state.step % read_back_steps and not (budget.is_timing or ended):
+                continue
+            _settle(run, list(terms), losses, clock)
+            losses.clear()
+            ended = budget.is_spent(state.step, state.training_s)
+            if _due(state.step, config.log_every_steps) or ended:
+                _log(run, lr)
+            if _due(state.step, config.eval_every_steps) and not ended:
+                with clock.stopped():
+                    evaluate_student(run)
+            if ended or _save_is_due(run, saved_s):
+                with clock.stopped():
+                    save_checkpoint(run)
+                saved_s = state.training_s
+
+
+def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """L2 norm of each term's gradient by the student's backbone, which all terms share: what their weights do.
+
+    Costs one backward pass a term, outside of the account.
+    """
+    parameters = list(run.distiller.student.backbone.parameters())
+    scaler = run.accelerator.scaler
+    scale = scaler.get_scale() if scaler is not None else 1.0  # half-precision gradients vanish without it
+    norms = {}
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term * scale, parameters, retain_graph=True, materialize_grads=True)
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        norms[name] = float(run.accelerator.reduce(flat, "mean").norm()) / scale
+    return norms
+
+
+def _batches(run: Run) -> Generator[Batch, None, None]:
+    """This process's batches from the state's step on."""
+    config, accelerator = run.config, run.accelerator
+    return read_batches(
+        run.inputs.views,
+        batch_size=config.batch_size,
+        start_step=run.state.step,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        workers=run.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _read_back_steps(run: Run) -> int:
+    """Steps between read-backs: every step on a CPU, where they cost nothing, else what all intervals divide by."""
+    config = run.config
+    if run.accelerator.device.type == "cpu":
+        return 1
+    return math.gcd(READ_BACK_STEPS, config.log_every_steps, config.eval_every_steps, config.save_every_steps)
+
+
+def _seed_step(seed: int, step: int, process: int) -> None:
+    digest = hashlib.blake2b(f"step {seed} {step} {process}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _set_learning_rate(run: Run) -> float:
+    """The learning rate of this step, now in the optimiser."""
+    lr = learning_rate(run.config, run.budget.fraction(run.state.step))
+    for group in run.optimiser.param_groups:
+        group["lr"] = lr * group["factor"]
+    return lr
+
+
+def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock) -> None:
+    """Read the losses of the steps since the last time back, over all processes, and put their time to the account.
+
+    Raises:
+        TrainingError: a term is not finite.
+    """
+    state, accelerator = run.state, run.accelerator
+    rows = accelerator.reduce(torch.stack(losses), "mean").tolist()  # a NaN of one process is one of all
+    lap = torch.tensor(clock.lap(), dtype=torch.float64, device=accelerator.device)
+    seconds, wait_s = broadcast(lap, from_process=0).tolist()
+    for step, row in enumerate(rows, start=state.step - len(rows)):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                raise _not_finite(run, step, name, value)
+            state.since_log[name] = state.since_log.get(name, 0.0) + value
+    for name, value in {"steps": len(rows), "seconds": seconds, "wait_s": wait_s}.items():
+        state.since_log[name] = state.since_log.get(name, 0.0) + value
+    state.training_s += seconds
+    before = run.budget.total_steps
+    run.budget.observe(state.step, state.training_s)
+    if run.budget.total_steps != before:
+        run.metrics.write("budget", state.step, {"total_steps": run.budget.total_steps})
+
+
+def _not_finite(run: Run, step: int, term: str, value: float) -> TrainingError:
+    config = run.config
+    positions = range(step * config.batch_size, (step + 1) * config.batch_size)
+    return TrainingError(
+        f"--method {config.method}: the loss term {term!r} is {value} at step {step}; "
+        f"entries: {run.inputs.views.describe(positions)}",
+        hint=f"lower --lr (now {config.lr})"
+        + (", or --mixed-precision bf16" if config.mixed_precision == "fp16" else "")
+        + f"; the checkpoint before stands in {config.out}",
+    )
+
+
+def _log(run: Run, lr: float) -> None:
+    """A line of metrics: means over the steps since the one before."""
+    state = run.state
+    sums, state.since_log = state.since_log, {}
+    steps, seconds, wait_s = (sums.pop(name) for name in ("steps", "seconds", "wait_s"))
+    terms = {name: total / steps for name, total in sums.items()}
+    loss = sum(terms.values())
+    timing = {"step_s": seconds / steps, "wait_s": wait_s / steps, "training_s": state.training_s}
+    run.metrics.write("train", state.step, {"loss": loss, **terms, "lr": lr, **timing})
+    report_progress(run, f"loss {loss:.4f}, lr {lr:.2g}, {seconds / steps:.2f} s a step")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _save_is_due(run: Run, saved_s: float) -> bool:
+    config, state = run.config, run.state
+    by_time = config.save_every_s > 0 and state.training_s - saved_s >= config.save_every_s
+    return by_time or _due(state.step, config.save_every_steps)

@@ -1,0 +1,84 @@
+"""What all benchmarks share: alternate the sides in one run, repeat, print a table, compare ratios with bounds."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `bound` is text such as ">= 0.95"; `holds` is None where nothing is promised."""
+
+    what: str
+    value: float
+    unit: str
+    bound: str = ""
+    holds: bool | None = None
+
+
+def ratio(what: str, value: float, bound: str) -> Row:
+    """A ratio held against a bound, "<= x" or ">= x"."""
+    sign, limit = bound.split()
+    return Row(what, value, "", bound, value <= float(limit) if sign == "<=" else value >= float(limit))
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side in each of `rounds` rounds; each round starts with another side. One warm-up each."""
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            synchronise()
+            began = time.perf_counter()
+            sides[name]()
+            synchronise()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over rounds of the paired ratio: what slows a whole round slows both sides."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def machine() -> dict[str, object]:
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def finish(
+    name: str, rows: Sequence[Row], seconds: Mapping[str, Sequence[float]], setting: str, *, as_json: bool
+) -> int:
+    """Print what was measured; the exit code: 1 when a row does not hold."""
+    if as_json:
+        document = {"name": name, "machine": machine(), "rows": [asdict(row) for row in rows]}
+        print(json.dumps(document))
+    else:
+        print(f"{name}: {setting}")
+        print(", ".join(f"{key} {value}" for key, value in machine().items()))
+        print(f"\n{'seconds':<42}{'min':>9}{'median':>9}{'max':>9}")
+        for side, values in seconds.items():
+            print(f"{side:<42}{min(values):>9.3f}{statistics.median(values):>9.3f}{max(values):>9.3f}")
+        print()
+        for row in rows:
+            verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[row.holds]
+            print(f"{row.what:<58}{row.value:>9.3f} {row.unit:<8}{row.bound:<9}{verdict}")
+    return int(any(row.holds is False for row in rows))

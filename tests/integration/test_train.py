@@ -1,0 +1,406 @@
+"""Training runs: interrupted, resumed, shared by processes, from the cache and from the teacher itself."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.checkpoints import save_network
+from kdcache.cache.datasets import open_dataset
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
+from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.store import create_store
+from kdcache.cache.teacher import load_teacher
+from kdcache.cache.views import view_policy
+from kdcache.distill import inputs
+from kdcache.distill.checkpoint import load_state
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.students import load_student
+from kdcache.distill.train import train
+
+DATASET = "streets:64x64:6"
+TERMS = ("ce", "aux", "logit", "feature")
+UNCOMPARED = ("kind", "step_s", "wait_s", "training_s")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    """A random PSPNet whose BatchNorms have seen one batch, so that its outputs are of ordinary size."""
+    torch.manual_seed(0)
+    images = open_dataset(DATASET, None, "train")
+    network = build_network(network_config("pspnet_resnet18", len(images.classes.names)))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    crops = torch.from_numpy(np.stack([images.image(index) for index in range(4)]))
+    network.train()(RGB_IMAGENET(crops, None))
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(path, network, normalisation=RGB_IMAGENET)
+    return path
+
+
+def build(url: Path, teacher_file: Path, *, passes: int = 2, targets=("logits", "features")) -> str:
+    images = inputs.open_dataset(DATASET, None, "train")
+    classes = len(images.classes.names)
+    teacher = load_teacher("pspnet_resnet18", weights=teacher_file, dataset_name=DATASET, classes=classes)
+    spec = plan_store(
+        images,
+        teacher,
+        view_policy(DATASET),
+        seed=0,
+        targets=dict.fromkeys(targets, "fp16"),
+        unit_entries=4,
+    )
+    store = create_store(str(url), spec, images.image_ids)
+    build_store(store, images, teacher, passes=passes, options=BuildOptions(batch_size=2, force=True))
+    return str(url)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, teacher_file) -> str:
+    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
+
+
+@pytest.fixture
+def config(store, tmp_path) -> Iterator[TrainConfig]:
+    yield make_config(store, tmp_path / "run")
+    shutil.rmtree(tmp_path)  # 150 MB a checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory) -> Iterator[TrainConfig]:
+    """A run of `config` that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    whole = make_config(store, folder / "run")
+    train(whole)
+    yield whole
+    shutil.rmtree(folder)
+
+
+def make_config(store: str, out: Path) -> TrainConfig:
+    return TrainConfig(
+        out=str(out),
+        method="logit+feature",
+        store=store,
+        steps=6,
+        batch_size=2,
+        backbone_weights="none",
+        eval_split="",
+        device="cpu",
+        workers=0,
+        log_every_steps=1,
+        gradnorm_every_steps=0,
+        save_every_steps=3,
+    )
+
+
+def lines_of(config: TrainConfig, kind: str = "train") -> list[dict]:
+    lines = [json.loads(line) for line in Path(config.out, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in UNCOMPARED} for line in lines if line["kind"] == kind]
+
+
+def tensors_of(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Everything learnt and everything that the optimiser remembers."""
+    state = load_state(Path(config.out, "checkpoint"))
+    momenta = {f"momentum {k}": v["momentum_buffer"] for k, v in state["optimiser"]["state"].items()}
+    return {**state["model"], **momenta}
+
+
+def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
+    mine, theirs = tensors_of(one), tensors_of(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert lines_of(one) == lines_of(other)
+
+
+def interrupt_after(step: int):
+    def progress(done: int, total: int, note: str) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_a_run_leaves_a_whole_folder_and_the_loss_falls(config):
+    config = dataclasses.replace(
+        config, steps=12, eval_split="val", eval_every_steps=8, gradnorm_every_steps=5, lr=0.02
+    )
+    seen = []
+    result = train(config, progress=lambda *said: seen.append(said))
+    assert [said[:2] for said in seen if "loss" in said[2]] == [(step, 12) for step in range(1, 13)]
+    assert {said[0] for said in seen if "evaluating" in said[2]} == {8, 12}
+    assert result.steps == 12 and result.training_s > 0 and not result.was_complete
+    losses = [line["loss"] for line in lines_of(config)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    for line in lines_of(config):
+        assert line["loss"] == pytest.approx(sum(line[term] for term in TERMS))
+    assert [line["step"] for line in lines_of(config, "eval")] == [8, 12]
+    norms = lines_of(config, "gradnorm")
+    assert [line["step"] for line in norms] == [0, 5, 10]
+    assert all(line[term] > 0 for line in norms for term in TERMS)
+    names = {path.name for path in Path(config.out).iterdir()}
+    assert names >= {
+        "config.json",
+        "inputs.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoint",
+        "events",
+    }
+    assert names >= {"student.safetensors", "scores.json", "report.md"}
+    scores = json.loads(Path(config.out, "scores.json").read_text())["scores"]
+    assert scores == result.scores and 0 <= scores["miou"] <= 1
+    student = load_student(config.out)
+    assert student.predict(np.zeros((40, 56, 3), np.uint8)).shape == (40, 56)
+    saved = load_file(Path(config.out, "student.safetensors"))
+    state = load_state(Path(config.out, "checkpoint"))["model"]
+    assert all(torch.equal(value, state[f"student.{name}"]) for name, value in saved.items())
+    again = train(config, resume=True)
+    assert again.was_complete and again.scores == result.scores and again.steps == 12
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_an_interrupted_run_goes_on_bit_by_bit(config, whole, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=interrupt_after(step))
+    train(config, resume=True)
+    assert_same_run(config, whole)
+
+
+def test_a_killed_run_goes_on_bit_by_bit(config, whole):
+    killed = dataclasses.replace(config, workers=1)
+    process = start(killed)
+    metrics = Path(killed.out, "metrics.jsonl")
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    wait_until_gone(process.pid)
+    train(config, resume=True)
+    assert_same_run(config, whole)
+
+
+def test_two_processes_learn_what_one_learns(config, tmp_path, monkeypatch):
+    # BatchNorm and dropout see a process's crops alone; with both in evaluation mode the rest must agree.
+    alone = dataclasses.replace(config, out=str(tmp_path / "alone"), batch_size=4, steps=3, lr=0.001)
+    shared = dataclasses.replace(alone, out=str(tmp_path / "shared"))
+    port = free_port()
+    processes = [start(shared, freeze=True, rank=rank, processes=2, port=port) for rank in (0, 1)]
+    for module in (torch.nn.BatchNorm2d, torch.nn.Dropout2d):
+        monkeypatch.setattr(module, "training", FROZEN, raising=False)
+    train(alone)
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for mine, theirs in zip(lines_of(alone), lines_of(shared), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    one, two = tensors_of(alone), tensors_of(shared)
+    for name, mine in one.items():
+        assert (mine.double() - two[name].double()).norm() <= 1e-3 * mine.double().norm(), name
+    assert json.loads(Path(shared.out, "environment.json").read_text())["processes"] == 2
+
+
+def test_cache_and_teacher_give_the_same_losses(config, tmp_path, teacher_file):
+    cached = dataclasses.replace(config, steps=3, save_every_steps=0, lr=1e-9, min_lr=0.0)
+    online = dataclasses.replace(
+        cached,
+        out=str(tmp_path / "online"),
+        source="online",
+        teacher="pspnet_resnet18",
+        teacher_weights=str(teacher_file),
+    )
+    train(cached)
+    train(online)
+    # fp16 is off by 2^-11 of a target at most, and the student, which stands still, by nothing.
+    for mine, theirs in zip(lines_of(cached), lines_of(online), strict=True):
+        assert (mine["ce"], mine["aux"]) == (theirs["ce"], theirs["aux"])
+        assert mine == pytest.approx(theirs, rel=2**-10)
+
+
+def test_bfloat16_gives_about_the_same_losses(config, whole):
+    train(dataclasses.replace(config, mixed_precision="bf16", steps=1))
+    (half,) = lines_of(config)
+    single = lines_of(whole)[0]
+    assert half != single
+    assert [half[term] for term in TERMS] == pytest.approx([single[term] for term in TERMS], rel=0.05)
+
+
+def test_images_without_labels_train_on_the_teacher_alone(config, tmp_path, teacher_file, monkeypatch):
+    class Unlabelled:
+        def __init__(self, images):
+            self.images = images
+
+        def __getattr__(self, name):
+            return getattr(self.images, name)
+
+        def __len__(self):
+            return len(self.images)
+
+        def label(self, index):
+            return None
+
+    opened = inputs.open_dataset
+    monkeypatch.setattr(inputs, "open_dataset", lambda *names: Unlabelled(opened(*names)))
+    store = build(tmp_path / "unlabelled", teacher_file, passes=1)
+    config = dataclasses.replace(config, store=store, steps=10, lr=0.02)
+    train(config)
+    lines = lines_of(config)
+    assert {line["ce"] for line in lines} == {line["aux"] for line in lines} == {0.0}
+    assert sum(line["feature"] for line in lines[-3:]) < sum(line["feature"] for line in lines[:3])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_step_entries_and_method(config):
+    with pytest.raises(TrainingError) as caught:
+        train(dataclasses.replace(config, lr=1e30, min_lr=0.0, save_every_steps=1))
+    message = str(caught.value)
+    assert "--method logit+feature" in message and "view" in message and "(entry" in message
+    step = int(message.split("at step ")[1].split(";")[0])
+    state = load_state(Path(config.out, "checkpoint"))
+    assert state["step"] == step >= 1
+    assert all(np.isfinite(line["loss"]) for line in lines_of(config))
+
+
+def test_a_damaged_store_stops_the_run_in_one_line_through_a_worker(config, tmp_path, teacher_file):
+    store = Path(build(tmp_path / "damaged", teacher_file, passes=1))
+    for shard in (store / "passes/000/features/c").rglob("*"):
+        if shard.is_file():
+            data = bytearray(shard.read_bytes())
+            data[len(data) // 3] ^= 1
+            shard.write_bytes(data)
+    with pytest.raises(StoreDamagedError) as caught:
+        train(dataclasses.replace(config, store=str(store), workers=1, epochs=2, steps=None))
+    assert "\n" not in str(caught.value) and "checksum" in str(caught.value)
+
+
+def test_a_run_is_not_overwritten_or_mixed_with_another(config, tmp_path):
+    config = dataclasses.replace(config, steps=1)
+    train(config)
+    with pytest.raises(UsageError, match="holds a run") as caught:
+        train(config)
+    assert "--resume" in caught.value.hint
+    with pytest.raises(UsageError, match=r"lr: 0\.01, 0\.02"):
+        train(dataclasses.replace(config, lr=0.02), resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="not a run's"):
+        train(dataclasses.replace(config, out=str(tmp_path / "mine")))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_keeps_to_the_passes_and_to_the_store_that_it_began_with(config, tmp_path, teacher_file):
+    store = build(tmp_path / "store", teacher_file, passes=1)
+    whole = dataclasses.replace(config, store=store, out=str(tmp_path / "whole"))
+    train(whole)
+    config = dataclasses.replace(config, store=store)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=interrupt_after(3))
+    other = build(tmp_path / "other", teacher_file, passes=1, targets=("features", "logits", "aux"))
+    with pytest.raises(StoreMismatchError, match="another store"):
+        train(dataclasses.replace(config, store=other), resume=True)
+    build(tmp_path / "store", teacher_file, passes=2)
+    train(config, resume=True)
+    assert_same_run(config, whole)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(config, tmp_path, teacher_file):
+    only_logits = build(tmp_path / "logits", teacher_file, passes=1, targets=("logits",))
+    refusals = {
+        "not features": {"store": only_logits},
+        "BatchNorm cannot train on one": {"batch_size": 1},
+        "unknown method": {"method": "guess"},
+        "--dataset says streets:96x96:6": {"dataset": "streets:96x96:6"},
+    }
+    for said, change in refusals.items():
+        with pytest.raises((UsageError, StoreMismatchError), match=said):
+            train(dataclasses.replace(config, **change))
+    assert not Path(config.out).exists()
+
+
+def test_a_budget_fixes_its_steps_and_can_be_repeated_with_them(config):
+    config = dataclasses.replace(config, steps=None, budget_seconds=4.0, save_every_steps=0, method="logit")
+    result = train(config)
+    (line,) = lines_of(config, "budget")
+    assert 0 < result.steps <= line["total_steps"]
+    assert result.training_s < 4.0 + 10 * result.training_s / result.steps
+
+
+def test_fresh_views_need_no_store(config):
+    config = dataclasses.replace(
+        config,
+        store="",
+        dataset=DATASET,
+        method="none",
+        source="none",
+        fresh_views=True,
+        steps=None,
+        epochs=1,
+    )
+    assert train(config).steps == 3
+    assert sorted(lines_of(config)[0]) == ["aux", "ce", "loss", "lr", "step"]
+
+
+FROZEN = property(lambda module: False, lambda module, mode: None)
+
+SCRIPT = """
+import json, sys, torch
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.train import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[2] == "freeze":
+        for module in (torch.nn.BatchNorm2d, torch.nn.Dropout2d):
+            module.training = property(lambda module: False, lambda module, mode: None)
+    train(TrainConfig.from_dict(json.loads(sys.argv[1])))
+"""
+
+
+def start(
+    config: TrainConfig, *, freeze: bool = False, rank: int = 0, processes: int = 1, port: int = 0
+) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, one of several where `processes` says so, as `accelerate launch` starts them."""
+    script = Path(config.out).parent / "run.py"
+    script.write_text(SCRIPT)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    launched = {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}} if processes > 1 else {}
+    arguments = [json.dumps(config.to_dict()), "freeze" if freeze else "learn"]
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments], env={**os.environ, **launched}, start_new_session=True
+    )
+
+
+def wait_until_gone(group: int) -> None:
+    """Nothing that a process started may outlive it for long."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("processes of a killed run are still there")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,369 @@
+"""The command line: help, options, errors and exit codes. What the commands do is tested end to end in integration/."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from kdcache.cache import errors
+from kdcache.cli import options
+from kdcache.cli.distill import FIELDS, make_config
+from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
+from kdcache.cli.output import Console, duration_text, size_text
+from kdcache.distill.config import TrainConfig
+
+Run = Callable[..., tuple[int, str, str]]
+
+VIEWS = (
+    "--recipe --crop --scale-min --scale-max --flip --no-flip --photometric --no-photometric --cat-max-ratio"
+)
+OPTIONS = {  # changing one is changing the contract: say so in the changelog
+    "build": f"--dataset --data-root --split --teacher --weights --precision --views {VIEWS} --base --scale-step --targets "
+    "--logits-codec --features-codec --aux-codec --backbone-codec --seed --store --home --batch-size --workers --threads "
+    "--unit-entries --device --force --dry-run --json",
+    "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
+    "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
+    "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --logit-weight "
+    "--feature-weight --aux-weight --kd-ignore --mixed-precision --device --workers --seed --pool-units --check-crops "
+    "--log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
+    "--device --json",
+    "report": "--teacher --out --json",
+    "ls": "--home --json",
+    "info": "--home --json",
+    "view": "--home --data-root --pass --image --count --out --json",
+}
+
+
+def parameters(name: str) -> list[click.Option]:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+def test_every_command_is_here() -> None:
+    assert set(OPTIONS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_change_on_purpose_only(name: str) -> None:
+    found = [flag for option in parameters(name) for flag in (*option.opts, *option.secondary_opts)]
+    assert sorted(found) == sorted(OPTIONS[name].split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option_and_its_variable(kdcache: Run, name: str) -> None:
+    code, out, _ = kdcache(name, "--help")
+    assert code == 0
+    shown = re.sub(r"\s+", "", out)  # help is wrapped
+    for option in parameters(name):
+        variable = option.envvar or f"KDCACHE_{name}_{option.name}".upper()
+        assert f"envvar:{variable}" in shown, option.opts
+        assert option.help, option.opts
+
+
+def test_group_help_names_commands_and_exit_codes(kdcache: Run) -> None:
+    code, out, _ = kdcache("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert re.search(rf"^  {name}\s+\w", out, re.MULTILINE)
+    for exit_code in EXIT_CODES:
+        assert re.search(rf"^  {exit_code}\s+\w", out, re.MULTILINE)
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    def tree(error: type[errors.KDCacheError]) -> set[int]:
+        return {error.exit_code}.union(*(tree(child) for child in error.__subclasses__()))
+
+    assert tree(errors.KDCacheError) | {0, 130} == set(EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["build", "--help"], ["distill", "--help"], ["evaluate", "--help"]]
+)
+def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    probe = (
+        "import sys; from kdcache.cli.main import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'numpy', 'zarr', 'accelerate', 'fsspec', 'PIL', 'tqdm'} & set(sys.modules);"
+        "sys.exit(code or repr(heavy) if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: kdcache" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bild"], "unknown command 'bild'"),
+        (["build"], "Missing option '--dataset'"),
+        (["build", "--dataset", "streets", "--views", "0"], "--views"),
+        (["build", "--dataset", "streets", "--views", "many"], "'many'"),
+        (["build", "--dataset", "streets", "--crop", "512"], "'512' is not a size"),
+        (["build", "--dataset", "streets", "--crop", "0x512"], "'0x512' is not a size"),
+        (["build", "--dataset", "streets", "--targets", "logits,,features"], "'logits,,features'"),
+        (["build", "--dataset", "streets", "--precision", "float64"], "'float64'"),
+        (["distill", "--method", "none", "--budget", "20"], "'20' is not a duration"),
+        (["distill", "--method", "none", "--save-every", "often"], "'often' is not a duration"),
+        (["distill", "--steps", "5"], "--method is missing"),
+        (["distill", "--method", "none", "--dataset", "streets", "--fresh-views"], "--budget, --steps"),
+        (["evaluate"], "--checkpoint and --teacher"),
+        (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),
+        (["ls", "--colour"], "--colour"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(kdcache: Run, arguments: list[str], message: str) -> None:
+    code, out, err = kdcache(*arguments)
+    assert (code, out) == (2, "")
+    first, *rest = err.splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert all(line.startswith("hint: ") for line in rest)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info", "--json"], ["info", "nowhere", "--json"], ["info", "./nowhere", "--json"]]
+)
+def test_errors_are_json_with_json(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = kdcache(*arguments)
+    error = json.loads(err)
+    assert (code, out) == (10, "")
+    assert (error["error"], error["exit_code"]) == ("store-not-found", 10)
+    assert "nowhere" in error["message"] or "stores" in error["message"]
+    assert error["hint"]
+
+
+def test_json_can_come_from_its_variable(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDCACHE_LS_JSON", "1")
+    monkeypatch.setenv("KDCACHE_HOME", str(tmp_path))
+    assert kdcache("ls") == (0, "[]\n", "")
+
+
+def test_options_come_from_variables(kdcache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDCACHE_BUILD_CROP", "tall")
+    code, _, err = kdcache("build", "--dataset", "streets")
+    assert code == 2
+    assert "'tall' is not a size" in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "kind"),
+    [
+        (errors.StoreDamagedError("torn", hint="mend it"), 12, "store-damaged"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("by nought"), 1, "unexpected"),
+    ],
+)
+def test_errors_of_a_command_become_exit_codes(
+    kdcache: Run, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, kind: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("kdcache.cache.store.list_stores", fail)
+    found, out, err = kdcache("ls", "--json")
+    assert (found, out) == (code, "")
+    assert json.loads(err)["error"] == kind
+    found, _, err = kdcache("ls")
+    assert found == code
+    assert "Traceback" not in err
+    monkeypatch.setenv("KDCACHE_DEBUG", "1")
+    assert ("Traceback" in kdcache("ls")[2]) == isinstance(raised, Exception)
+
+
+def test_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "kdcache.cli", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800), (" 2H ", 7200)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert options.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "90", "h", "1h30", "-5m", "5m!", "1h 30m"])
+def test_not_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        options.duration(text)
+
+
+def test_sizes_and_counts_for_people() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 1_234_567, 5e12)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1.23 MB",
+        "5 TB",
+    ]
+    assert [duration_text(s) for s in (8.54, 60, 750, 7500)] == [
+        "8.54 s",
+        "1 min",
+        "12 min 30 s",
+        "2 h 5 min",
+    ]
+
+
+def test_tables_align_numbers_to_the_right(capfd: pytest.CaptureFixture[str]) -> None:
+    Console().table(("name", "size", "gain"), [("a", 5, "-"), ("longer", 1234, "+1.5 %")])
+    assert capfd.readouterr().out.splitlines() == [
+        "name    size    gain",
+        "a          5       -",
+        "longer  1234  +1.5 %",
+    ]
+
+
+def test_documents_are_json_without_nan(capfd: pytest.CaptureFixture[str]) -> None:
+    Console().document({"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": "text"}})
+    assert json.loads(capfd.readouterr().out) == {"a": None, "b": [1.5, None], "c": {"d": "text"}}
+
+
+def test_progress_is_plain_lines_off_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console().progress("build") as progress:
+        for done in range(1, 6):
+            progress(done, 5, f"pass {done % 2}")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["build 1/5 pass 1", "build 5/5 pass 1"]
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Console().progress("build") as progress:
+        progress(1, 2, "pass 0")
+        progress(2, 2, "pass 0")
+    assert "build: 100%" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+
+
+def test_only_the_first_process_speaks(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    console = Console()
+    console.line("data")
+    console.note("note")
+    with console.progress("build") as progress:
+        progress(1, 1, "")
+    assert capfd.readouterr() == ("", "")
+    console.error("failed", "it broke", None, 1)
+    assert capfd.readouterr().err == "error (process 1): it broke\n"
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The parameters of `distill` as click passes them, all None but for those given."""
+    names = {option.name for option in parameters("distill")} - {"home", "resume", "json"}
+    assert set(values) <= names
+    return {**dict.fromkeys(names), **values}
+
+
+def test_every_field_has_an_option_and_every_option_a_field() -> None:
+    spread = {
+        "crop": {"crop_height_px", "crop_width_px"},
+        "flip": {"flip_probability"},
+        "save_every": {"save_every_steps", "save_every_s"},
+    }
+    names = [name for name in given()]
+    reached = set().union(*(spread.get(name, {FIELDS.get(name, name)}) for name in names))
+    assert reached == {field.name for field in fields(TrainConfig)}
+
+
+def test_options_reach_the_configuration() -> None:
+    config = make_config(
+        Console(),
+        "stores",
+        False,
+        given(
+            method="none",
+            dataset="streets",
+            fresh_views=True,
+            crop=(96, 192),
+            flip=False,
+            photometric=True,
+            budget=90.0,
+            save_every=50,
+            eval_every=20,
+            seed=3,
+        ),
+    )
+    assert config == TrainConfig(
+        out="runs/none-pspnet_resnet18",
+        method="none",
+        source="none",
+        dataset="streets",
+        fresh_views=True,
+        crop_height_px=96,
+        crop_width_px=192,
+        flip_probability=0.0,
+        photometric=True,
+        budget_seconds=90.0,
+        save_every_steps=50,
+        save_every_s=0.0,
+        eval_every_steps=20,
+        seed=3,
+    )
+
+
+def test_resuming_takes_what_is_not_given_from_the_run(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    asked = given(method="none", dataset="streets", fresh_views=True, steps=7, lr=0.5, out=out)
+    begun = make_config(Console(), "stores", True, asked)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(begun.to_dict()))
+    assert make_config(Console(), "stores", True, given(out=out)) == begun
+    assert make_config(Console(), "stores", True, given(out=out, workers=0)).workers == 0
+
+
+def readme_commands(root: Path) -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("#")[0].split() for line in lines if line.startswith("kdcache ")]
+
+
+def test_readme_mentions_every_command_and_exit_code(root: Path) -> None:
+    text = (root / "README.md").read_text()
+    assert [name for name in COMMANDS if f"`kdcache {name}`" not in text] == []
+    assert [code for code, meaning in EXIT_CODES.items() if f"| {code} | {meaning} |" not in text] == []
+
+
+def test_readme_commands_parse(root: Path) -> None:
+    commands = readme_commands(root)
+    assert {words[1] for words in commands} == set(COMMANDS)
+    for _, name, *arguments in commands:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        command.make_context(name, arguments, obj=Console())
+
+
+def test_readme_ends_with_every_file(root: Path) -> None:
+    tree = (root / "README.md").read_text().rpartition("## Files\n")[2]
+    for section in ("cache", "distill", "cli", "scripts"):
+        block = re.search(rf"^{section}/.*\n((?:  .*\n)+)", tree, re.MULTILINE)
+        assert block, section
+        listed = re.findall(r"^  (\S+)\s+\S", block[1], re.MULTILINE)
+        found = {path.name for path in (root / section).iterdir() if path.is_file()}
+        assert sorted(listed) == sorted(found - {"__init__.py", "py.typed"})

@@ -1,0 +1,89 @@
+"""Objects are created once and whole, whoever writes them."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcache.cache.errors import KDCacheError, UsageError
+from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects, redact
+
+
+@pytest.fixture(params=["local", "memory"])
+def objects(request, tmp_path):
+    return open_objects(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_an_object_is_created_once(objects):
+    assert objects.put_new("a/b/c", b"first")
+    assert not objects.put_new("a/b/c", b"second")
+    assert objects.get("a/b/c") == b"first"
+    assert objects.put_same("a/b/c", b"third") == b"first"
+
+
+def test_reading(objects):
+    objects.put_new("a/b", b"0123456789")
+    assert objects.read_range("a/b", 3, 4) == b"3456"
+    assert objects.size("a/b") == 10
+    for read in (objects.get, objects.size, lambda path: objects.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            read("a/none")
+
+
+def test_names(objects):
+    for path in ("a/2", "a/1", "a/b/c", "d"):
+        objects.put_new(path, b"x")
+    assert objects.names("a") == ["1", "2", "b"]
+    assert objects.names("none") == []
+
+
+def _race(root: str, number: int, results: "multiprocessing.Queue[tuple[int, bool]]") -> None:
+    results.put((number, LocalObjects(Path(root)).put_new("raced", bytes([number]) * 100_000)))
+
+
+def test_of_many_writers_one_wins(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_race, args=(str(tmp_path), n, results)) for n in range(4)]
+    for process in processes:
+        process.start()
+    outcomes = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    winners = [number for number, won in outcomes.items() if won]
+    assert len(winners) == 1
+    assert LocalObjects(tmp_path).get("raced") == bytes(winners) * 100_000
+    assert LocalObjects(tmp_path).names(TEMP_FOLDER) == []
+
+
+def test_leftovers_of_dead_processes_go(tmp_path):
+    objects = LocalObjects(tmp_path)
+    objects.put_new("x", b"x")
+    host = os.uname().nodename
+    dead = int(
+        subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1, check=True).stdout
+    )
+    kept = [f"{host}-{os.getpid()}-0", f"elsewhere-{dead}-0"]
+    for name in (*kept, f"{host}-{dead}-3"):
+        (tmp_path / TEMP_FOLDER / name).write_bytes(b"half")
+    objects.remove_own_leftovers()
+    assert objects.names(TEMP_FOLDER) == sorted(kept)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(KDCacheError, match=r"cannot write .*file/store/x"):
+        open_objects(str(tmp_path / "file" / "store")).put_new("x", b"x")
+
+
+def test_unknown_schemes_are_refused():
+    with pytest.raises(UsageError, match="nosuch"):
+        open_objects("nosuch://bucket/prefix")
+
+
+def test_user_information_is_cut_out():
+    assert redact("s3://key:secret@bucket/team") == "s3://bucket/team"
+    assert redact("/plain/path@home") == "/plain/path@home"

@@ -1,0 +1,110 @@
+"""The reader agrees with zarr-python on every entry, and tells every damaged byte before it is used."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
+from kdcache.cache.reader import StoreReader
+
+
+def test_every_entry_equals_zarr_python(store):
+    reader = StoreReader(store.url, ["logits", "features"])
+    assert reader.passes == (0, 1) and reader.n_images == 7
+    group = zarr.open_group(store.url, mode="r")
+    for index in reader.passes:
+        assert np.array_equal(reader.rows(index), group[f"passes/{index:03d}/views"][:])
+        for position in range(reader.n_images):
+            entry = reader.entry(index, position)
+            assert entry.row.view_index == index
+            for name, codes in entry.codes.items():
+                expected = group[f"passes/{index:03d}/{name}"][position]
+                assert codes.dtype == expected.dtype and np.array_equal(codes, expected)
+
+
+def test_codes_decode_to_what_was_stored(store, stores):
+    reader = StoreReader(store.url, ["logits"])
+    rows = torch.from_numpy(stores["rows"](store.spec, 1)["logits"])
+    entries = reader.entries(1, [5, 0])
+    decoded = reader.codecs["logits"].decode(torch.from_numpy(np.stack([e.codes["logits"] for e in entries])))
+    assert torch.equal(decoded, store.calibration.codecs["logits"].decode(rows[[5, 0]]))
+
+
+def test_it_pickles_small_and_reads_after(store):
+    reader = StoreReader(store.url, ["logits"])
+    data = pickle.dumps(reader)
+    assert len(data) < 100_000
+    assert np.array_equal(pickle.loads(data).entry(1, 3).codes["logits"], reader.entry(1, 3).codes["logits"])
+
+
+def test_reading_from_memory_equals_reading_from_disk(tmp_path, store, spec, stores):
+    remote = stores["begin"](f"memory://{tmp_path.name}", spec)
+    stores["fill"](remote, 0)
+    here, there = (StoreReader(url, ["features"]) for url in (store.url, remote.url))
+    for position in range(7):
+        assert np.array_equal(
+            here.entry(0, position).codes["features"], there.entry(0, position).codes["features"]
+        )
+
+
+def test_a_missing_target_is_refused(store):
+    with pytest.raises(StoreMismatchError, match="features, logits, not aux"):
+        StoreReader(store.url, ["logits", "aux"])
+
+
+def test_an_unfinished_store_is_refused(tmp_path, spec, stores):
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    stores["fill"](store, 0, units=[0])
+    with pytest.raises(IncompleteError, match="no complete pass"):
+        StoreReader(store.url, ["logits"])
+
+
+def test_any_flipped_bit_of_a_shard_is_found(store, tmp_path):
+    """Either the entry that holds the bit is refused, or the bit is in no entry asked for and nothing changes."""
+    path = tmp_path / "store/passes/000/logits/c/0/0/0/0"
+    whole = path.read_bytes()
+    clean = [StoreReader(store.url, ["logits"]).entry(0, p).codes["logits"] for p in range(3)]
+    chooser = random.Random(0)
+    for _ in range(150):
+        bit = chooser.randrange(8 * len(whole))
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        refused = 0
+        for position in range(3):
+            try:
+                codes = StoreReader(store.url, ["logits"]).entry(0, position).codes["logits"]
+            except StoreDamagedError:
+                refused += 1
+            else:
+                assert np.array_equal(codes, clean[position])
+        assert refused >= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, -1])
+def test_a_truncated_shard_is_found(store, tmp_path, keep):
+    path = tmp_path / "store/passes/000/logits/c/0/0/0/0"
+    path.write_bytes(path.read_bytes()[:keep])
+    reader = StoreReader(store.url, ["logits"])
+    with pytest.raises(StoreDamagedError):
+        reader.entry(0, 0)
+
+
+def test_a_deleted_shard_is_found(store, tmp_path):
+    (tmp_path / "store/passes/001/logits/c/2/0/0/0").unlink()
+    reader = StoreReader(store.url, ["logits"])
+    reader.entry(1, 0)
+    with pytest.raises(StoreDamagedError, match="missing"):
+        reader.entry(1, 6)
+
+
+def test_metadata_of_another_array_is_refused(store, tmp_path):
+    path = tmp_path / "store/passes/000/logits/zarr.json"
+    path.write_text(path.read_text().replace('"int16"', '"int32"'))
+    with pytest.raises(StoreDamagedError, match="data_type"):
+        StoreReader(store.url, ["logits"])

@@ -1,0 +1,201 @@
+"""Reports of made-up runs: the numbers in them, the files beside them, the comparison of several."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcache.cache.classes import IGNORE, ClassSet
+from kdcache.cache.errors import NotFoundError, UsageError
+from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.distill.figures import smooth
+from kdcache.distill.report import (
+    compare_runs,
+    comparison_table,
+    duration,
+    write_comparison,
+    write_report,
+)
+from kdcache.distill.runrecord import RunRecord
+from kdcache.distill.samples import Sample, predict_samples
+
+CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
+
+
+def make_result(miou: float, steps: int = 300) -> dict[str, object]:
+    scores = {
+        "miou": miou,
+        "pixel_accuracy": 0.9,
+        "mean_accuracy": 0.8,
+        "iou": {"road": miou, "car": miou, "sky": None},
+        "images": 12,
+        "confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 0]],
+    }
+    return {"steps": steps, "training_s": steps * 0.5, "scores": scores}
+
+
+def make_run(folder: Path, method: str = "logit", *, miou: float | None = 0.5, **config: object) -> Path:
+    folder.mkdir(parents=True)
+    fields = {
+        "method": method,
+        "source": "none" if method == "none" else "cache",
+        "student": "pspnet_resnet18",
+        "dataset": "streets",
+        "eval_split": "val",
+        "batch_size": 8,
+        "store": "/home/stores/ab" if method != "none" else "",
+        "backbone_weights": "none",
+    }
+    (folder / "config.json").write_text(json.dumps(fields | config))
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu", "processes": 2}))
+    terms = {"ce": 1.5, "aux": 0.5} | ({} if method == "none" else {method: 1.0})
+    lines = []
+    for step in range(10, 301, 10):
+        values = {name: value / step for name, value in terms.items()}
+        timing = {"lr": 0.01, "step_s": 0.5, "wait_s": 0.05, "training_s": 0.5 * step}
+        lines.append({"kind": "train", "step": step, "loss": sum(values.values()), **values, **timing})
+        if step % 100 == 0:
+            lines.append(
+                {"kind": "eval", "step": step, "miou": (miou or 0.3) * step / 300, "pixel_accuracy": 0.9}
+            )
+            lines.append({"kind": "gradnorm", "step": step, **{name: 2.0 * step for name in terms}})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "st')  # as a killed run leaves it
+    if miou is not None:
+        (folder / "scores.json").write_text(json.dumps(make_result(miou)))
+    return folder
+
+
+def make_sample() -> Sample:
+    label = np.array([[0, 1, IGNORE, 2]] * 3, np.uint8)
+    image = np.zeros((3, 4, 3), np.uint8)
+    return Sample(image_id="image-0", image=image, label=label, prediction=label.clip(0, 2))
+
+
+class TestReport:
+    def test_says_the_last_checkpoints_score_and_what_it_took(self, tmp_path: Path) -> None:
+        path = write_report(make_run(tmp_path / "logit"), samples=[make_sample()], classes=CLASSES)
+        text = path.read_text()
+        assert path == tmp_path / "logit" / "report.md"
+        assert "**mIoU 50.00 %**, pixel accuracy 90.00 %, on 12 images of streets val" in text
+        assert "| training time | 2 min 30 s (evaluation and checkpoints not counted) |" in text
+        assert "| time a step, median | 0.5 s, 10.0 % of it waiting for data |" in text
+        assert "| device | cpu, 2 processes |" in text
+        assert "| logit | 200 | 400 | 600 |" in text
+        for name in ("samples", "class_iou", "miou", "losses"):
+            assert f"(figures/{name}.png)" in text
+            with Image.open(tmp_path / "logit" / "figures" / f"{name}.png") as image:
+                assert min(image.size) > 60
+
+    def test_takes_a_result_that_is_not_written_yet(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run", miou=None)
+        assert "No scores" in write_report(folder).read_text()
+        assert "mIoU 61.00 %" in write_report(folder, result=make_result(0.61)).read_text()
+
+    def test_written_again_keeps_the_samples_drawn_before(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run")
+        write_report(folder, samples=[make_sample()], classes=CLASSES)
+        assert "figures/samples.png" in write_report(folder).read_text()
+
+    def test_of_a_run_that_has_only_begun(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run", miou=None)
+        (folder / "metrics.jsonl").unlink()
+        assert "figures/" not in write_report(folder).read_text()
+        assert compare_runs([folder])[0].steps == 0
+
+    def test_of_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError, match=r"no run in .*: there is no config.json"):
+            write_report(tmp_path)
+
+    def test_of_a_damaged_run(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run")
+        (folder / "scores.json").write_text("{")
+        with pytest.raises(UsageError, match=r"scores.json"):
+            write_report(folder)
+
+
+class TestRecord:
+    def test_of_terms_and_evaluations(self, tmp_path: Path) -> None:
+        run = RunRecord.read(make_run(tmp_path / "run", "logit"))
+        terms = run.terms()
+        assert list(terms) == ["loss", "ce", "aux", "logit"] and len(terms["ce"]) == 30
+        assert terms["loss"][0] == pytest.approx(0.3)
+        curve = run.curve()
+        assert list(curve.steps) == [100, 200, 300] and list(curve.seconds) == [50.0, 100.0, 150.0]
+
+    def test_a_summary_is_json(self, tmp_path: Path) -> None:
+        summary = compare_runs([make_run(tmp_path / "run")])[0]
+        document = json.loads(json.dumps(summary.to_dict()))
+        assert document["wait_share"] == pytest.approx(0.1) and document["complete"]
+
+
+class TestComparison:
+    def test_table(self, tmp_path: Path) -> None:
+        runs = [
+            make_run(tmp_path / "plain", "none", miou=0.40),
+            make_run(tmp_path / "kd", "logit", miou=0.4525),
+            make_run(tmp_path / "going-on", "feature", miou=None),
+        ]
+        header, rows = comparison_table(compare_runs(runs), {"name": "R101", "miou": 0.6})
+        column = header.index("vs none")
+        assert [row[0] for row in rows] == ["plain", "kd", "going-on (unfinished)", "R101"]
+        assert [row[column] for row in rows] == ["+0.00", "+5.25", "", ""]
+        assert [row[column - 1] for row in rows] == ["40.00", "45.25", "-", "60.00"]
+        assert all(len(row) == len(header) for row in rows)
+
+    def test_report_links_the_runs_and_names_what_else_differs(self, tmp_path: Path) -> None:
+        runs = [make_run(tmp_path / "a", "none"), make_run(tmp_path / "b", "logit", batch_size=16)]
+        out = tmp_path / "comparison"
+        text = write_comparison(runs, out, teacher={"name": "R101", "miou": 0.6}).read_text()
+        assert "- [a](../a/report.md)" in text
+        assert "- batch_size: 8, 16" in text and "- method" not in text and "- store" not in text
+        assert (out / "figures" / "miou.png").is_file() and (out / "figures" / "class_iou.png").is_file()
+
+    def test_runs_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+        runs = [make_run(tmp_path / seed / "logit") for seed in ("1", "2")]
+        assert [summary.name for summary in compare_runs(runs)] == [str(run) for run in runs]
+
+    def test_of_runs_without_scores(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "a", miou=None)
+        (folder / "metrics.jsonl").write_text("")
+        assert "| a (unfinished) |" in write_comparison([folder], tmp_path / "out").read_text()
+
+
+class TestSamples:
+    def test_are_spread_over_the_split(self) -> None:
+        network = build_network(network_config("pspnet_resnet18", 3)).train()
+        samples = predict_samples(network, RGB_IMAGENET, _Images(), count=3)
+        assert [sample.image_id for sample in samples] == ["image-0", "image-2", "image-5"]
+        assert all(sample.prediction.shape == (16, 24) for sample in samples)
+        assert network.training
+
+    def test_no_more_than_there_are(self) -> None:
+        network = build_network(network_config("pspnet_resnet18", 3))
+        assert len(predict_samples(network, RGB_IMAGENET, _Images(), count=20)) == 8
+
+
+class _Images:
+    name, classes = "made-up", CLASSES
+    image_ids = tuple(f"image-{n}" for n in range(8))
+
+    def __len__(self) -> int:
+        return 8
+
+    def image(self, index: int) -> np.ndarray:
+        return np.full((16, 24, 3), index, np.uint8)
+
+    def label(self, index: int) -> np.ndarray | None:
+        return None
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (12, 200.4, 3900)] == ["12 s", "3 min 20 s", "1 h 05 min"]
+
+
+def test_smoothing_keeps_a_line_and_its_ends() -> None:
+    line = np.linspace(0, 1, 500)
+    assert smooth(line.tolist())[20:-20] == pytest.approx(line[20:-20])
+    assert smooth([3.0, 5.0]).tolist() == [3.0, 5.0]
+    assert smooth(np.tile([0.0, 2.0], 500).tolist())[100] == pytest.approx(1.0, abs=0.1)

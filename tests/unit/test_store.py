@@ -1,0 +1,172 @@
+"""The store: created once, committed last, adopted rather than overwritten, read by anyone."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from kdcache.cache.calibration import Calibration
+from kdcache.cache.codecs import Uniform
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, StoreNotFoundError
+from kdcache.cache.spec import StoreSpec, canonical_json, default_unit_entries
+from kdcache.cache.store import VIEWS, create_store, list_stores, open_store
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def unit_of(rows, spec, unit):
+    places = spec.unit_rows(unit)
+    return {name: array[places.start : places.stop] for name, array in rows.items()}
+
+
+def test_spec_round_trip_and_key(spec, stores):
+    again = StoreSpec.from_dict(json.loads(canonical_json(spec.to_dict())))
+    assert again == spec and again.key == spec.key
+    keys = {stores["spec"](**change).key for change in ({}, {"seed": 1}, {"codec": "fp16"}, {"images": 8})}
+    assert len(keys) == 4
+    assert stores["spec"](seed=1).differences(spec) == ["seed: 1, 0"]
+
+
+def test_unit_entries_follow_the_largest_raw_shard(spec):
+    target = next(iter(spec.targets.values()))
+    assert default_unit_entries(spec.targets) == 64
+    big = type(target)(codec="fp16", shape=(512, 64, 128))
+    assert default_unit_entries({"features": big}) == 8  # 8 x 8 MiB
+    assert default_unit_entries({"features": type(target)(codec="fp16", shape=(2048, 256, 256))}) == 1
+
+
+def test_a_complete_store_says_so(store):
+    assert store.complete_passes() == [0, 1]
+    assert store.is_complete and store.goal == 2
+    assert open_store(store.url).spec == store.spec
+    assert store.raise_goal(1) == 2  # a goal never shrinks
+    assert store.raise_goal(3) == 3 and not store.is_complete
+
+
+def test_plain_readers_open_it(store, stores, tmp_path):
+    rows = stores["rows"](store.spec, 1)
+    group = zarr.open_group(store.url, mode="r")
+    for name, values in rows.items():
+        assert np.array_equal(group[f"passes/001/{name}"][:], values)
+        kvstore = {"driver": "file", "path": f"{store.url}/passes/001/{name}"}
+        read = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result().read().result()
+        assert np.array_equal(read, values)
+    attributes = group["passes/001/logits"].attrs["kdcache"]
+    assert attributes["codec"] == store.calibration.codecs["logits"].to_dict()
+    assert attributes["calibration"] == store.calibration.digest
+
+
+def test_filling_again_changes_nothing(store, stores, tmp_path):
+    before = files_of(tmp_path)
+    stores["fill"](store, 0)
+    assert files_of(tmp_path) == before
+
+
+def test_a_pass_is_complete_only_with_all_units(tmp_path, spec, stores):
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    stores["fill"](store, 0, units=[0, 2])
+    assert store.committed_units(0) == {0, 2}
+    assert store.manifest(0) is None and store.complete_passes() == []
+    stores["fill"](store, 0, units=[1])
+    manifest = store.manifest(0)
+    assert [commit.entries for commit in manifest.commits] == [3, 3, 1]
+    for name, stored in manifest.bytes_by_array.items():
+        shards = (tmp_path / "store/passes/000" / name / "c").rglob("*")
+        assert stored == sum(path.stat().st_size for path in shards if path.is_file()) > 0
+
+
+def test_orphan_targets_are_adopted(tmp_path, spec, stores):
+    """A builder died between its targets and its commit; the next one's targets differ in the last bit."""
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    store.create_pass(0)
+    rows = unit_of(stores["rows"](spec, 0), spec, 0)
+    layouts = store.layouts(0)
+    other = {**rows, "logits": rows["logits"] + np.int16(1)}
+    for name in (VIEWS, "logits"):
+        store.objects.put_new(store.shard_path(layouts[name], 0, 0), layouts[name].encode(other[name]))
+    commit = store.put_unit(0, 0, rows, {})
+    stands = store.objects.get(store.shard_path(layouts["logits"], 0, 0))
+    assert np.array_equal(layouts["logits"].decode(stands, 3), other["logits"])
+    assert commit.objects["logits"].size == len(stands)
+
+
+def test_inputs_of_another_builder_are_respected(tmp_path, spec, stores):
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    store.create_pass(0)
+    rows = unit_of(stores["rows"](spec, 0), spec, 0)
+    layouts = store.layouts(0)
+    store.objects.put_new(
+        store.shard_path(layouts[VIEWS], 0, 0), layouts[VIEWS].encode(rows[VIEWS] + np.int32(1))
+    )
+    with pytest.raises(StoreMismatchError, match="unit 0 of pass 0"):
+        store.put_unit(0, 0, rows, {})
+    assert store.committed_units(0) == set()
+
+
+def test_a_damaged_orphan_is_not_committed(tmp_path, spec, stores):
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    store.create_pass(0)
+    rows = unit_of(stores["rows"](spec, 0), spec, 0)
+    layout = store.layouts(0)["logits"]
+    store.objects.put_new(store.shard_path(layout, 0, 0), layout.encode(rows["logits"])[:-7])
+    with pytest.raises(StoreDamagedError):
+        store.put_unit(0, 0, rows, {})
+    assert store.committed_units(0) == set()
+
+
+def test_another_spec_is_refused_with_the_fields(store, stores):
+    other = stores["spec"](seed=5)
+    with pytest.raises(StoreMismatchError, match="seed: 0, 5"):
+        create_store(store.url, other, store.image_ids)
+
+
+def test_the_calibration_that_stands_is_adopted(store):
+    late = Calibration(
+        spec_key=store.spec.key,
+        codecs={name: Uniform(step=64.0, offsets=(0,)) for name in store.spec.targets},
+        canaries=(),
+        teacher_check={},
+    )
+    assert store.adopt_calibration(late).digest != late.digest
+
+
+def test_no_store_and_broken_stores(tmp_path, store):
+    with pytest.raises(StoreNotFoundError, match="no store at"):
+        open_store(str(tmp_path / "none"))
+    for path, text in (("kd/spec.json", "{"), ("kd/spec.json", '{"format": 99}'), ("kd/images.json", "[]")):
+        target = tmp_path / "store" / path
+        before = target.read_bytes()
+        target.write_text(text)
+        with pytest.raises(StoreDamagedError):
+            open_store(store.url)
+        target.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"pass": 0, "units": []}', '{"pass": 0, "units": [{"unit": 0}]}']
+)
+def test_broken_manifests_are_damage(store, tmp_path, text):
+    (tmp_path / "store/kd/passes/000/manifest-0.json").write_text(text)
+    with pytest.raises(StoreDamagedError):
+        open_store(store.url).manifest(0)
+
+
+def test_listing_passes_over_other_folders(store, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "file.txt").write_text("x")
+    assert [found.spec.key for found in list_stores(str(tmp_path))] == [store.spec.key]
+    assert list_stores(str(tmp_path / "none")) == []
+
+
+def test_a_store_in_memory_is_the_same(tmp_path, spec, stores, store):
+    remote = stores["begin"](f"memory://{tmp_path.name}", spec)
+    stores["fill"](remote, 0)
+    for unit in range(spec.units_per_pass):
+        for layout in store.layouts(0).values():
+            path = store.shard_path(layout, 0, unit)
+            assert remote.objects.get(path) == store.objects.get(path)
+    assert open_store(remote.url).complete_passes() == [0]
