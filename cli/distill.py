@@ -29,7 +29,7 @@ from kdcache.distill.config import (
 )
 
 if TYPE_CHECKING:
-    from kdcache.distill.train import RunResult
+    from kdcache.distill.outcome import RunResult
 
 # Options whose names differ from their field's. --crop, --flip and --save-every set other fields than their own.
 FIELDS = {

@@ -42,8 +42,6 @@ from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
 from kdcache.distill.targets import Batch, read_batches
 
-__all__ = ["RunResult", "fit", "gradient_norms", "train"]
-
 READ_BACK_STEPS = 10
 
 
@@ -72,26 +70,19 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
 def fit(run: Run) -> None:
     """The loop: load, forward, loss, backward, step; then, when due, log, evaluate, save."""
     config, accelerator, state, budget = run.config, run.accelerator, run.state, run.budget
-    method, read_back_steps = run.distiller.method, _read_back_steps(run)
-    saved_s = state.training_s
+    read_back_steps, saved_s = _read_back_steps(run), state.training_s
     losses: list[Tensor] = []
     clock = Clock(accelerator.device)
-    with closing(_batches(run)) as batches:
+    with closing(open_batches(run)) as batches:
         while not budget.is_spent(state.step, state.training_s):
             with clock.waiting():
                 batch = next(batches).to(accelerator.device)
-            _seed_step(config.seed, state.step, accelerator.process_index)
             lr = _set_learning_rate(run)
-
-            counts = accelerator.reduce(method.count(batch.label, batch.valid), "sum")
-            totals = share_totals(counts, accelerator.num_processes)
-            terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
+            terms = compute_terms(run, batch)
             if _due(state.step, config.gradnorm_every_steps):
                 with clock.stopped():
                     run.metrics.write("gradnorm", state.step, gradient_norms(run, terms))
-            accelerator.backward(torch.stack(list(terms.values())).sum())
-            run.optimiser.step()
-            run.optimiser.zero_grad()
+            update(run, terms)
 
             losses.append(torch.stack([term.detach() for term in terms.values()]))
             state.step += 1
@@ -112,6 +103,23 @@ def fit(run: Run) -> None:
                 saved_s = state.training_s
 
 
+def compute_terms(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """The loss of one batch, already on the device, as named and weighted terms."""
+    accelerator = run.accelerator
+    _seed_step(run.config.seed, run.state.step, accelerator.process_index)
+    counts = accelerator.reduce(run.distiller.method.count(batch.label, batch.valid), "sum")
+    totals = share_totals(counts, accelerator.num_processes)
+    terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
+    return terms
+
+
+def update(run: Run, terms: Mapping[str, Tensor]) -> None:
+    """Backward and one step of the optimiser."""
+    run.accelerator.backward(torch.stack(list(terms.values())).sum())
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+
+
 def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
     """L2 norm of each term's gradient by the student's backbone, which all terms share: what their weights do.
 
@@ -128,7 +136,7 @@ def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
     return norms
 
 
-def _batches(run: Run) -> Generator[Batch, None, None]:
+def open_batches(run: Run) -> Generator[Batch, None, None]:
     """This process's batches from the state's step on."""
     config, accelerator = run.config, run.accelerator
     return read_batches(
