@@ -23,7 +23,7 @@ class Calibration:
     spec_key: str
     codecs: Mapping[str, Codec]  # by target
     canaries: tuple[tuple[int, ...], ...]  # entry rows (views.entry_row) of the first entries of pass 0
-    teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict(), empty without labels
+    teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
 
     @cached_property
     def digest(self) -> str:

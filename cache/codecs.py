@@ -144,14 +144,16 @@ class Uniform(Codec):
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> Self:
-        rows = torch.cat(
-            [batch.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1) for batch in sample], dim=1
-        )
-        means = rows.mean(dim=1)
+        batches = [batch.detach().to("cpu") for batch in sample]
+        values = sum(batch.numel() for batch in batches)
+        # Batch by batch: a sample of features in float64 at once would take gigabytes.
+        totals = [batch.sum(dim=(0, 2, 3), dtype=torch.float64) for batch in batches]
+        means = torch.stack(totals).sum(dim=0) * len(totals[0]) / values
         if argument is not None:
             step = float(argument)
         else:
-            deviation = float((rows - means[:, None]).square().mean().sqrt())
+            squares = [(batch.double() - means[:, None, None]).square().sum() for batch in batches]
+            deviation = math.sqrt(float(torch.stack(squares).sum()) / values)
             floor = 2.0**-10 * max(1.0, float(means.abs().max()))  # a constant sample has no deviation
             step = 2.0 ** math.floor(math.log2(max(deviation, floor) / _STEPS_PER_DEVIATION))
         return cls(step=step, offsets=tuple(int(o) for o in (means / step).round().tolist()))

@@ -6,7 +6,6 @@ highest generation counts. The manifest of a pass lists all its units in one obj
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.objects import sha256
 from kdcache.cache.spec import canonical_json
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class ObjectRecord:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ObjectRecord":
         size, digest = int(fields["size"]), str(fields["sha256"])
-        if size < 0 or not _DIGEST.fullmatch(digest):
+        if not 0 <= size < 2**63 or len(digest) != 64 or bytes.fromhex(digest).hex() != digest:
             raise ValueError(f"object of {size} bytes with digest {digest[:70]!r}")
         return cls(size, digest)
 

@@ -5,12 +5,15 @@ of two writers one wins. S3 gets it from conditional puts (`If-None-Match: *`, f
 mode is exists-then-write everywhere else, so other file systems are for one builder at a time.
 """
 
+import errno
 import hashlib
 import os
 import re
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ TEMP_FOLDER = "kd/tmp"  # half-written local objects; a name is <host>-<process>
 
 
 class Objects(ABC):
-    """Objects under one prefix, addressed by relative paths with forward slashes."""
+    """Objects under one prefix, addressed by relative paths with forward slashes.
+
+    Whatever else goes wrong, no permission, no network, is a KDCacheError that names the object.
+    """
 
     url: str
 
@@ -34,7 +40,7 @@ class Objects(ABC):
 
     @abstractmethod
     def put_new(self, path: str, data: bytes) -> bool:
-        """Create the object, atomically; False, and nothing changed, where one stands already."""
+        """Create the object, atomically; False, and nothing changed, where another stands already."""
 
     @abstractmethod
     def read_range(self, path: str, start: int, length: int) -> bytes:
@@ -47,6 +53,10 @@ class Objects(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Names, sorted, of the objects and folders directly in `folder`; none where it does not exist."""
+
+    @abstractmethod
+    def remove_leftovers(self) -> None:
+        """Delete what killed writers of this host left half-written; objects are never touched."""
 
     def put_same(self, path: str, data: bytes) -> bytes:
         """Create the object or adopt the one that stands: the bytes that are there afterwards."""
@@ -61,7 +71,8 @@ class LocalObjects(Objects):
         self.url = str(root)
 
     def get(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with _reading(self.url, path):
+            return (self.root / path).read_bytes()
 
     def put_new(self, path: str, data: bytes) -> bool:
         target = self.root / path
@@ -76,23 +87,24 @@ class LocalObjects(Objects):
             ) from None
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        with open(self.root / path, "rb") as file:
+        with _reading(self.url, path), open(self.root / path, "rb") as file:
             return os.pread(file.fileno(), length, start)
 
     def size(self, path: str) -> int:
-        return (self.root / path).stat().st_size
+        with _reading(self.url, path):
+            return (self.root / path).stat().st_size
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.root / folder))
-        except (FileNotFoundError, NotADirectoryError):
+            with _reading(self.url, folder):
+                return sorted(os.listdir(self.root / folder))
+        except FileNotFoundError:
             return []
 
-    def remove_own_leftovers(self) -> None:
-        """Delete temp files of processes of this host that are gone: a killed builder leaves at most a few."""
+    def remove_leftovers(self) -> None:
         for name in self.names(TEMP_FOLDER):
-            host, process = name.rsplit("-", 2)[:2]
-            if host == socket.gethostname() and not _is_running(int(process)):
+            writer = re.fullmatch(r"(.+)-(\d+)-\d+", name)
+            if writer and writer[1] == socket.gethostname() and not _is_running(int(writer[2])):
                 (self.root / TEMP_FOLDER / name).unlink(missing_ok=True)
 
 
@@ -109,36 +121,59 @@ class RemoteObjects(Objects):
                 f"{self.url}: {error}", hint="pip install 'kdcache[s3]' for s3:// URLs"
             ) from None
         except ValueError as error:
-            raise UsageError(f"{self.url}: {error}", hint=f"known schemes: {_known_schemes()}") from None
+            raise UsageError(
+                f"{self.url}: {error}",
+                hint="a local path, s3://, gs://, memory:// or another scheme of fsspec",
+            ) from None
 
     def get(self, path: str) -> bytes:
-        return bytes(self.fs.cat_file(self._full(path)))
+        with _reading(self.url, path):
+            return bytes(self.fs.cat_file(self._full(path)))
 
     def put_new(self, path: str, data: bytes) -> bool:
         full = self._full(path)
-        if not _is_s3(self.fs) and self.fs.exists(full):
-            return False
         try:
-            self.fs.pipe_file(full, data, mode="create")
-        except (FileExistsError, OSError) as error:
-            if not _is_precondition_failure(error):
-                raise KDCacheError(f"cannot write {redact(self.url)}/{path}: {error}") from None
-            # A retry after a lost reply meets its own object: the bytes decide whose it is.
-            return bytes(self.fs.cat_file(full)) == data
+            if not _is_s3(self.fs) and self.fs.exists(full):
+                return False
+            return self._create(full, data)
+        except Exception as error:  # every file system has errors of its own
+            if _refusal(error) != "PreconditionFailed":
+                raise KDCacheError(f"cannot write {self.url}/{path}: {_reason(error)}") from error
+        # A retry after a lost reply meets its own object: the bytes decide whose it is.
+        return self.get(path) == data
+
+    def _create(self, full: str, data: bytes) -> bool:
+        for pause_s in _CONFLICT_PAUSES_S:
+            try:
+                self.fs.pipe_file(full, data, mode="create")
+                return True
+            except OSError as error:
+                if _refusal(error) != "ConditionalRequestConflict":
+                    raise
+            time.sleep(pause_s)  # another writer is at it; whether it succeeds is still open
+        self.fs.pipe_file(full, data, mode="create")
         return True
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        return bytes(self.fs.cat_file(self._full(path), start=start, end=start + length))
+        with _reading(self.url, path):
+            return bytes(self.fs.cat_file(self._full(path), start=start, end=start + length))
 
     def size(self, path: str) -> int:
-        return int(self.fs.size(self._full(path)))
+        with _reading(self.url, path):
+            return int(self.fs.size(self._full(path)))
 
     def names(self, folder: str) -> list[str]:
+        full = self._full(folder)
         try:
-            found = self.fs.ls(self._full(folder), detail=False)
+            with _reading(self.url, folder):
+                found = [str(name).rstrip("/") for name in self.fs.ls(full, detail=False)]
         except FileNotFoundError:
             return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+        # Some clients put an object for a folder itself; a listing has it too.
+        return sorted(name.rsplit("/", 1)[-1] for name in found if name.strip("/") != full.strip("/"))
+
+    def remove_leftovers(self) -> None:
+        """Nothing to do: an upload appears whole or not at all. Unfinished multipart ones are the bucket's to expire."""
 
     def _full(self, path: str) -> str:
         return f"{self.prefix}/{path}" if path else str(self.prefix)
@@ -176,13 +211,39 @@ def require_object(objects: Objects, path: str) -> bytes:
 
 _numbers: Iterator[int] = count()
 
+_CONFLICT_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+
+_ELSEWHERE = "choose another --home or --store"
 _WRITE_HINTS = {
-    1: "the file system must support hard links; choose another --home",
-    13: "check the folder's permissions, or choose another --home",
-    28: "free some space, or choose another --home; what is committed stays, the same command goes on from there",
-    30: "choose another --home",
-    95: "the file system must support hard links; choose another --home",
+    errno.EPERM: f"the file system must support hard links; {_ELSEWHERE}",
+    errno.EOPNOTSUPP: f"the file system must support hard links; {_ELSEWHERE}",
+    errno.EACCES: f"check the folder's permissions, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.EEXIST: f"a file stands where a folder has to be; {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file stands where a folder has to be; {_ELSEWHERE}",
+    errno.ENOSPC: "free some space; what is committed stays, and the same command goes on from there",
+    errno.EDQUOT: "free some space; what is committed stays, and the same command goes on from there",
 }
+
+
+@contextmanager
+def _reading(url: str, path: str) -> Iterator[None]:
+    """FileNotFoundError for what is not there, KDCacheError for what cannot be reached."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError:
+        raise FileNotFoundError(f"{url}/{path}") from None
+    except Exception as error:  # every file system has errors of its own
+        where = f"{url}/{path}".rstrip("/")
+        raise KDCacheError(f"cannot read {where}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return redact(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _link_new(temp: Path, target: Path, data: bytes) -> bool:
@@ -231,12 +292,9 @@ def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:
     return "s3" in protocols
 
 
-def _is_precondition_failure(error: BaseException) -> bool:
+def _refusal(error: BaseException) -> str:
+    """The code by which S3 refuses a conditional put; empty for any other error."""
     if isinstance(error, FileExistsError):
-        return True
+        return "PreconditionFailed"
     response = getattr(error.__cause__, "response", None) or {}
-    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict")
-
-
-def _known_schemes() -> str:
-    return "a local path, s3://, gs://, memory:// and the others of fsspec"
+    return str(response.get("Error", {}).get("Code", ""))

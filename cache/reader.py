@@ -5,25 +5,20 @@ read, one checksum and one decompression, all outside the GIL. It reads what `sh
 """
 
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from numcodecs import blosc
 
 from kdcache.cache.codecs import Codec
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
 from kdcache.cache.objects import Objects, redact, require_object
 from kdcache.cache.replay import EntryRow, parse_entry_row
-from kdcache.cache.shards import ArrayLayout
+from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import StoreSpec
-from kdcache.cache.store import VIEWS, Store, open_store
-
-_EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
+from kdcache.cache.store import VIEWS, Store, array_path, open_store, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,9 @@ class Entry:
 
 
 class StoreReader:
-    """Random access to the entries of a store's complete passes. Pickles small and opens files lazily.
+    """Random access to the entries of a store's complete passes.
+
+    Pickles small, for worker processes: sizes of shards, but not `manifests`, which stay where it was opened.
 
     Raises:
         StoreMismatchError: the store does not hold one of `targets`.
@@ -93,53 +90,45 @@ class StoreReader:
         layouts = store.layouts(pass_index)
         for name in (VIEWS, *self.targets):
             check_metadata(store, pass_index, name, layouts[name])
-            sizes = tuple(commit.objects[name].size for commit in self.manifests[pass_index].commits)
-            arrays[name] = ShardedArray(store.objects, layouts[name], sizes, _array_path(pass_index, name))
+            sizes = np.array([commit.objects[name].size for commit in self.manifests[pass_index].commits])
+            arrays[name] = ShardedArray(store.objects, layouts[name], sizes, array_path(pass_index, name))
         return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "manifests": {}}
 
 
 class ShardedArray:
     """Rows of one array of one pass."""
 
     def __init__(
-        self, objects: Objects, layout: ArrayLayout, shard_sizes: tuple[int, ...], path: str
+        self,
+        objects: Objects,
+        layout: ArrayLayout,
+        shard_sizes: np.ndarray,  # (units,) bytes, from the ledger
+        path: str,
     ) -> None:
         self.objects = objects
         self.layout = layout
-        self.shard_sizes = shard_sizes  # bytes, from the ledger
+        self.shard_sizes = shard_sizes
         self.path = path
-        self.row_bytes = int(np.prod(layout.row_shape)) * np.dtype(layout.dtype).itemsize
         self._indexes: dict[int, np.ndarray] = {}
 
     def row(self, position: int) -> np.ndarray:
         """Row `position`, of the layout's row shape and dtype."""
         unit, place = divmod(position, self.layout.unit_entries)
         path = f"{self.path}/{self.layout.shard_path(unit)}"
-        offset, size = (int(n) for n in self._index(unit, path)[place])
-        if offset == _EMPTY:
-            raise StoreDamagedError(
-                f"{path}: entry {place} is missing", hint="`kdcache build` again, or another copy"
-            )
-        packed = self._read(path, offset, size)
-        if len(packed) != size or google_crc32c.value(packed[:-4]) != struct.unpack("<I", packed[-4:])[0]:
-            raise StoreDamagedError(f"{path}: entry {place} does not match its checksum")
-        return self._unpack(path, place, packed[:-4])
+        offset, size = self._index(unit, path)[place].tolist()
+        packed = b"" if offset == EMPTY else self._read(path, offset, size)
+        return self.layout.unpack(packed, f"{path}: entry {place}")
 
     def _index(self, unit: int, path: str) -> np.ndarray:
-        """Offsets and sizes of a shard's inner chunks, (unit_entries, 2) uint64, read and checked once."""
+        """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, read and checked once."""
         if unit not in self._indexes:
-            length = 16 * self.layout.unit_entries + 4
-            size = self.shard_sizes[unit]
-            tail = self._read(path, size - length, length) if size >= length else b""
-            if len(tail) != length or google_crc32c.value(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
-                raise StoreDamagedError(f"{path}: the shard's index is damaged or cut off")
-            index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)
-            held = index[index[:, 0] != _EMPTY]
-            if (
-                (held[:, 1] < 4) | (held[:, 0] > size) | (held[:, 1] > size) | (held.sum(axis=1) > size)
-            ).any():
-                raise StoreDamagedError(f"{path}: the shard's index points outside the shard")
-            self._indexes[unit] = index
+            size = int(self.shard_sizes[unit])
+            start = max(0, size - self.layout.index_bytes)
+            tail = self._read(path, start, self.layout.index_bytes)
+            self._indexes[unit] = self.layout.read_index(tail, size, path)
         return self._indexes[unit]
 
     def _read(self, path: str, offset: int, length: int) -> bytes:
@@ -151,30 +140,17 @@ class ShardedArray:
                 hint="the ledger lists it: restore it from a copy",
             ) from None
 
-    def _unpack(self, path: str, place: int, packed: bytes) -> np.ndarray:
-        # The header of a blosc buffer says how much it unpacks to; nothing is allocated on its word alone.
-        if len(packed) < 16 or struct.unpack("<I", packed[4:8])[0] != self.row_bytes:
-            raise StoreDamagedError(f"{path}: entry {place} does not unpack to {self.row_bytes} bytes")
-        row = np.empty(self.layout.row_shape, dtype=self.layout.dtype)
-        try:
-            blosc.decompress(packed, row)
-        except RuntimeError as error:
-            raise StoreDamagedError(f"{path}: entry {place} cannot be unpacked: {error}") from None
-        return row
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": {}}
 
 
 def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout) -> None:
     """Refuse an array whose Zarr metadata is not what the spec and the calibration lead to."""
-    stored: dict[str, Any] = json.loads(
-        require_object(store.objects, f"{_array_path(pass_index, name)}/zarr.json")
-    )
+    path = f"{array_path(pass_index, name)}/zarr.json"
+    stored = parse_json(require_object(store.objects, path), path, dict)
     expected: dict[str, Any] = json.loads(layout.metadata())
     for key in ("shape", "data_type", "chunk_grid", "codecs"):
         if stored.get(key) != expected[key]:
             raise StoreDamagedError(
                 f"{redact(store.url)}: array {name} of pass {pass_index} has another {key}"
             )
-
-
-def _array_path(pass_index: int, name: str) -> str:
-    return f"passes/{pass_index:03d}/{name}"

@@ -1,22 +1,31 @@
-"""Shards: the Zarr v3 arrays of a pass, written by zarr-python one whole shard at a time.
+"""Shards: the Zarr v3 arrays of a pass, one entry an inner chunk, one unit a shard.
 
-Every array has one entry an inner chunk and one unit a shard, and holds standard codecs only: bytes, blosc (zstd behind a
-byte shuffle), crc32c, sharding_indexed. zarr-python is used as a pure encoder into memory, because a shard must be
-whole, hashed and created once; its own stores neither sync nor refuse to overwrite.
+They hold standard codecs only: bytes, blosc (zstd behind a byte shuffle), crc32c, sharding_indexed. zarr-python encodes,
+into memory, because a shard must be whole, hashed and created once; its own stores neither sync nor refuse to
+overwrite. Decoding is done here, by what the standard says of those codecs: zarr-python takes a missing inner chunk for
+zeros, and lets a blosc header say how much memory to take.
 """
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
+from numcodecs import blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from kdcache.cache.errors import StoreDamagedError
+
+# blosc's own threads, by default on in a process's main thread, would fight with the readers' over cores, and are
+# not there after a fork. zarr turns them off when it is imported; it is said here, because the reader counts on it.
+blosc.use_threads = False
+
+EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +46,7 @@ class ArrayLayout:
 
     def metadata(self) -> bytes:
         """The array's zarr.json."""
-        files = _files_of(self, rows=self.rows)
-        return files["zarr.json"]
+        return _files_of(self, rows=self.rows)["zarr.json"]
 
     def encode(
         self,
@@ -53,13 +61,54 @@ class ArrayLayout:
         return _files_of(self, rows=len(rows), values=rows)[self.shard_path(0)]
 
     def decode(self, shard: bytes, n: int) -> np.ndarray:
-        """The first `n` rows of a shard, every one decoded and checked. Raises StoreDamagedError."""
-        store = MemoryStore({"zarr.json": _buffer(_files_of(self, rows=n)["zarr.json"])})
-        store._store_dict[self.shard_path(0)] = _buffer(shard)
+        """The first `n` rows of a shard, every one checked and decoded. Raises StoreDamagedError."""
+        where = f"array {self.name}"
+        index = self.read_index(shard[-self.index_bytes :], len(shard), where)
+        return np.stack(
+            [
+                self.unpack(shard[offset : offset + size], f"{where}, row {row}")
+                for row, (offset, size) in enumerate(index[:n].tolist())
+            ]
+        )
+
+    @property
+    def index_bytes(self) -> int:
+        """The index at the end of a shard: an offset and a size for each row, and a checksum."""
+        return 16 * self.unit_entries + 4
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
+
+    def read_index(self, tail: bytes, shard_bytes: int, where: str) -> np.ndarray:
+        """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, from the last `index_bytes` bytes of it.
+
+        Raises:
+            StoreDamagedError: naming `where`, for an index that is cut off, damaged, or points outside the shard.
+        """
+        if len(tail) != self.index_bytes or not _sum_fits(tail):
+            raise StoreDamagedError(f"{where}: the shard's index is damaged or cut off")
+        index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)
+        offsets, sizes = index[index[:, 0] != EMPTY].T
+        if (
+            (sizes < 4) | (sizes > shard_bytes) | (offsets > shard_bytes - np.minimum(sizes, shard_bytes))
+        ).any():
+            raise StoreDamagedError(f"{where}: the shard's index points outside the shard")
+        return index
+
+    def unpack(self, packed: bytes, where: str) -> np.ndarray:
+        """One row from its inner chunk, of row_shape and dtype. Raises StoreDamagedError, naming `where`."""
+        if len(packed) < 20 or not _sum_fits(packed):
+            raise StoreDamagedError(f"{where} is missing or does not match its checksum")
+        # The header of a blosc buffer says how much it unpacks to; nothing is allocated on its word alone.
+        if struct.unpack("<I", packed[4:8])[0] != self.row_bytes:
+            raise StoreDamagedError(f"{where} does not unpack to {self.row_bytes} bytes")
+        row = np.empty(self.row_shape, dtype=self.dtype)
         try:
-            return np.asarray(zarr.open_array(store=store, mode="r", zarr_format=3)[:])
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:  # what zarr raises for damaged bytes
-            raise StoreDamagedError(f"array {self.name}: a shard cannot be decoded: {error}") from None
+            blosc.decompress(packed[:-4], row)
+        except RuntimeError as error:
+            raise StoreDamagedError(f"{where} cannot be unpacked: {error}") from None
+        return row
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> bytes:
@@ -78,7 +127,7 @@ def same_metadata(mine: bytes, theirs: bytes) -> bool:
 
     try:
         return bool(meaning(mine) == meaning(theirs))
-    except ValueError:
+    except (ValueError, AttributeError):  # not JSON, or no object
         return False
 
 
@@ -105,5 +154,6 @@ def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = Non
     return {path: buffer.to_bytes() for path, buffer in store._store_dict.items()}
 
 
-def _buffer(data: bytes) -> Any:
-    return default_buffer_prototype().buffer.from_bytes(data)
+def _sum_fits(data: bytes) -> bool:
+    """Whether the crc32c codec's checksum, the last four bytes, is that of the rest."""
+    return bool(google_crc32c.value(data[:-4]) == struct.unpack("<I", data[-4:])[0])

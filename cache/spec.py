@@ -6,9 +6,11 @@ machine (versions, batch size, threads) stands in the commit records.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from kdcache.cache.codecs import canonical_request, stored_dtype
 from kdcache.cache.errors import StoreDamagedError, UsageError
@@ -17,8 +19,11 @@ from kdcache.cache.views import ViewPolicy
 FORMAT_VERSION = 1
 TARGETS = ("logits", "features", "aux", "backbone")
 
+MAX_UNIT_ENTRIES = 4096
+MAX_UNIT_BYTES = 4 * 2**30  # raw: a unit stands whole in memory, several times over
+
 _SHARD_BYTES = 64 * 2**20
-_MAX_UNIT_ENTRIES = 64
+_DEFAULT_UNIT_ENTRIES = 64  # at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +48,7 @@ class TargetSpec:
     def raw_bytes(self) -> int:
         """Bytes of one entry's codes before compression."""
         channels, height, width = self.shape
-        return channels * height * width * (2 if stored_dtype(self.codec) in ("float16", "int16") else 4)
+        return channels * height * width * np.dtype(stored_dtype(self.codec)).itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +63,16 @@ class StoreSpec:
     unit_entries: int  # entries a unit = rows a shard, the same for every array
 
     def __post_init__(self) -> None:
-        unknown = set(self.targets) - set(TARGETS)
-        if unknown or not self.targets:
+        check_target_names(self.targets)
+        if not 1 <= self.unit_entries <= MAX_UNIT_ENTRIES:
+            raise UsageError(f"unit entries must be from 1 to {MAX_UNIT_ENTRIES}, got {self.unit_entries}")
+        if self.unit_bytes > MAX_UNIT_BYTES:
+            fitting = MAX_UNIT_BYTES // sum(target.raw_bytes for target in self.targets.values())
             raise UsageError(
-                f"targets: {', '.join(sorted(unknown)) or 'none given'}",
-                hint=f"some of: {', '.join(TARGETS)}",
+                f"a unit of {self.unit_entries} entries takes {self.unit_bytes / 2**30:.3g} GiB of memory,"
+                f" more than {MAX_UNIT_BYTES / 2**30:.3g}",
+                hint=f"--unit-entries {fitting} or less" if fitting else "fewer targets or smaller crops",
             )
-        if self.unit_entries < 1:
-            raise UsageError(f"unit entries must be at least 1, got {self.unit_entries}")
 
     @property
     def key(self) -> str:
@@ -77,6 +84,12 @@ class StoreSpec:
         """The folder of this store under a home: legible, and unique by the key."""
         legible = f"{self.dataset.name}-{self.dataset.split}-{self.teacher['name']}"
         return "".join(c if c.isalnum() or c in "-_." else "_" for c in legible) + f"-{self.key[:12]}"
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of the codes of one whole unit before compression."""
+        entries = min(self.unit_entries, self.dataset.images)
+        return entries * sum(target.raw_bytes for target in self.targets.values())
 
     @property
     def units_per_pass(self) -> int:
@@ -116,10 +129,9 @@ class StoreSpec:
                 hint="upgrade kdcache: pip install -U kdcache",
             )
         try:
-            dataset = dict(fields["dataset"])
             return cls(
-                dataset=DatasetIdentity(**{**dataset, "class_names": tuple(dataset["class_names"])}),
-                teacher=dict(fields["teacher"]),
+                dataset=_dataset_from_dict(fields["dataset"]),
+                teacher={**fields["teacher"], "name": str(fields["teacher"]["name"])},
                 views=ViewPolicy.from_dict(fields["views"]),
                 seed=int(fields["seed"]),
                 targets={name: _target_from_dict(target) for name, target in fields["targets"].items()},
@@ -133,6 +145,16 @@ class StoreSpec:
         return _differences("", self.to_dict(), other.to_dict())
 
 
+def check_target_names(names: Collection[str]) -> None:
+    """Raises UsageError for none, or for one that is not in TARGETS."""
+    unknown = sorted(set(names) - set(TARGETS))
+    if unknown or not names:
+        raise UsageError(
+            f"unknown target {unknown[0]!r}" if unknown else "no target given",
+            hint=f"one or more of: {', '.join(TARGETS)}",
+        )
+
+
 def canonical_json(value: Any) -> bytes:
     """The one JSON text of a value: sorted keys, no spaces, no NaN. Digests are taken over it."""
     return json.dumps(
@@ -143,7 +165,19 @@ def canonical_json(value: Any) -> bytes:
 def default_unit_entries(targets: Mapping[str, TargetSpec]) -> int:
     """Entries a unit so that the largest raw shard is at most 64 MiB, between 1 and 64."""
     largest = max(target.raw_bytes for target in targets.values())
-    return max(1, min(_MAX_UNIT_ENTRIES, _SHARD_BYTES // largest))
+    return max(1, min(_DEFAULT_UNIT_ENTRIES, _SHARD_BYTES // largest))
+
+
+def _dataset_from_dict(fields: Mapping[str, Any]) -> DatasetIdentity:
+    if int(fields["images"]) < 1:
+        raise ValueError(f"dataset of {fields['images']} images")
+    return DatasetIdentity(
+        name=str(fields["name"]),
+        split=str(fields["split"]),
+        images=int(fields["images"]),
+        fingerprint=str(fields["fingerprint"]),
+        class_names=tuple(str(name) for name in fields["class_names"]),
+    )
 
 
 def _target_from_dict(fields: Mapping[str, Any]) -> TargetSpec:

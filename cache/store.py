@@ -14,7 +14,9 @@ Every object is created once and never changed; a pass is its own group, so more
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,7 +24,13 @@ import numpy as np
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import stored_dtype
-from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, StoreNotFoundError
+from kdcache.cache.errors import (
+    KDCacheError,
+    StoreDamagedError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    UsageError,
+)
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, read_manifest
 from kdcache.cache.objects import Objects, join_url, open_objects, redact, require_object
 from kdcache.cache.replay import ENTRY_COLUMNS
@@ -34,6 +42,12 @@ IMAGES = "kd/images.json"
 CALIBRATION = "kd/calibration.json"
 GOALS = "kd/goals"
 VIEWS = "views"  # the array of inputs
+
+_TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
+_COMMIT_NAME = re.compile(r"(\d+)-(\d+)\.json")
+_MANIFEST_NAME = re.compile(r"manifest-(\d+)\.json")
+_NUMBER_NAME = re.compile(r"(\d+)")
+# Other names in the ledger's folders are nobody's record: file systems and people leave such files.
 
 _Document = TypeVar("_Document", dict[str, Any], list[Any])
 
@@ -73,7 +87,7 @@ class Store:
     @property
     def goal(self) -> int:
         """How many passes are wanted: the largest goal on record."""
-        return max((int(name) for name in self.objects.names(GOALS)), default=0)
+        return max((number for (number,) in self._numbers(GOALS, _NUMBER_NAME)), default=0)
 
     def raise_goal(self, passes: int) -> int:
         """Record that `passes` passes are wanted; the goal afterwards, which never shrinks."""
@@ -112,13 +126,15 @@ class Store:
     def create_pass(self, pass_index: int) -> None:
         """Put the group and the array metadata of a pass, or check that those that stand agree."""
         self._put_metadata("passes/zarr.json", group_metadata({}))
-        folder = _pass_folder(pass_index)
-        self._put_metadata(f"{folder}/zarr.json", group_metadata({"kdcache": {"pass": pass_index}}))
+        self._put_metadata(
+            f"{_pass_folder(pass_index)}/zarr.json", group_metadata({"kdcache": {"pass": pass_index}})
+        )
         for name, layout in self.layouts(pass_index).items():
-            self._put_metadata(f"{folder}/{name}/zarr.json", layout.metadata())
+            self._put_metadata(f"{array_path(pass_index, name)}/zarr.json", layout.metadata())
 
     def shard_path(self, layout: ArrayLayout, pass_index: int, unit: int) -> str:
-        return f"{_pass_folder(pass_index)}/{layout.name}/{layout.shard_path(unit)}"
+        """Where the shard of a unit stands in the store."""
+        return f"{array_path(pass_index, layout.name)}/{layout.shard_path(unit)}"
 
     def put_unit(
         self, pass_index: int, unit: int, rows: Mapping[str, np.ndarray], built: Mapping[str, object]
@@ -158,77 +174,80 @@ class Store:
 
     def committed_units(self, pass_index: int) -> set[int]:
         """Units with a commit record, by one listing."""
-        return set(self._newest_records(pass_index))
+        return set(self._generations(pass_index))
 
     def commits(self, pass_index: int) -> dict[int, Commit]:
         """The record of the highest generation of every committed unit."""
-        newest = self._newest_records(pass_index)
-        return {unit: self._read_commit(path, pass_index, unit) for unit, path in newest.items()}
+        newest = self._generations(pass_index)
+        return {unit: self._read_commit(pass_index, unit, newest[unit]) for unit in sorted(newest)}
 
     def commit_of(self, pass_index: int, unit: int) -> Commit:
         """One of `commits`. Raises KeyError for a unit that is not committed."""
-        return self._read_commit(self._newest_records(pass_index)[unit], pass_index, unit)
+        return self._read_commit(pass_index, unit, self._generations(pass_index)[unit])
 
     def finish_pass(self, pass_index: int) -> Manifest | None:
-        """Put the pass's manifest once all its units are committed; None before that."""
+        """The pass's manifest, put if it is not there yet; None while a unit is not committed."""
         units = range(self.spec.units_per_pass)
-        if self.committed_units(pass_index) < set(units):
+        newest = self._generations(pass_index)
+        if not newest.keys() >= set(units):
             return None
-        commits = self.commits(pass_index)
-        manifest = Manifest(pass_index=pass_index, commits=tuple(commits[unit] for unit in units))
-        generation = max(commit.generation for commit in manifest.commits)
-        self.objects.put_new(f"{_ledger_folder(pass_index)}/manifest-{generation}.json", manifest.to_bytes())
-        return manifest
+        generation = max(newest.values())
+        if generation not in self._manifest_generations(pass_index):
+            commits = tuple(self._read_commit(pass_index, unit, newest[unit]) for unit in units)
+            manifest = Manifest(pass_index=pass_index, commits=commits)
+            self.objects.put_new(_manifest_path(pass_index, generation), manifest.to_bytes())
+        return self.manifest(pass_index)
 
     def manifest(self, pass_index: int) -> Manifest | None:
         """The manifest of the highest generation; None for a pass that is not complete."""
-        folder = _ledger_folder(pass_index)
-        names = [name for name in self.objects.names(folder) if name.startswith("manifest-")]
-        if not names:
+        generations = self._manifest_generations(pass_index)
+        if not generations:
             return None
-        newest = max(names, key=lambda name: int(name.removesuffix(".json").split("-")[1]))
-        manifest = read_manifest(require_object(self.objects, f"{folder}/{newest}"), f"{folder}/{newest}")
+        path = _manifest_path(pass_index, max(generations))
+        manifest = read_manifest(require_object(self.objects, path), path)
         if len(manifest.commits) != self.spec.units_per_pass:
             raise StoreDamagedError(
-                f"{folder}/{newest} lists {len(manifest.commits)} units, the pass has {self.spec.units_per_pass}"
+                f"{path} lists {len(manifest.commits)} units, the pass has {self.spec.units_per_pass}"
             )
         for unit, commit in enumerate(manifest.commits):
             self._check_commit(commit, pass_index, unit)
         return manifest
 
     def begun_passes(self) -> list[int]:
-        return [int(name) for name in self.objects.names("kd/passes")]
+        """Passes with a commit record or a manifest, in order."""
+        return sorted(number for (number,) in self._numbers("kd/passes", _NUMBER_NAME))
 
     def complete_passes(self) -> list[int]:
         """Passes with a manifest, in order."""
-        return [
-            index
-            for index in self.begun_passes()
-            if any(name.startswith("manifest-") for name in self.objects.names(_ledger_folder(index)))
-        ]
+        return [index for index in self.begun_passes() if self._manifest_generations(index)]
 
     @property
     def is_complete(self) -> bool:
         """Whether every pass of the largest goal is complete."""
         return self.goal > 0 and set(range(self.goal)) <= set(self.complete_passes())
 
-    def _newest_records(self, pass_index: int) -> dict[int, str]:
-        folder = f"{_ledger_folder(pass_index)}/units"
+    def _generations(self, pass_index: int) -> dict[int, int]:
+        """The highest generation of record of every committed unit."""
         generations: dict[int, int] = {}
-        for name in self.objects.names(folder):
-            unit, generation = (int(number) for number in name.removesuffix(".json").split("-"))
+        for unit, generation in self._numbers(f"{_ledger_folder(pass_index)}/units", _COMMIT_NAME):
             generations[unit] = max(generation, generations.get(unit, 0))
-        return {
-            unit: _commit_path(pass_index, unit, generation)
-            for unit, generation in sorted(generations.items())
-        }
+        return generations
+
+    def _manifest_generations(self, pass_index: int) -> set[int]:
+        return {generation for (generation,) in self._numbers(_ledger_folder(pass_index), _MANIFEST_NAME)}
+
+    def _numbers(self, folder: str, pattern: re.Pattern[str]) -> Iterable[tuple[int, ...]]:
+        """The numbers in those names of a folder that fit the pattern."""
+        matches = (pattern.fullmatch(name) for name in self.objects.names(folder))
+        return [tuple(int(number) for number in match.groups()) for match in matches if match]
 
     def _put_metadata(self, path: str, data: bytes) -> None:
         stands = self.objects.put_same(path, data)
         if stands != data and not same_metadata(stands, data):
             raise StoreDamagedError(f"{redact(self.url)}/{path} is not the metadata that the spec leads to")
 
-    def _read_commit(self, path: str, pass_index: int, unit: int) -> Commit:
+    def _read_commit(self, pass_index: int, unit: int, generation: int) -> Commit:
+        path = _commit_path(pass_index, unit, generation)
         commit = read_commit(require_object(self.objects, path), path)
         self._check_commit(commit, pass_index, unit)
         return commit
@@ -242,19 +261,42 @@ class Store:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What stands directly under a home, by name."""
+
+    stores: tuple[Store, ...]
+    unreadable: Mapping[str, KDCacheError]  # by URL: why a store there cannot be opened
+
+
 def create_store(url: str, spec: StoreSpec, image_ids: tuple[str, ...]) -> Store:
     """Begin the store of `spec` at `url`, or open the one that stands there.
 
     Raises:
+        UsageError: something else stands at `url`.
         StoreMismatchError: the store at `url` has another spec; the message lists the fields that differ.
+        StoreDamagedError: it lists other images than its spec is about.
     """
     assert len(image_ids) == spec.dataset.images
-    objects = open_objects(url)
-    if "spec.json" not in objects.names("kd"):
-        objects.put_new(IMAGES, canonical_json(list(image_ids)))
+    if find_store_of(spec, url) is None:
+        objects = open_objects(url)
+        _put_images(objects, image_ids)
         objects.put_new("zarr.json", group_metadata({"kdcache": {"key": spec.key}}))
         objects.put_new(SPEC, canonical_json(spec.to_dict()))  # last: a store exists once its spec does
-    store = open_store(url)
+    store = find_store_of(spec, url)
+    assert store is not None
+    if store.image_ids != image_ids:
+        raise StoreDamagedError(f"{redact(url)}/{IMAGES} lists other images than the store's spec is about")
+    return store
+
+
+def find_store_of(spec: StoreSpec, url: str) -> Store | None:
+    """The store of `spec` at `url`; None where nothing stands yet. Raises as `create_store` does; writes nothing."""
+    try:
+        store = open_store(url)
+    except StoreNotFoundError:
+        _require_free(url)
+        return None
     if store.spec.key != spec.key:
         lines = "\n  ".join(store.spec.differences(spec))
         raise StoreMismatchError(
@@ -268,12 +310,12 @@ def open_store(url: str) -> Store:
     """The store at `url`. Raises StoreNotFoundError where there is none, StoreDamagedError where it cannot be read."""
     objects = open_objects(url)
     try:
-        spec = StoreSpec.from_dict(_parse(objects.get(SPEC), SPEC, dict))
-    except (FileNotFoundError, NotADirectoryError):
+        spec = StoreSpec.from_dict(parse_json(objects.get(SPEC), f"{redact(url)}/{SPEC}", dict))
+    except FileNotFoundError:
         raise StoreNotFoundError(
             f"no store at {redact(url)} (looked for {SPEC})", hint="`kdcache ls` lists the stores of the home"
         ) from None
-    image_ids = _parse(require_object(objects, IMAGES), IMAGES, list)
+    image_ids = parse_json(require_object(objects, IMAGES), f"{redact(url)}/{IMAGES}", list)
     if len(image_ids) != spec.dataset.images:
         raise StoreDamagedError(
             f"{redact(url)}/{IMAGES} does not list the {spec.dataset.images} images of the spec"
@@ -281,15 +323,53 @@ def open_store(url: str) -> Store:
     return Store(url, objects, spec, tuple(str(i) for i in image_ids))
 
 
-def list_stores(home: str) -> list[Store]:
-    """All stores directly under `home`, by name; folders that hold none are passed over."""
-    stores = []
+def list_stores(home: str) -> Home:
+    """All stores directly under `home`; folders that hold none are passed over."""
+    stores, unreadable = [], {}
     for name in open_objects(home).names(""):
+        url = join_url(home, name)
         try:
-            stores.append(open_store(join_url(home, name)))
+            stores.append(open_store(url))
         except StoreNotFoundError:
             continue
-    return stores
+        except KDCacheError as error:  # one bad store must not hide the others
+            unreadable[redact(url)] = error
+    return Home(tuple(stores), unreadable)
+
+
+def array_path(pass_index: int, name: str) -> str:
+    """Where an array of a pass stands in the store."""
+    return f"{_pass_folder(pass_index)}/{name}"
+
+
+def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
+    """A JSON object or list. Raises StoreDamagedError, naming `where`, for anything else."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        raise StoreDamagedError(f"{where} is not JSON") from None
+    if not isinstance(document, kind):
+        raise StoreDamagedError(f"{where} is not a JSON {'object' if kind is dict else 'list'}")
+    return document
+
+
+def _require_free(url: str) -> None:
+    others = [name for name in open_objects(url).names("") if name not in _TOP and not name.startswith(".")]
+    if others:
+        raise UsageError(
+            f"{redact(url)} is no store and not empty: it holds {', '.join(others[:3])}"
+            + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
+            hint="name an empty or a new folder; --home is the folder of all stores, --store that of one",
+        )
+
+
+def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
+    ids = canonical_json(list(image_ids))
+    if objects.put_same(IMAGES, ids) != ids:
+        raise StoreDamagedError(
+            f"{objects.url} was begun for other images and never got further",
+            hint="it holds nothing: delete it, or name another folder",
+        )
 
 
 def _pass_folder(pass_index: int) -> str:
@@ -300,15 +380,9 @@ def _ledger_folder(pass_index: int) -> str:
     return f"kd/passes/{pass_index:03d}"
 
 
+def _manifest_path(pass_index: int, generation: int) -> str:
+    return f"{_ledger_folder(pass_index)}/manifest-{generation}.json"
+
+
 def _commit_path(pass_index: int, unit: int, generation: int) -> str:
     return f"{_ledger_folder(pass_index)}/units/{unit:06d}-{generation}.json"
-
-
-def _parse(data: bytes, where: str, kind: type[_Document]) -> _Document:
-    try:
-        document = json.loads(data)
-    except ValueError:
-        raise StoreDamagedError(f"{where} is not JSON") from None
-    if not isinstance(document, kind):
-        raise StoreDamagedError(f"{where} is not a JSON {kind.__name__}")
-    return document

@@ -10,10 +10,12 @@ import click
 
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, duration_text, size_text
+from kdcache.cli.output import Console, size_text
+from kdcache.distill.durations import duration_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.build import BuildPlan, BuildResult
+    from kdcache.cache.build import BuildResult
+    from kdcache.cache.plan import BuildPlan
     from kdcache.cache.store import Store
 
 _CODEC = {"metavar": "CODEC", "default": "uniform"}
@@ -86,15 +88,20 @@ def command(console: Console, /, **given: Any) -> None:
     import torch
     from accelerate import PartialState
 
-    from kdcache.cache.build import BuildOptions, build_store, measure_plan, plan_store
+    from kdcache.cache.build import BuildOptions, build_store, plan_store
+    from kdcache.cache.codecs import canonical_request
     from kdcache.cache.datasets import open_dataset
     from kdcache.cache.objects import join_url, redact
-    from kdcache.cache.store import create_store
+    from kdcache.cache.plan import measure_plan
+    from kdcache.cache.spec import check_target_names
+    from kdcache.cache.store import create_store, find_store_of
     from kdcache.cache.teacher import load_teacher
     from kdcache.cache.views import view_policy
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
+    check_target_names(given["targets"])  # before anything that takes time
+    targets = {name: canonical_request(given[f"{name}_codec"]) for name in given["targets"]}
     state = PartialState(cpu=given["device"] == "cpu")
     dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
     policy = view_policy(dataset.name, **options.view_overrides(given))
@@ -106,7 +113,6 @@ def command(console: Console, /, **given: Any) -> None:
         device=state.device,
         precision=given["precision"],
     )
-    targets = {name: given.get(f"{name}_codec") or "fp16" for name in given["targets"]}
     spec = plan_store(
         dataset, teacher, policy, seed=given["seed"], targets=targets, unit_entries=given["unit_entries"]
     )
@@ -115,7 +121,14 @@ def command(console: Console, /, **given: Any) -> None:
         batch_size=given["batch_size"], decode_threads=given["workers"], force=given["force"]
     )
     if given["dry_run"]:
-        plan = measure_plan(spec, dataset, teacher, passes=given["views"], options=build_options)
+        plan = measure_plan(
+            spec,
+            dataset,
+            teacher,
+            passes=given["views"],
+            options=build_options,
+            store=find_store_of(spec, url),
+        )
         _show_plan(console, redact(url), plan)
         return
     store = create_store(url, spec, dataset.image_ids)
@@ -142,20 +155,27 @@ def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:
                 "store": url,
                 "entries": plan.entries,
                 "units": plan.units,
+                "units_committed": plan.units_committed,
                 "bytes": plan.total_bytes,
+                "bytes_left": plan.bytes_left,
                 "bytes_per_view": sizes,
-                "seconds": plan.seconds_left,
+                "unit_memory_bytes": plan.unit_bytes,
+                "seconds_left": plan.seconds_left,
             }
         )
         return
+    left = (
+        f"{plan.entries_left} entries, {size_text(plan.bytes_left)}, about {duration_text(plan.seconds_left)}"
+    )
     console.fields(
         {
             "store": url,
             "entries": plan.entries,
-            "units": plan.units,
+            "units": f"{plan.units}, {plan.units_committed} of them there already",
             "size": size_text(plan.total_bytes),
             "a view": "\n".join(f"{name}: {size_text(size)}" for name, size in sizes.items()),
-            "time": f"about {duration_text(plan.seconds_left)} a process",
+            "memory": f"{size_text(plan.unit_bytes)} a unit in flight",
+            "left": f"{left} with one process" if plan.entries_left else "nothing: it is complete",
         }
     )
 

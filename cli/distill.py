@@ -15,31 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.cli import options
-from kdcache.cli.output import Console, duration_text
+from kdcache.cli.output import Console
 from kdcache.distill.config import (
     CROP_CHECKS,
+    DEFAULT_STEPS,
     EVALUATION_MODES,
     KD_IGNORES,
     MIXED_PRECISIONS,
-    SCHEDULES,
+    OPTIONS,
     SOURCES,
     TrainConfig,
 )
+from kdcache.distill.durations import duration_text
+from kdcache.distill.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from kdcache.distill.outcome import RunResult
 
-# Options whose names differ from their field's. --crop, --flip and --save-every set other fields than their own.
-FIELDS = {
-    "budget": "budget_seconds",
-    "weights": "teacher_weights",
-    "precision": "teacher_precision",
-    "log_every": "log_every_steps",
-    "gradnorm_every": "gradnorm_every_steps",
-    "eval_every": "eval_every_steps",
-}
+# Parameters whose name is not their field's. Those of --crop, --flip and --save-every become other fields, see below.
+FIELDS = {text.removeprefix("--").replace("-", "_"): field for field, text in OPTIONS.items()}
+LENGTHS = ("budget_seconds", "steps", "epochs")
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 
 
@@ -85,14 +82,21 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
     metavar="DURATION",
     help="Train this long; evaluation and checkpoints not counted.",
 )
-@option("--steps", type=options.COUNT, help="Train so many steps.")
+@option(
+    "--steps",
+    type=options.COUNT,
+    help="Train so many steps.",
+    show_default=f"{DEFAULT_STEPS}, where no length is given",
+)
 @option("--epochs", type=options.COUNT, help="Train so many epochs, each one view of every image.")
 @option("--batch-size", type=options.COUNT, help="Crops a step, over all processes.")
 @option("--lr", type=float, help="Learning rate at the start.")
 @option("--momentum", type=float, help="Of SGD.")
 @option("--weight-decay", type=float, help="Of SGD.")
 @option("--head-lr-factor", type=float, help="Learning rate of the heads over the backbone's.")
-@option("--schedule", type=click.Choice(SCHEDULES), help="Of the learning rate, over the fraction spent.")
+@option(
+    "--schedule", type=click.Choice(list(SCHEDULES)), help="Of the learning rate, over the fraction spent."
+)
 @option("--power", type=float, help="Exponent of poly.")
 @option("--min-lr", type=float, help="Learning rate at the end.")
 @option("--temperature", type=float, help="Softmax temperature of logit distillation.")
@@ -110,7 +114,9 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 )
 @option("--pool-units", type=options.COUNT, help="Units that one shuffle pool spans.")
 @option(
-    "--check-crops", type=click.Choice(CROP_CHECKS), help="Compare replayed crops with the store's digests."
+    "--check-crops",
+    type=click.Choice(list(CROP_CHECKS)),
+    help="Compare replayed crops with the store's digests.",
 )
 @option("--log-every", type=options.COUNT, metavar="STEPS", help="Steps between lines of metrics.")
 @option(
@@ -141,7 +147,8 @@ def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
     """Train a student, from a store or with its teacher running along.
 
     One of --budget, --steps and --epochs says how long. Without --store the home's newest store is taken; --dataset
-    narrows the choice. With --fresh-views no store is needed for --method none and --source online.
+    narrows the choice. With --fresh-views no store is needed for --method none and --source online. --resume begins
+    the run where there is none yet.
     """
     config = make_config(console, home, resume, given)
     from kdcache.distill.train import train
@@ -155,11 +162,15 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
     """The run that the options ask for, on top of the resumed run's own configuration."""
     asked = _config_fields(given)
     before = _resumed(asked) if resume else {}
+    if any(name in asked for name in LENGTHS):
+        before = {name: value for name, value in before.items() if name not in LENGTHS}
     merged = {**before, **asked}
     if "method" not in merged:
         raise UsageError("--method is missing", hint="--method none, logit, feature or logit+feature")
     merged.setdefault("source", "none" if merged["method"] == "none" else "cache")
     merged.setdefault("out", _default_out(merged))
+    if all(merged.get(name) is None for name in LENGTHS):
+        merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
         merged["store"] = _find_store(console, home, asked.get("store"), merged.get("dataset"))
     return TrainConfig.from_dict(merged)
@@ -185,7 +196,11 @@ def _resumed(asked: dict[str, Any]) -> dict[str, Any]:
     if not out:
         raise UsageError("--resume needs the run's folder", hint="--out DIR")
     path = Path(out, CONFIG)
-    return {**read_json(path), "out": out} if path.exists() else {}
+    if path.exists():
+        return {**read_json(path), "out": out}
+    if "method" not in asked:
+        raise NotFoundError(f"no run in {out} to go on with", hint="with --method one is begun there")
+    return {}
 
 
 def _default_out(values: dict[str, Any]) -> str:
@@ -211,9 +226,17 @@ def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:
     console.fields(
         {
             "run": result.out,
-            "steps": f"{result.steps} in {duration_text(result.training_s)}"
-            + (", nothing was left to do" if result.was_complete else ""),
+            "steps": _steps_text(config, result),
             **{name: f"{100 * value:.2f} %" for name, value in percent.items() if value is not None},
             "report": f"{result.out}/report.md",
         }
     )
+
+
+def _steps_text(config: TrainConfig, result: "RunResult") -> str:
+    text = f"{result.steps} in {duration_text(result.training_s)}"
+    if result.was_complete:
+        return f"{text}, nothing was left to do"
+    if result.ended_by_clock:
+        return f"{text}: the time was up before the {result.planned_steps} that were planned"
+    return text if config.budget_seconds is None else f"{text}; --steps {result.steps} repeats them"

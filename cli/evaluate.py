@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     help="A run's folder, or a checkpoint of any layout that `build` takes.",
 )
 @option("--teacher", metavar="NAME", help="A teacher in its place, as `build` takes it.")
-@option("--weights", metavar="PATH|URL|auto", default="auto", help="The teacher's weights.")
+@option("--weights", metavar="PATH|URL|auto", help="The teacher's weights.", show_default="auto")
 @option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
     help="The teacher's.",
+    show_default="float32",
 )
 @options.dataset_options(required=False, split="val")
 @option(
@@ -47,7 +47,13 @@ def command(console: Console, /, **given: Any) -> None:
     --dataset may be left out for a student that kdcache trained: its file names it.
     """
     if (given["checkpoint"] is None) == (given["teacher"] is None):
-        raise UsageError("one of --checkpoint and --teacher says what to score")
+        raise UsageError(
+            "one of --checkpoint and --teacher says what to score",
+            hint="--checkpoint RUN, or --teacher pspnet_resnet101 --dataset cityscapes",
+        )
+    for name in ("weights", "precision"):
+        if given["checkpoint"] is not None and given[name] is not None:
+            raise UsageError(f"--{name} is the teacher's", hint="leave it out, or score a --teacher")
     if (given["mode"] == "slide") != (given["crop"] is not None):
         raise UsageError("--mode slide and --crop go together", hint="--mode slide --crop 512x1024")
     scores = _score(console, given)
@@ -85,11 +91,11 @@ def _score(console: Console, given: dict[str, Any]) -> "Scores":
             )
         teacher = load_teacher(
             given["teacher"],
-            weights=given["weights"],
+            weights=given["weights"] or "auto",
             dataset_name=dataset.name,
             classes=len(dataset.classes.names),
             device=device,
-            precision=given["precision"],
+            precision=given["precision"] or "float32",
         )
         return evaluate(
             teacher, dataset, recipe=recipe, device=device, limit=given["limit"], progress=progress

@@ -1,11 +1,13 @@
 """Stores by name: which store a command means when it is told little or nothing."""
 
-from collections.abc import Sequence
+import logging
 
-from kdcache.cache.errors import StoreNotFoundError, UsageError
+from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError, UsageError
 from kdcache.cache.objects import join_url, redact
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.store import Store, list_stores, open_store
+
+logger = logging.getLogger("kdcache.home")
 
 
 def find_store(home: str, store: str | None, *, dataset: str | None = None) -> Store:
@@ -16,7 +18,7 @@ def find_store(home: str, store: str | None, *, dataset: str | None = None) -> S
 
 
 def choose_store(home: str, *, dataset: str | None = None, trainable: bool = False) -> Store:
-    """The home's newest store.
+    """The home's newest store. Stores that cannot be read are passed over with a warning.
 
     Args:
         dataset: only stores of the dataset of that name, as `build --dataset` took it.
@@ -26,7 +28,10 @@ def choose_store(home: str, *, dataset: str | None = None, trainable: bool = Fal
         StoreNotFoundError: there is none.
         UsageError: stores of several datasets or teachers fit.
     """
-    fitting = [store for store in list_stores(home) if dataset in (None, store.spec.dataset.name)]
+    found = list_stores(home)
+    for url, error in found.unreadable.items():
+        logger.warning("passing over %s, which cannot be read: %s", url, error)
+    fitting = [store for store in found.stores if dataset in (None, store.spec.dataset.name)]
     of_dataset = f" of {dataset}" if dataset else ""
     if not fitting:
         raise StoreNotFoundError(
@@ -55,11 +60,14 @@ def describe(store: Store) -> str:
 
 
 def built_at(store: Store) -> str:
-    """When the first unit of the last begun pass was committed, ISO 8601; empty where nothing is."""
+    """When the first unit of the last begun pass was committed, ISO 8601; empty where nothing is, or it is damaged."""
     for pass_index in reversed(store.begun_passes()):
-        units: Sequence[int] = sorted(store.committed_units(pass_index))
-        if units:
-            return str(store.commit_of(pass_index, units[0]).built.get("time", ""))
+        units = store.committed_units(pass_index)
+        try:
+            if units:
+                return str(store.commit_of(pass_index, min(units)).built.get("time", ""))
+        except StoreDamagedError:
+            return ""
     return ""
 
 

@@ -91,7 +91,7 @@ def _render(summary: dict[str, Any]) -> dict[str, str]:
         ),
         "size": size_text(summary["bytes"]),
         "a view": "\n".join(sizes) or "nothing complete yet",
-        "teacher check": summary.get("teacher_check", {}).get("text", "none: there were no labels"),
+        "teacher check": summary.get("teacher_check", {}).get("text", "not made yet"),
         "last commit": _pairs(summary["built"]) or "none",
     }
 

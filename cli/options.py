@@ -1,6 +1,6 @@
 """What the commands' options have in common: variables and defaults in the help, sizes, durations, shared options.
 
-Help must not start torch, so nothing here imports the library; names are checked by the library itself.
+Help must not start torch, so nothing here imports what needs it; names are checked by the library itself.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.cli.output import Console
+from kdcache.distill.durations import parse_duration
 
 DEFAULT_HOME = "stores"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def size(text: str) -> tuple[int, int]:
@@ -27,13 +27,10 @@ def size(text: str) -> tuple[int, int]:
 
 def duration(text: str) -> float:
     """90s, 20m, 2h, 1h30m, as seconds."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text.strip().lower() or seconds <= 0:
-        raise click.BadParameter(
-            f"{text!r} is not a duration: a number with its unit, such as 90s, 20m or 1h30m"
-        )
-    return seconds
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def steps_or_duration(text: str) -> int | float:

@@ -104,9 +104,11 @@ class _Bar:
     def __call__(self, done: int, total: int, note: str) -> None:
         from tqdm import tqdm
 
-        if self._bar is None or self._bar.total != total or done < self._bar.n:
+        if self._bar is None or (self._bar.total or 0) != total or done < self._bar.n:
             self.close()
-            self._bar = tqdm(total=total, initial=done, desc=self._label, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total or None, initial=done, desc=self._label, file=sys.stderr, dynamic_ncols=True
+            )
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
@@ -127,7 +129,7 @@ class _Lines:
         self._complete = False
 
     def __call__(self, done: int, total: int, note: str) -> None:
-        self._pending = f"{self._label} {done}/{total} {note}".rstrip()
+        self._pending = f"{self._label} {f'{done}/{total}' if total else done} {note}".rstrip()
         if time.monotonic() >= self._next or (done == total and not self._complete):
             self._write()
         self._complete = done == total  # what comes after, such as an evaluation, is told by the clock
@@ -180,14 +182,3 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} {_UNITS[-1]}"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people read them: "8.5 s", "12 min 30 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

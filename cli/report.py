@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.cli import options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
@@ -25,13 +25,14 @@ from kdcache.cli.output import Console
 def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: str | None) -> None:
     """Write the report of one RUN again, or compare several: scores, steps, time, figures.
 
-    A RUN is a folder that `kdcache distill` wrote.
+    A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN is a comparison too.
     """
-    from kdcache.distill.report import compare_runs, comparison_table, write_comparison, write_report
+    from kdcache.distill.comparison import compare_runs, comparison_table, write_comparison
+    from kdcache.distill.report import write_report
 
     summaries = compare_runs(runs)
     scores = _teacher_scores(teacher) if teacher else None
-    if len(runs) == 1 and not out:
+    if len(runs) == 1 and not out and not teacher:
         report = write_report(runs[0])
     else:
         report = write_comparison(runs, out or Path(runs[0]).parent / "comparison", teacher=scores)
@@ -47,19 +48,24 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
 
 def _teacher_scores(source: str) -> dict[str, Any]:
     """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`."""
-    from kdcache.distill.report import compare_runs
+    from kdcache.distill.comparison import compare_runs
     from kdcache.distill.runfolder import read_json
 
-    path = Path(source)
+    path, name = Path(source), "teacher"
     if path.is_file():
         scores = read_json(path)
     elif path.is_dir():
         summary = compare_runs([path])[0]
         scores = {"miou": summary.miou, "pixel_accuracy": summary.pixel_accuracy}
+        name = f"teacher, {summary.student}"
     else:
-        raise UsageError(f"--teacher {source}: no such run or file")
-    if scores.get("miou") is None:
-        raise UsageError(
-            f"--teacher {source} has no mIoU", hint="name a finished run, or a file of `evaluate --json`"
+        raise NotFoundError(
+            f"--teacher {source}: no such run or file",
+            hint="a run's folder, or a file of `kdcache evaluate --teacher NAME --json`",
         )
-    return {"name": "teacher", "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}
+    if not isinstance(scores.get("miou"), float):
+        raise UsageError(
+            f"--teacher {source} has no mIoU",
+            hint="name a finished run, or a file of `kdcache evaluate --json`",
+        )
+    return {"name": name, "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}

@@ -35,11 +35,19 @@ _TARGETS = ("logits", "features")  # what a sheet draws
 @option(
     "--pass",
     "pass_index",
+    envvar="KDCACHE_VIEW_PASS",
     type=options.WHOLE,
     help="Which view of the images.",
     show_default="the first complete",
 )
-@option("--image", "image_ids", metavar="ID", multiple=True, help="An image; may be given again.")
+@option(
+    "--image",
+    "image_ids",
+    envvar="KDCACHE_VIEW_IMAGE",
+    metavar="ID",
+    multiple=True,
+    help="An image; may be given again.",
+)
 @option(
     "--count", type=options.COUNT, default=4, help="Entries from the pass's start, where no --image is given."
 )

@@ -6,30 +6,12 @@ loop keeps the account (training alone; evaluation and checkpoints are outside),
 with all, and every process decides the same from it.
 """
 
-import re
 from typing import Any
 
-from kdcache.cache.errors import UsageError
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.schedule import HOLD_STEPS, spent_fraction
 
 _WARM_UP_STEPS = 2  # not timed, at every start: caches fill, kernels are chosen, workers begin
-_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
-_UNIT_SECONDS = {"h": 3600, "m": 60, "s": 1}
-
-
-def parse_budget(text: str) -> float:
-    """Seconds in "2h", "90m", "45s" or "1h30m". Raises UsageError for anything else, a bare number too."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    parts = {unit: float(n) for unit, n in match.groupdict().items() if n is not None} if match else {}
-    seconds = sum(n * _UNIT_SECONDS[unit] for unit, n in parts.items())
-    if seconds <= 0:
-        is_number = re.fullmatch(r"\s*\d+(\.\d+)?\s*", text) is not None and float(text) > 0
-        example = f"{text.strip()}s or {text.strip()}m" if is_number else "for example 2h, 90m, 45s or 1h30m"
-        raise UsageError(
-            f"--budget {text!r} is not a time" + (": the unit is missing" if is_number else ""), hint=example
-        )
-    return seconds
 
 
 class Budget:

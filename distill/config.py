@@ -4,35 +4,52 @@ It stands as `config.json` in the run's folder. Resuming compares it field by fi
 FREE_ON_RESUME: where things lie and how fast they are read, not what is learnt.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kdcache.cache.errors import UsageError
+from kdcache.distill.schedule import SCHEDULES
 
 SOURCES = ("cache", "online", "none")
-SCHEDULES = ("poly", "cosine")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
-CROP_CHECKS = ("always", "sample", "off")
+CROP_CHECKS = {"always": 1, "sample": 16, "off": 0}
+"""Every how many entries a crop is compared; a digest costs some 5 % of decoding and cutting."""
 KD_IGNORES = ("none", "void")
 EVALUATION_MODES = ("whole", "slide")
+DEFAULT_STEPS = 40_000
+"""What the command line takes where no length is given: mmsegmentation's and CIRKD's short schedule."""
 
 VIEW_FIELDS = (
     *("recipe", "crop_height_px", "crop_width_px", "scale_min", "scale_max"),
     *("flip_probability", "photometric", "cat_max_ratio"),
 )
 
-FREE_ON_RESUME = frozenset(
-    {"out", "store", "data_root", "workers", "check_crops", "log_every_steps", "gradnorm_every_steps"}
-    | {
-        "eval_every_steps",
-        "save_every_steps",
-        "save_every_s",
-        "teacher_weights",
-        "backbone_weights",
-        "device",
-    }
+_PLACES = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
+_READING = ("device", "workers", "check_crops")
+_INTERVALS = (
+    "log_every_steps",
+    "gradnorm_every_steps",
+    "eval_every_steps",
+    "save_every_steps",
+    "save_every_s",
 )
+FREE_ON_RESUME = frozenset({*_PLACES, *_READING, *_INTERVALS})
+
+OPTIONS = {  # fields whose option has another name; two fields may share one
+    "crop_height_px": "--crop",
+    "crop_width_px": "--crop",
+    "flip_probability": "--flip",
+    "teacher_weights": "--weights",
+    "teacher_precision": "--precision",
+    "budget_seconds": "--budget",
+    "log_every_steps": "--log-every",
+    "gradnorm_every_steps": "--gradnorm-every",
+    "eval_every_steps": "--eval-every",
+    "save_every_steps": "--save-every",
+    "save_every_s": "--save-every",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,13 +187,32 @@ class TrainConfig:
         return cls(**values)
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Lines `field: mine, theirs` for the fields that determine what is learnt and differ."""
+        """Lines `--option: mine, theirs` for the fields that determine what is learnt and differ."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{name}: {mine[name]!r}, {theirs[name]!r}"
+            f"{option_of(name)}: {mine[name]!r}, {theirs[name]!r}"
             for name in mine
             if name not in FREE_ON_RESUME and mine[name] != theirs[name]
         ]
+
+    def command(self) -> str:
+        """The command line that asks for this run, `kdcache distill ...`; what has its default is left out."""
+        words = ["kdcache", "distill", "--method", self.method]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "method" and value != field.default:
+                words += _arguments(field.name, value)
+        if self.crop_height_px is not None:
+            words += ["--crop", f"{self.crop_height_px}x{self.crop_width_px}"]
+        if self.save_every_steps:
+            words += ["--save-every", str(self.save_every_steps)]
+        elif self.save_every_s != 300.0:
+            words += ["--save-every", f"{self.save_every_s:g}s"]
+        return shlex.join(words)
+
+    def view_overrides(self) -> dict[str, Any]:
+        """Arguments of views.view_policy that this run sets itself."""
+        return {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
 
     def _check_choices(self) -> None:
         choices = {
@@ -191,11 +227,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(
-                    f"{_option(name)}: unknown value {value!r}", hint=f"one of: {', '.join(known)}"
+                    f"{option_of(name)}: unknown value {value!r}", hint=f"one of: {', '.join(known)}"
                 )
         for name in ("out", "method", "student"):
             if not getattr(self, name):
-                raise UsageError(f"{_option(name)} is empty")
+                raise UsageError(f"{option_of(name)} is empty")
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "log_every_steps", "pool_units"):
@@ -215,7 +251,7 @@ class TrainConfig:
         lengths = {"steps": self.steps, "epochs": self.epochs, "budget_seconds": self.budget_seconds}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) != 1:
-            said = ", ".join(f"{_option(name)} {value}" for name, value in given.items()) or "none of them"
+            said = ", ".join(" ".join(_arguments(*pair)) for pair in given.items()) or "none of them"
             raise UsageError(f"one of --budget, --steps and --epochs says how long to train; got {said}")
         ((name, value),) = given.items()
         _require(0 < value < float("inf"), name, value, "above 0")
@@ -251,28 +287,37 @@ class TrainConfig:
             raise UsageError("neither a store nor a dataset is given", hint="--store URL or --dataset NAME")
         overrides = self.view_overrides()
         if self.store and overrides:
-            named = ", ".join(_option(name) for name in overrides)
+            named = ", ".join(dict.fromkeys(option_of(name) for name in overrides))
             raise UsageError(
-                f"{named}: the views are the store's", hint="leave it out, or train without --store"
+                f"{named}: the views are those of {self.store}",
+                hint="leave it out; or --fresh-views with --dataset NAME, for --source none and online",
             )
+        if (self.crop_height_px is None) != (self.crop_width_px is None):
+            raise UsageError("--crop is a height and a width, in pixels", hint="--crop 512x1024")
         for name in ("crop_height_px", "crop_width_px"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
 
-    def view_overrides(self) -> dict[str, Any]:
-        """Arguments of views.view_policy that this run sets itself."""
-        return {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
+
+def option_of(field: str) -> str:
+    """The option of `kdcache distill` that sets a field."""
+    return OPTIONS.get(field, "--" + field.replace("_", "-"))
+
+
+def _arguments(field: str, value: Any) -> list[str]:
+    """Words of a command line; none for fields that `command` writes itself."""
+    if OPTIONS.get(field) in ("--crop", "--save-every"):
+        return []
+    option = option_of(field)
+    if field == "flip_probability":
+        return ["--flip" if value else "--no-flip"]
+    if isinstance(value, bool):
+        return [option if value else "--no-" + option.removeprefix("--")]
+    if field == "budget_seconds":
+        return [option, f"{value:.12g}s"]
+    return [option, str(value)]
 
 
 def _require(holds: bool, name: str, value: object, what: str) -> None:
     if not holds:
-        raise UsageError(f"{_option(name)} must be {what}, got {value}")
-
-
-def _option(name: str) -> str:
-    """The option of the command line that sets a field."""
-    if name == "budget_seconds":
-        return "--budget"
-    for unit in ("_px", "_steps", "_s"):
-        name = name.removesuffix(unit)
-    return "--" + name.replace("_", "-")
+        raise UsageError(f"{option_of(name)} must be {what}, got {value}")

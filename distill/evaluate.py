@@ -32,9 +32,9 @@ from kdcache.cache.errors import DataError, UsageError
 from kdcache.cache.networks import Normalisation, SegmentationNetwork
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.teacher import Teacher
+from kdcache.distill.config import EVALUATION_MODES
 from kdcache.distill.scores import Scores, count_confusion, score_confusion
 
-MODES = ("whole", "slide")
 STRIDE_RATE = 2 / 3
 DECODE_AHEAD = 4
 
@@ -57,8 +57,8 @@ class EvalRecipe:
     base_short_px: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"unknown evaluation mode {self.mode!r}; known: {', '.join(MODES)}")
+        if self.mode not in EVALUATION_MODES:
+            raise UsageError(f"unknown evaluation mode {self.mode!r}; known: {', '.join(EVALUATION_MODES)}")
         if self.mode == "slide" and (self.crop_height_px < 1 or self.crop_width_px < 1):
             raise UsageError("evaluation mode slide needs the size of its window", hint="--crop HxW")
         if (self.base_long_px > 0) != (self.base_short_px > 0) or self.base_long_px < self.base_short_px:

@@ -20,7 +20,7 @@ from kdcache.distill.samples import Sample
 
 DPI = 130
 SMOOTHED_POINTS = 50  # about as many independent points as a curve shows after smoothing
-SECONDS_AN_HOUR = 3600.0
+TIME_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -30,7 +30,8 @@ COLOURS = (
     "#56B4E9",
     "#7F7F7F",
     "#000000",
-)  # Okabe and Ito
+)  # Okabe and Ito: told apart by colour-blind readers too
+MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,20 +63,22 @@ def draw_losses(path: Path, steps: Sequence[int], terms: Mapping[str, Sequence[f
         _tidy(axis)
     for axis in list(axes.flat)[len(terms) :]:
         axis.set_visible(False)
-    for axis in axes[-1]:
+    for axis in list(axes.flat)[max(0, len(terms) - columns) : len(terms)]:
+        axis.tick_params(labelbottom=True)
         axis.set_xlabel("step")
     _save(figure, path)
 
 
 def draw_miou(path: Path, curves: Sequence[Curve], teacher_miou: float | None = None) -> None:
-    """mIoU over steps and over hours (or minutes) of training, one line a run; the teacher's as a dashed line."""
+    """mIoU over steps and over time of training, one line a run; the teacher's as a dashed line."""
     figure = _figure(10.4, 3.9)
     by_step, by_time = figure.subplots(1, 2, sharey=True)
     longest = max((seconds for curve in curves for seconds in curve.seconds), default=0.0)
-    unit, unit_s = ("hours", SECONDS_AN_HOUR) if longest >= SECONDS_AN_HOUR else ("minutes", 60.0)
-    for curve, colour in zip(curves, _cycle(len(curves)), strict=False):
+    unit, unit_s = next((name, s) for name, s in TIME_UNITS.items() if longest >= 2 * s or s == 1)
+    for index, curve in enumerate(curves):
         percent = [100 * value for value in curve.miou]
-        style = {"color": colour, "marker": "o", "markersize": 4.0, "linewidth": 1.6, "label": curve.name}
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style = {**look, "markersize": 5.0, "linewidth": 1.6, "label": curve.name}
         by_step.plot(curve.steps, percent, **style)
         by_time.plot([seconds / unit_s for seconds in curve.seconds], percent, **style)
     for axis, name in ((by_step, "steps"), (by_time, f"{unit} of training")):
@@ -93,14 +96,18 @@ def draw_miou(path: Path, curves: Sequence[Curve], teacher_miou: float | None = 
 def draw_class_iou(
     path: Path, class_names: Sequence[str], runs: Mapping[str, Sequence[float | None]]
 ) -> None:
-    """IoU by class in percent: one bar a class, or one marker a run where several are compared."""
-    figure = _figure(7.4, 1.1 + 0.26 * len(class_names) + 0.25 * (len(runs) > 1))
+    """IoU by class in percent: one bar a class, or one marker a run, each on a line of its own, for several."""
+    figure = _figure(7.4, 1.1 + (0.26 + 0.07 * (len(runs) - 1)) * len(class_names) + 0.25 * (len(runs) > 1))
     axis = figure.subplots()
     places = np.arange(len(class_names))
-    for (name, iou), colour in zip(runs.items(), _cycle(len(runs)), strict=False):
+    for index, (name, iou) in enumerate(runs.items()):
         percent = [float("nan") if value is None else 100 * value for value in iou]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         if len(runs) > 1:
-            axis.plot(percent, places, "o", color=colour, markersize=5.5, alpha=0.85, label=name)
+            beside = 0.7 * ((index + 0.5) / len(runs) - 0.5)
+            axis.plot(
+                percent, places + beside, marker, color=colour, markersize=4.5, label=name, clip_on=False
+            )
             continue
         axis.barh(places, np.nan_to_num(percent), color=colour, height=0.72)
         for place, value in zip(places, percent, strict=True):
@@ -120,7 +127,7 @@ def draw_class_iou(
 
 
 def draw_samples(path: Path, samples: Sequence[Sample], classes: ClassSet) -> None:
-    """A row an image: image, label, the student's prediction; the classes' colours below."""
+    """A row an image: image, label, prediction; the classes' colours below."""
     columns: dict[str, list[npt.NDArray[Any] | None]] = {"image": [s.image for s in samples]}
     present: set[int] = set()
     for sample in samples:
@@ -129,7 +136,7 @@ def draw_samples(path: Path, samples: Sequence[Sample], classes: ClassSet) -> No
     if any(label is not None for label in labels):
         present.update(*(np.unique(label).tolist() for label in labels if label is not None))
         columns["label"] = [None if label is None else colour_classes(label, classes) for label in labels]
-    columns["student"] = [colour_classes(s.prediction, classes) for s in samples]
+    columns["prediction"] = [colour_classes(s.prediction, classes) for s in samples]
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = draw_grid(columns, captions=[s.image_id for s in samples], legend=legend_of(present, classes))
     grid.save(path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
-from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, UsageError
+from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.teacher import Teacher, load_teacher
@@ -107,7 +107,10 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
 def _open_evaluation(config: TrainConfig, images: SegmentationDataset) -> SegmentationDataset | None:
     if not config.eval_split:
         return None
-    dataset = open_dataset(images.name, config.data_root or None, config.eval_split)
+    try:
+        dataset = open_dataset(images.name, config.data_root or None, config.eval_split)
+    except KDCacheError as error:
+        raise type(error)(str(error), hint=f"{error.hint}; or --eval-split '' for no scores") from None
     if dataset.label(0) is None:
         raise UsageError(
             f"{images.name} {config.eval_split} has no labels to score against",

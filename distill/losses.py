@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
 from kdcache.cache.networks import NetworkConfig, NetworkOutput
+from kdcache.distill.config import KD_IGNORES
 from kdcache.distill.maps import cell_weights, labelled_cell_weights, resample, working_precision
-
-KD_IGNORE = ("none", "void")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +54,8 @@ class LossConfig:
         for name in ("logit_weight", "feature_weight", "aux_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
-        if self.kd_ignore not in KD_IGNORE:
-            raise UsageError(f"kd_ignore is one of {', '.join(KD_IGNORE)}, not {self.kd_ignore!r}")
+        if self.kd_ignore not in KD_IGNORES:
+            raise UsageError(f"kd_ignore is one of {', '.join(KD_IGNORES)}, not {self.kd_ignore!r}")
 
 
 class Totals(NamedTuple):

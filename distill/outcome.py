@@ -16,6 +16,8 @@ from kdcache.distill.samples import Sample, predict_samples
 from kdcache.distill.scores import Scores, score_confusion
 from kdcache.distill.students import save_student
 
+DOCUMENT = ("steps", "planned_steps", "training_s", "scores")  # of a RunResult, what scores.json holds
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
@@ -23,11 +25,18 @@ class RunResult:
 
     out: str
     steps: int
+    planned_steps: int
+    """Those that the run was to have. With `--budget` the clock may end it before."""
     training_s: float
     scores: Mapping[str, Any] | None
     """Scores.to_dict() of the last checkpoint on the evaluation split; None where there is none."""
     was_complete: bool
     """The run was finished before; nothing was done."""
+
+    @property
+    def ended_by_clock(self) -> bool:
+        """The time was up before the learning rate was at its end."""
+        return self.steps < self.planned_steps
 
 
 def save_checkpoint(run: Run) -> None:
@@ -68,18 +77,20 @@ def evaluate_student(run: Run) -> Scores | None:
 
 def finish(run: Run) -> RunResult:
     """The student's file, its scores and the report: those of the last checkpoint, not of the best."""
-    scores, state = evaluate_student(run), run.state
+    scores, planned_steps = evaluate_student(run), run.budget.total_steps
+    assert planned_steps is not None  # without a number of steps the time is not up
     result = RunResult(
         out=run.config.out,
-        steps=state.step,
-        training_s=state.training_s,
+        steps=run.state.step,
+        planned_steps=planned_steps,
+        training_s=run.state.training_s,
         scores=scores.to_dict() if scores else None,
         was_complete=False,
     )
     if run.accelerator.is_main_process:
+        document = {name: value for name, value in asdict(result).items() if name in DOCUMENT}
         run.metrics.sync()
         _save_student(run, run.folder)
-        document = {"steps": result.steps, "training_s": result.training_s, "scores": result.scores}
         write_report(run.folder, result=document, samples=_samples(run), classes=run.inputs.images.classes)
         runfolder.write_json(run.folder / SCORES, document)  # last: it says that the run is complete
     run.accelerator.wait_for_everyone()

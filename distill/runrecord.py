@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from kdcache.cache.errors import NotFoundError
 from kdcache.distill import runfolder
+from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import Curve
 
 # Of a line of kind "train": all other numbers are loss terms.
@@ -23,7 +24,9 @@ class RunSummary:
     method: str
     source: str
     student: str
+    length: str  # as it was asked for
     steps: int
+    planned_steps: int | None  # None where a budget was not yet timed
     training_s: float
     step_s: float  # median
     wait_share: float  # of training time, waiting for data
@@ -34,6 +37,11 @@ class RunSummary:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def ended_by_clock(self) -> bool:
+        """The time was up before the learning rate was at its end."""
+        return self.complete and self.planned_steps is not None and self.steps < self.planned_steps
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
@@ -42,6 +50,7 @@ class RunRecord:
     folder: Path
     name: str
     config: Mapping[str, Any]
+    inputs: Mapping[str, Any]  # what the run is pinned to
     environment: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     result: Mapping[str, Any] | None  # scores.json; None while the run goes on
@@ -62,6 +71,7 @@ class RunRecord:
             folder=folder,
             name=folder.resolve().name,
             config=runfolder.read_json(folder / runfolder.CONFIG),
+            inputs=_read_if_there(folder / runfolder.INPUTS) or {},
             environment=_read_if_there(folder / runfolder.ENVIRONMENT) or {},
             lines=list(_read_lines(folder / runfolder.METRICS)),
             result=_read_if_there(folder / runfolder.SCORES),
@@ -71,6 +81,17 @@ class RunRecord:
     def scores(self) -> Mapping[str, Any] | None:
         """`Scores.to_dict()` of the last checkpoint."""
         return self.result["scores"] if self.result else None
+
+    @property
+    def dataset(self) -> str:
+        """As the store or `--dataset` has it."""
+        return str(self.inputs.get("dataset", {}).get("name") or self.config.get("dataset") or "unknown")
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher's name; None where none was asked."""
+        asked = self.config["source"] != "none" and self.inputs.get("teacher")
+        return asked["name"] if asked else None
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
         return [line for line in self.lines if line["kind"] == kind]
@@ -96,6 +117,7 @@ class RunRecord:
         lines = self.of_kind("train")
         last = lines[-1] if lines else {"step": 0, "training_s": 0.0}
         result = self.result or {"steps": last["step"], "training_s": last["training_s"]}
+        timed = self.of_kind("budget")
         step_s, wait_s = ([line[name] for line in lines] for name in ("step_s", "wait_s"))
         scores = self.scores or {}
         return RunSummary(
@@ -103,7 +125,9 @@ class RunRecord:
             method=self.config["method"],
             source=self.config["source"],
             student=self.config["student"],
+            length=_length(self.config),
             steps=result["steps"],
+            planned_steps=result.get("planned_steps", timed[-1]["total_steps"] if timed else None),
             training_s=result["training_s"],
             step_s=statistics.median(step_s) if lines else 0.0,
             wait_share=sum(wait_s) / max(sum(step_s), 1e-9),
@@ -123,6 +147,13 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
 def loss_terms(line: Mapping[str, Any]) -> list[str]:
     """Names of the loss terms in a line of kind "train" or "gradnorm"."""
     return [name for name in line if name not in _NOT_TERMS]
+
+
+def _length(config: Mapping[str, Any]) -> str:
+    if config.get("budget_seconds") is not None:
+        return duration_text(config["budget_seconds"])
+    unit = "epochs" if config.get("epochs") is not None else "steps"
+    return f"{config.get(unit)} {unit}"
 
 
 def _seconds_at(step: int, times: Mapping[int, float]) -> float:

@@ -7,8 +7,6 @@ with `--budget` times them to learn how many steps it holds, and `--steps` with 
 import math
 from collections.abc import Callable
 
-from kdcache.distill.config import TrainConfig
-
 HOLD_STEPS = 10
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
@@ -25,7 +23,6 @@ def spent_fraction(step: int, total_steps: int | None) -> float:
     return min((step - HOLD_STEPS) / (total_steps - HOLD_STEPS), 1.0) if total_steps > HOLD_STEPS else 1.0
 
 
-def learning_rate(config: TrainConfig, fraction: float) -> float:
-    """The learning rate at a fraction of the run: from `lr` down to `min_lr`, as mmsegmentation's poly."""
-    factor = SCHEDULES[config.schedule](fraction, config.power)
-    return config.min_lr + (config.lr - config.min_lr) * factor
+def learning_rate(schedule: str, fraction: float, *, start: float, end: float, power: float) -> float:
+    """The rate at a fraction of the run: a key of SCHEDULES from `start` down to `end`, as mmsegmentation's poly."""
+    return end + (start - end) * SCHEDULES[schedule](fraction, power)

@@ -38,6 +38,7 @@ from kdcache.cache.networks import (
     network_config,
 )
 from kdcache.distill.evaluate import EvalRecipe, as_predictor, predict_logits
+from kdcache.distill.runfolder import CHECKPOINT, STUDENT
 
 # torchvision's first release of each. V2 weights of ResNet-50 and 101 classify better and segment no better without
 # a recipe of their own, and every published number of the field starts from these.
@@ -182,8 +183,7 @@ def load_student(path: str | Path, device: torch.device | str = "cpu") -> Studen
         NotFoundError: there is no such file.
         WeightsError: its layout is unknown or its keys do not fit.
     """
-    path = Path(path)
-    checkpoint = load_checkpoint(path / "student.safetensors" if path.is_dir() else path)
+    checkpoint = load_checkpoint(_student_file(Path(path)))
     return Student(
         network=checkpoint.network().to(device),
         normalisation=checkpoint.normalisation,
@@ -191,6 +191,22 @@ def load_student(path: str | Path, device: torch.device | str = "cpu") -> Studen
         palette=tuple((int(r), int(g), int(b)) for r, g, b in checkpoint.meta.get("palette", ())),
         meta=checkpoint.meta,
     )
+
+
+def _student_file(path: Path) -> Path:
+    if not path.exists():
+        raise NotFoundError(
+            f"no run and no checkpoint at {path}", hint="name a run's folder or a weights file"
+        )
+    if path.is_dir() and not (path / STUDENT).is_file():
+        begun = sorted((path / CHECKPOINT).glob(f"step-*/{STUDENT}"))
+        raise NotFoundError(
+            f"{path} holds no {STUDENT}" + (": the run is not finished" if begun else ""),
+            hint=f"its last checkpoint has one: {begun[-1]}"
+            if begun
+            else "name a run's folder or a weights file",
+        )
+    return path / STUDENT if path.is_dir() else path
 
 
 def _class_names(checkpoint: Checkpoint) -> tuple[str, ...]:

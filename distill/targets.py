@@ -32,13 +32,9 @@ from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import Crop, EntryRow, compare_digest, crop_digest, replay
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.views import ViewPolicy, draw_view
+from kdcache.distill.config import CROP_CHECKS
 from kdcache.distill.order import EntryOrder, FreshOrder
 
-CHECK_EVERY = {
-    "always": 1,
-    "sample": 16,
-    "off": 0,
-}  # entries; a digest costs some 5 % of decoding and cutting
 BATCHES_AHEAD = 2  # a worker; memory in flight is workers x BATCHES_AHEAD x the bytes of a batch
 
 
@@ -102,7 +98,7 @@ class StoredViews:
     reader: StoreReader
     order: EntryOrder
     check_crops: str = "always"
-    """A key of CHECK_EVERY."""
+    """A key of config.CROP_CHECKS."""
 
     def cut(self, t: int, images: SegmentationDataset) -> tuple[Crop, dict[str, np.ndarray]]:
         """Raises StoreMismatchError where the crop is not the one that the teacher saw."""
@@ -113,7 +109,7 @@ class StoredViews:
             crop = replay(entry.row.view, self.reader.spec.views, image, label)
         except DataError as error:
             raise self._mismatch(t, images, str(error)) from None
-        every = CHECK_EVERY[self.check_crops]
+        every = CROP_CHECKS[self.check_crops]
         if every and t % every == 0:
             self._check(t, entry.row, crop, images)
         return crop, entry.codes

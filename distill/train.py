@@ -15,6 +15,7 @@ random state.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -43,6 +44,8 @@ from kdcache.distill.schedule import learning_rate
 from kdcache.distill.targets import Batch, read_batches
 
 READ_BACK_STEPS = 10
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress = silent) -> RunResult:
@@ -165,7 +168,8 @@ def _seed_step(seed: int, step: int, process: int) -> None:
 
 def _set_learning_rate(run: Run) -> float:
     """The learning rate of this step, now in the optimiser."""
-    lr = learning_rate(run.config, run.budget.fraction(run.state.step))
+    config, fraction = run.config, run.budget.fraction(run.state.step)
+    lr = learning_rate(config.schedule, fraction, start=config.lr, end=config.min_lr, power=config.power)
     for group in run.optimiser.param_groups:
         group["lr"] = lr * group["factor"]
     return lr
@@ -193,6 +197,9 @@ def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock) -> N
     run.budget.observe(state.step, state.training_s)
     if run.budget.total_steps != before:
         run.metrics.write("budget", state.step, {"total_steps": run.budget.total_steps})
+        logger.info(
+            "the budget holds %d steps; --steps in place of --budget repeats them", run.budget.total_steps
+        )
 
 
 def _not_finite(run: Run, step: int, term: str, value: float) -> TrainingError:

@@ -1,18 +1,37 @@
 """A build, whole and interrupted: what it commits never depends on how it went."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.build import BuildOptions, build_store, measure_plan, plan_store
+from kdcache.cache.build import BuildOptions, build_store, plan_store
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.errors import IncompleteError, KDCacheError, StoreMismatchError, TeacherError
+from kdcache.cache.errors import (
+    DataError,
+    IncompleteError,
+    KDCacheError,
+    StoreMismatchError,
+    TeacherError,
+    UsageError,
+)
+from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects
+from kdcache.cache.plan import measure_plan
+from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
-from kdcache.cache.store import create_store, open_store
+from kdcache.cache.store import create_store, list_stores, open_store
 from kdcache.cache.views import view_policy
 
 DATASET = "streets:48x64:10"
@@ -39,7 +58,7 @@ class TinyTeacher:
     def target_shape(self, target, crop):
         return (len(self.kernels[target]), crop[0] // 8, crop[1] // 8)
 
-    def __call__(self, crops, valid):
+    def __call__(self, crops, valid, targets=None):
         x = crops.permute(0, 3, 1, 2).float() / 255 - 0.5
         outputs = {
             name: torch.nn.functional.conv2d(x, kernel, stride=8) for name, kernel in self.kernels.items()
@@ -99,7 +118,7 @@ def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path):
 
     def stop_after(n):
         def progress(done, total, note):
-            if done >= n:
+            if done >= n and note != "calibration":
                 raise Stop
 
         return progress
@@ -130,21 +149,26 @@ def test_more_views_extend_it_without_touching_what_stands(tmp_path):
     assert open_store(str(tmp_path / "store")).complete_passes() == [0, 1, 2]
 
 
-class _Share:
-    """One process of several, without their barrier."""
+class _Process:
+    """One of several processes, here a thread, with the part of accelerate's PartialState that a build uses."""
 
-    def __init__(self, rank, world):
-        self.process_index, self.num_processes = rank, world
-
-    def wait_for_everyone(self):
-        pass
+    def __init__(self, rank, barrier):
+        self.process_index, self.num_processes = rank, barrier.parties
+        self.wait_for_everyone = lambda: barrier.wait(timeout=60)
 
 
 def test_any_number_of_processes_builds_the_same_bytes(tmp_path):
     build(tmp_path / "one", passes=2)
-    for rank in range(3):
+    barrier = Barrier(3)
+
+    def build_share(rank):
         store, images, teacher = begin(tmp_path / "three")
-        build_store(store, images, teacher, passes=2, options=OPTIONS, state=_Share(rank, 3))
+        state = _Process(rank, barrier)
+        return build_store(store, images, teacher, passes=2, options=OPTIONS, state=state)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(build_share, range(3)))
+    assert [result.units_built for result in results] == [2, 2, 2]
     assert shards_of(tmp_path / "three") == shards_of(tmp_path / "one")
 
 
@@ -214,15 +238,299 @@ def test_units_begun_with_other_inputs_are_left_and_said(tmp_path):
 def test_the_plan_foretells_the_bytes(tmp_path):
     store, images, teacher = begin(tmp_path / "store")
     plan = measure_plan(store.spec, images, teacher, passes=2, options=OPTIONS)
-    assert (plan.entries, plan.units) == (20, 6)
+    assert (plan.entries, plan.units, plan.units_committed, plan.entries_left) == (20, 6, 0, 20)
+    assert plan.bytes_left == plan.total_bytes
     build(tmp_path / "store", passes=2)
     manifest = open_store(str(tmp_path / "store")).manifest(0)
     for name, size in manifest.bytes_by_array.items():
         assert abs(plan.bytes_per_entry[name] - size / 10) < 0.35 * size / 10, name
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path):
+def test_the_plan_knows_what_stands_and_writes_nothing(tmp_path):
+    build(tmp_path / "store")
+    before = shards_of(tmp_path / "store")
+    store, images, teacher = begin(tmp_path / "store")
+    plans = [
+        measure_plan(store.spec, images, teacher, passes=passes, options=OPTIONS, store=store)
+        for passes in (1, 2)
+    ]
+    assert [(plan.units, plan.units_committed, plan.entries_left) for plan in plans] == [
+        (3, 3, 0),
+        (6, 3, 10),
+    ]
+    assert plans[0].bytes_left == plans[0].seconds_left == 0
+    assert plans[1].bytes_left == plans[1].total_bytes / 2
+    assert shards_of(tmp_path / "store") == before
+
+
+def test_the_plan_of_a_teacher_that_is_not_finite(tmp_path):
+    store, images, teacher = begin(tmp_path / "store")
+    teacher.poison = 0
+    with pytest.raises(TeacherError, match="not finite"):
+        measure_plan(store.spec, images, teacher, passes=1, options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unit_entries": 10**6}, "unit entries must be from 1 to 4096"),
+        ({"unit_entries": 0}, "unit entries must be from 1 to 4096"),
+        ({"targets": {"depth": "fp16"}}, "depth"),
+        ({"targets": {}}, "no target"),
+    ],
+)
+def test_requests_that_make_no_sense(tmp_path, change, message):
+    class Willing(TinyTeacher):
+        def target_shape(self, target, crop):
+            return 19, crop[0] // 8, crop[1] // 8
+
+    with pytest.raises(UsageError, match=message):
+        begin(tmp_path / "store", teacher=Willing(), **change)
+
+
+def test_units_that_fill_the_memory_are_refused(tmp_path):
+    class Wide(TinyTeacher):
+        def target_shape(self, target, crop):
+            return 4096, 512, 512
+
+    with pytest.raises(UsageError, match="GiB of memory") as caught:
+        begin(tmp_path / "store", teacher=Wide())
+    assert caught.value.hint == "--unit-entries 1 or less"
+
+
+def test_no_views_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="views must be at least 1"):
+        build(tmp_path / "store", passes=0)
+
+
+def test_batches_are_no_larger_than_units(tmp_path):
+    class Counting(TinyTeacher):
+        sizes: ClassVar[set[int]] = set()
+
+        def __call__(self, crops, valid, targets=None):
+            self.sizes.add(len(crops))
+            return super().__call__(crops, valid, targets)
+
+    build(tmp_path / "store", teacher=Counting(), options=BuildOptions(batch_size=64, force=True))
+    assert Counting.sizes == {4}
+
+
+def ends_promptly(url, error, match=None, *, images=None, progress=silent):
+    """Build until it fails, and see that no thread of it is left behind; the store."""
+    store, streets, teacher = begin(url)
+    with pytest.raises(error, match=match):
+        build_store(store, images or streets, teacher, passes=2, options=OPTIONS, progress=progress)
+    assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "write"))]
+    return store
+
+
+def test_an_interrupt_leaves_committed_units_and_no_threads(tmp_path):
+    def interrupt(done, total, note):
+        if note != "calibration" and done == 8:
+            raise KeyboardInterrupt
+
+    store = ends_promptly(tmp_path / "store", KeyboardInterrupt, progress=interrupt)
+    assert store.committed_units(0) <= {0, 1}
+    assert not store.objects.names(TEMP_FOLDER)
+    build(tmp_path / "store", passes=2)
+    build(tmp_path / "whole", passes=2)
+    assert shards_of(tmp_path / "store") == shards_of(tmp_path / "whole")
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    class Corrupt(type(open_dataset(DATASET, None, "train"))):
+        reads = 0
+
+        def image(self, index):
+            Corrupt.reads += 1
+            if Corrupt.reads > 26:  # calibration and canaries take 14, the first unit 4
+                raise DataError(f"cannot decode /data/{self.image_ids[index]}.png")
+            return super().image(index)
+
+    images = open_dataset(DATASET, None, "train")
+    images.__class__ = Corrupt
+    store = ends_promptly(tmp_path / "store", DataError, r"cannot decode /data/\S+\.png", images=images)
+    assert store.committed_units(0) >= {0}
+
+
+def test_a_disk_that_fills_up_stops_the_teacher(tmp_path, monkeypatch):
+    real = LocalObjects.put_new
+
+    def full(self, path, data):
+        if path.startswith("passes/000/logits/c/1"):
+            raise KDCacheError("cannot write: No space left on device")
+        return real(self, path, data)
+
+    monkeypatch.setattr(LocalObjects, "put_new", full)
+    seen = []
+
+    def wait_for_the_writer(done, total, note):
+        seen.append((note, done))
+        time.sleep(0.2)
+
+    store = ends_promptly(tmp_path / "store", KDCacheError, "No space left", progress=wait_for_the_writer)
+    assert store.committed_units(0) == {0}
+    assert seen[-1][0] == "pass 0"  # not after all 20 entries
+
+
+def test_leftovers_of_a_killed_builder_go(tmp_path):
+    store, *_ = begin(tmp_path / "store")
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, check=True
+    )
+    left = tmp_path / "store" / TEMP_FOLDER / f"{os.uname().nodename}-{int(dead.stdout)}-0"
+    left.write_bytes(b"half a shard")
+    build(tmp_path / "store")
+    assert store.objects.names(TEMP_FOLDER) == []
+
+
+def test_a_manifest_that_a_killed_builder_did_not_write(tmp_path):
+    build(tmp_path / "store", passes=2)
+    whole = shards_of(tmp_path / "store")
+    (tmp_path / "store/kd/passes/001/manifest-0.json").unlink()
+    assert not open_store(str(tmp_path / "store")).is_complete
+    result = build(tmp_path / "store", passes=1)  # fewer views than there are
+    assert result.units_built == 0
+    assert shards_of(tmp_path / "store") == whole
+
+
+def test_a_store_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "passes").write_bytes(b"a file where a folder should be")
     with pytest.raises(KDCacheError, match="cannot write"):
         build(tmp_path / "store")
+
+
+FACTORY = '''
+"""A teacher of one seeded convolution."""
+import time
+import torch
+from torch import nn
+from kdcache.cache.teacher import FactoryTeacher
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 19, 8, stride=8)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.conv.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+
+    def forward(self, images):
+        time.sleep(0.1)
+        return {"logits": self.conv(images), "features": self.conv(images)[:, :8]}
+
+
+def make():
+    return FactoryTeacher(module=Tiny(), version="1")
+'''
+
+
+def build_process(folder: Path, name: str, *launcher: str, views: int = 2) -> subprocess.Popen:
+    """`kdcache build` of a factory teacher into folder/name, in a process of its own."""
+    (folder / "tiny_teacher.py").write_text(FACTORY)
+    teacher = ["--teacher", "tiny_teacher:make", "--force", "--device", "cpu", "--threads", "1"]
+    sizes = ["--views", str(views), "--batch-size", "2", "--unit-entries", "2"]
+    request = ["build", "--dataset", "streets:48x96:12", "--store", str(folder / name), *teacher, *sizes]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "kdcache.cli", *request],
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_build_the_same_bytes(tmp_path):
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    for name, process in (
+        ("one", build_process(tmp_path, "one")),
+        ("two", build_process(tmp_path, "two", *launcher)),
+    ):
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, f"{name}: {errors}"
+    assert shards_of(tmp_path / "two") == shards_of(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_build_with_130(tmp_path):
+    process = build_process(tmp_path, "store", views=50)
+    while process.poll() is None and not [*(tmp_path / "store").glob("kd/passes/*/units/*.json")]:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in errors
+    assert open_store(str(tmp_path / "store")).committed_units(0)
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    """An S3 server in this process, which keeps its objects in memory; its address."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch, request):
+    """The URL of an empty bucket, reached as a user reaches one: by AWS_* variables alone."""
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key-of-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = request.node.name.replace("_", "-")[:60].rstrip("-")
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3_objects_are_created_once(bucket):
+    objects = open_objects(f"{bucket}/home/store")
+    assert objects.names("") == []
+    assert objects.put_new("a/b", b"first")
+    assert not objects.put_new("a/b", b"second")
+    assert objects.put_new("a/b", b"first")  # a retry whose first reply was lost
+    assert objects.put_same("a/b", b"third") == b"first"
+    assert (objects.names("a"), objects.names("none"), objects.size("a/b")) == (["b"], [], 5)
+    assert objects.read_range("a/b", 1, 3) == b"irs"
+    for read in (objects.get, objects.size, lambda path: objects.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            read("a/none")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: objects.put_new("raced", bytes([n]) * 10_000), range(8)))
+    assert sum(won) == 1
+    assert objects.get("raced") == bytes([won.index(True)]) * 10_000
+
+
+def test_a_store_on_s3_holds_the_bytes_of_a_local_one(bucket, tmp_path):
+    build(tmp_path / "store")
+    url = f"{bucket}/home/store"
+    build(url)
+    assert build(url).units_built == 0
+    here, there = (StoreReader(place, ["logits", "features"]) for place in (str(tmp_path / "store"), url))
+    assert there.spec == here.spec
+    for position in (0, 7, 9):
+        mine, theirs = here.entry(0, position), there.entry(0, position)
+        assert mine.row == theirs.row
+        assert all(np.array_equal(mine.codes[name], theirs.codes[name]) for name in mine.codes)
+    assert [store.spec.key for store in list_stores(f"{bucket}/home").stores] == [here.spec.key]
+
+
+def test_s3_that_cannot_be_used_is_one_clear_error(bucket):
+    with pytest.raises(KDCacheError, match=r"cannot write s3://no-such-bucket/store/\S+: ") as caught:
+        build("s3://no-such-bucket/store")
+    assert "key-of-tests" not in str(caught.value) and "\n" not in str(caught.value)

@@ -297,7 +297,7 @@ def test_a_run_is_not_overwritten_or_mixed_with_another(config, tmp_path):
     with pytest.raises(UsageError, match="holds a run") as caught:
         train(config)
     assert "--resume" in caught.value.hint
-    with pytest.raises(UsageError, match=r"lr: 0\.01, 0\.02"):
+    with pytest.raises(UsageError, match=r"--lr: 0\.01, 0\.02"):
         train(dataclasses.replace(config, lr=0.02), resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -332,6 +332,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(config, tmp_path
     for said, change in refusals.items():
         with pytest.raises((UsageError, StoreMismatchError), match=said):
             train(dataclasses.replace(config, **change))
+    with pytest.raises(UsageError, match="has no split 'dev'") as caught:
+        train(dataclasses.replace(config, eval_split="dev"))
+    assert "--eval-split ''" in caught.value.hint
     assert not Path(config.out).exists()
 
 
@@ -339,7 +342,8 @@ def test_a_budget_fixes_its_steps_and_can_be_repeated_with_them(config):
     config = dataclasses.replace(config, steps=None, budget_seconds=4.0, save_every_steps=0, method="logit")
     result = train(config)
     (line,) = lines_of(config, "budget")
-    assert 0 < result.steps <= line["total_steps"]
+    assert 0 < result.steps <= line["total_steps"] == result.planned_steps
+    assert f"--steps {result.planned_steps} " in Path(config.out, "report.md").read_text()
     assert result.training_s < 4.0 + 10 * result.training_s / result.steps
 
 

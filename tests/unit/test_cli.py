@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,11 @@ import click
 import pytest
 
 from kdcache.cache import errors
-from kdcache.cli import options
-from kdcache.cli.distill import FIELDS, make_config
+from kdcache.cli.distill import FIELDS, _show, make_config
 from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
-from kdcache.cli.output import Console, duration_text, size_text
-from kdcache.distill.config import TrainConfig
+from kdcache.cli.output import Console, size_text
+from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
+from kdcache.distill.outcome import RunResult
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -66,7 +67,9 @@ def test_help_names_every_option_and_its_variable(kdcache: Run, name: str) -> No
     assert code == 0
     shown = re.sub(r"\s+", "", out)  # help is wrapped
     for option in parameters(name):
-        variable = option.envvar or f"KDCACHE_{name}_{option.name}".upper()
+        variable = f"KDCACHE_{name}_{option.opts[0].removeprefix('--')}".upper().replace("-", "_")
+        if option.opts == ["--home"]:
+            variable = "KDCACHE_HOME"
         assert f"envvar:{variable}" in shown, option.opts
         assert option.help, option.opts
 
@@ -114,11 +117,16 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["build", "--dataset", "streets", "--crop", "0x512"], "'0x512' is not a size"),
         (["build", "--dataset", "streets", "--targets", "logits,,features"], "'logits,,features'"),
         (["build", "--dataset", "streets", "--precision", "float64"], "'float64'"),
-        (["distill", "--method", "none", "--budget", "20"], "'20' is not a duration"),
+        (["distill", "--method", "none", "--budget", "20"], "'20' lacks its unit: 20s or 20m"),
         (["distill", "--method", "none", "--save-every", "often"], "'often' is not a duration"),
         (["distill", "--steps", "5"], "--method is missing"),
-        (["distill", "--method", "none", "--dataset", "streets", "--fresh-views"], "--budget, --steps"),
+        (
+            ["distill", "--method=none", "--dataset=streets", "--fresh-views", "--steps=5", "--budget=2h"],
+            "got --steps 5, --budget 7200s",
+        ),
+        (["distill", "--resume"], "--resume needs the run's folder"),
         (["evaluate"], "--checkpoint and --teacher"),
+        (["evaluate", "--checkpoint", "x", "--weights", "y"], "--weights is the teacher's"),
         (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),
         (["ls", "--colour"], "--colour"),
     ],
@@ -196,33 +204,13 @@ def test_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800), (" 2H ", 7200)],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert options.duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0s", "90", "h", "1h30", "-5m", "5m!", "1h 30m"])
-def test_not_durations(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        options.duration(text)
-
-
-def test_sizes_and_counts_for_people() -> None:
+def test_sizes_for_people() -> None:
     assert [size_text(n) for n in (0, 999, 1000, 1_234_567, 5e12)] == [
         "0 B",
         "999 B",
         "1 kB",
         "1.23 MB",
         "5 TB",
-    ]
-    assert [duration_text(s) for s in (8.54, 60, 750, 7500)] == [
-        "8.54 s",
-        "1 min",
-        "12 min 30 s",
-        "2 h 5 min",
     ]
 
 
@@ -247,6 +235,24 @@ def test_progress_is_plain_lines_off_a_terminal(capfd: pytest.CaptureFixture[str
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["build 1/5 pass 1", "build 5/5 pass 1"]
+
+
+def test_progress_without_a_total_counts(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go(console: Console) -> None:
+        with console.progress("none") as progress:
+            progress(1, 0, "timing")
+            progress(2, 0, "timing")
+            progress(9, 9, "done")
+
+    go(Console())
+    assert capfd.readouterr().err.splitlines() == ["none 1 timing", "none 9/9 done"]
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    go(Console())
+    assert "none: 2it" in terminal.getvalue() and "9/9" in terminal.getvalue()
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +342,99 @@ def test_resuming_takes_what_is_not_given_from_the_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text(json.dumps(begun.to_dict()))
     assert make_config(Console(), "stores", True, given(out=out)) == begun
     assert make_config(Console(), "stores", True, given(out=out, workers=0)).workers == 0
+
+
+def test_without_a_length_a_run_has_the_default_one() -> None:
+    asked = given(method="none", dataset="streets", fresh_views=True)
+    assert make_config(Console(), "stores", False, asked).steps == DEFAULT_STEPS
+
+
+def test_resuming_with_another_length_asks_for_that_one_alone(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    asked = given(method="none", dataset="streets", fresh_views=True, steps=7, out=out)
+    begun = make_config(Console(), "stores", True, asked)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(begun.to_dict()))
+    longer = make_config(Console(), "stores", True, given(out=out, budget=60.0))
+    assert begun.differences(longer) == ["--steps: 7, None", "--budget: None, 60.0"]
+
+
+def test_resuming_where_there_is_no_run_needs_a_method(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFoundError, match=r"no run in .*nowhere to go on with"):
+        make_config(Console(), "stores", True, given(out=str(tmp_path / "nowhere"), steps=3))
+
+
+@pytest.mark.parametrize(
+    ("budget", "planned", "was_complete", "text"),
+    [
+        (None, 20, False, "20 in 5 s"),
+        (5.0, 20, False, "20 in 5 s; --steps 20 repeats them"),
+        (5.0, 24, False, "20 in 5 s: the time was up before the 24 that were planned"),
+        (5.0, 24, True, "20 in 5 s, nothing was left to do"),
+    ],
+)
+def test_the_end_of_a_run_is_told(
+    capfd: pytest.CaptureFixture[str], budget: float | None, planned: int, was_complete: bool, text: str
+) -> None:
+    length = {"steps": 20} if budget is None else {"budget_seconds": budget}
+    config = TrainConfig.from_dict({"out": "run", "store": "stores/a", **length})
+    done = {"steps": 20, "planned_steps": planned, "training_s": 5.0, "was_complete": was_complete}
+    _show(Console(), config, RunResult(out="run", scores={"miou": 0.5}, **done))
+    lines = capfd.readouterr().out.splitlines()
+    assert lines == ["run     run", f"steps   {text}", "mIoU    50.00 %", "report  run/report.md"]
+
+
+CONFIGS = [
+    TrainConfig(out="runs/a b", store="s3://bucket/store", steps=7),
+    TrainConfig(
+        out="run",
+        method="logit",
+        source="online",
+        teacher="pspnet_resnet50",
+        teacher_weights="t.safetensors",
+        teacher_precision="bfloat16",
+        dataset="streets:96x192:40",
+        eval_split="",
+        fresh_views=True,
+        crop_height_px=96,
+        crop_width_px=192,
+        flip_probability=0.0,
+        photometric=False,
+        scale_min=0.75,
+        budget_seconds=3661.25,
+        lr=3e-5,
+        min_lr=1e-6,
+        gradnorm_every_steps=0,
+        save_every_s=90.0,
+        workers=0,
+    ),
+    TrainConfig(
+        out="run",
+        method="none",
+        source="none",
+        store="stores/a",
+        flip_probability=None,
+        epochs=3,
+        save_every_steps=50,
+        save_every_s=0.0,
+        kd_ignore="void",
+    ),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=("store", "online", "none"))
+def test_a_configuration_says_the_command_that_asks_for_it(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found:
+        url = config.store
+
+    monkeypatch.setattr("kdcache.cli.home.find_store", lambda home, store: Found)
+    words = shlex.split(config.command())
+    command = cli.get_command(click.Context(cli), "distill")
+    assert command is not None and words[:2] == ["kdcache", "distill"]
+    parsed = command.make_context("distill", words[2:], obj=Console()).params
+    assert make_config(Console(), parsed.pop("home"), parsed.pop("resume"), parsed) == config
 
 
 def readme_commands(root: Path) -> list[list[str]]:

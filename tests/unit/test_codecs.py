@@ -60,6 +60,23 @@ def test_uniform_step_follows_the_sample():
     assert 32 <= 5 / step <= 64 * 1.05
 
 
+@settings(max_examples=30, deadline=None)
+@given(target=targets(), batches=st.integers(1, 3))
+def test_uniform_is_fitted_to_all_batches_alike(target, batches):
+    """However the sample is cut, the offsets are the channels' means and the step follows the deviation from them."""
+    codec = fit_codec("uniform", target.tensor_split(min(batches, len(target))))
+    means = target.double().mean(dim=(0, 2, 3))
+    assert all(
+        abs(o * codec.step - float(m)) <= 0.501 * codec.step
+        for o, m in zip(codec.offsets, means, strict=True)
+    )
+    deviation = max(
+        float((target.double() - means[:, None, None]).square().mean().sqrt()),
+        2.0**-10 * max(1.0, float(means.abs().max())),
+    )
+    assert 31.99 <= deviation / codec.step <= 64.01
+
+
 def test_uniform_fits_a_constant_sample():
     codec = fit_codec("uniform", [torch.full((1, 2, 3, 3), 7.0)])
     assert (codec.decode(codec.encode(torch.full((1, 2, 3, 3), 7.0))[0]) == 7.0).all()

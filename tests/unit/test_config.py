@@ -7,6 +7,7 @@ import pytest
 
 from kdcache.cache.errors import UsageError
 from kdcache.distill.config import FREE_ON_RESUME, TrainConfig
+from kdcache.distill.schedule import SCHEDULES
 
 CACHED = {"out": "run", "store": "stores/a", "steps": 10}
 FRESH = {
@@ -34,6 +35,7 @@ def test_every_field_has_a_default_but_the_folder():
     [
         (CACHED, {"steps": None}, "--budget, --steps and --epochs"),
         (CACHED, {"epochs": 3}, "--steps 10, --epochs 3"),
+        (CACHED, {"budget_seconds": 90.0}, "--steps 10, --budget 90s"),
         (CACHED, {"steps": 0}, "--steps must be above 0, got 0"),
         (CACHED, {"steps": None, "budget_seconds": float("inf")}, "--budget must be"),
         (CACHED, {"source": "none"}, "--method logit with --source none"),
@@ -42,8 +44,8 @@ def test_every_field_has_a_default_but_the_folder():
         (CACHED, {"fresh_views": True}, "--fresh-views with --source cache"),
         (CACHED, {"source": "online"}, "--source online needs a teacher"),
         (CACHED, {"method": "none"}, "--method none with --source cache"),
-        (CACHED, {"crop_height_px": 64}, "--crop-height: the views are the store's"),
-        (CACHED, {"recipe": "skd"}, "--recipe: the views are the store's"),
+        (CACHED, {"crop_height_px": 64, "crop_width_px": 64}, "--crop: the views are those of stores/a"),
+        (CACHED, {"recipe": "skd"}, "--recipe: the views are those of stores/a"),
         (CACHED, {"lr": float("nan")}, "--lr must be above 0"),
         (CACHED, {"lr": 0.001, "min_lr": 0.01}, "--min-lr must be at most"),
         (CACHED, {"momentum": 1.0}, "--momentum"),
@@ -54,7 +56,8 @@ def test_every_field_has_a_default_but_the_folder():
         (CACHED, {"out": ""}, "--out is empty"),
         (FRESH, {"fresh_views": False}, "which views to train on"),
         (FRESH, {"dataset": ""}, "neither a store nor a dataset"),
-        (FRESH, {"crop_width_px": 0}, "--crop-width must be at least 1, got 0"),
+        (FRESH, {"crop_height_px": 9, "crop_width_px": 0}, "--crop must be at least 1, got 0"),
+        (FRESH, {"crop_width_px": 9}, "--crop is a height and a width"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_option_and_value(base, change, said):
@@ -73,5 +76,13 @@ def test_unknown_and_missing_fields_are_named():
 
 def test_differences_name_what_changes_the_result_only():
     before, after = TrainConfig(**CACHED), TrainConfig(**{**CACHED, "out": "moved", "workers": 3, "lr": 0.02})
-    assert before.differences(after) == ["lr: 0.01, 0.02"]
+    assert before.differences(after) == ["--lr: 0.01, 0.02"]
     assert {f.name for f in dataclasses.fields(TrainConfig)} >= FREE_ON_RESUME
+
+
+def test_schedules_are_those_that_there_are():
+    for name in SCHEDULES:
+        assert TrainConfig(**CACHED, schedule=name).schedule == name
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**CACHED, schedule="linear")
+    assert caught.value.hint == "one of: poly, cosine"

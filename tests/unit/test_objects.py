@@ -66,10 +66,10 @@ def test_leftovers_of_dead_processes_go(tmp_path):
     dead = int(
         subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1, check=True).stdout
     )
-    kept = [f"{host}-{os.getpid()}-0", f"elsewhere-{dead}-0"]
+    kept = [f"{host}-{os.getpid()}-0", f"elsewhere-{dead}-0", "notes.txt", f"{host}-x-1", "-"]
     for name in (*kept, f"{host}-{dead}-3"):
         (tmp_path / TEMP_FOLDER / name).write_bytes(b"half")
-    objects.remove_own_leftovers()
+    objects.remove_leftovers()
     assert objects.names(TEMP_FOLDER) == sorted(kept)
 
 
@@ -77,6 +77,60 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(KDCacheError, match=r"cannot write .*file/store/x"):
         open_objects(str(tmp_path / "file" / "store")).put_new("x", b"x")
+
+
+def test_what_cannot_be_read_is_one_clear_error(objects, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", fail)
+    for read in (lambda: objects.get("a/b"), lambda: objects.read_range("a/b", 0, 1)):
+        with pytest.raises(KDCacheError, match=r"cannot read .*a/b: Permission denied"):
+            read()
+
+
+def test_a_file_where_a_folder_is_asked_for_holds_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    objects = open_objects(str(tmp_path))
+    assert objects.names("file") == []
+    with pytest.raises(FileNotFoundError):
+        objects.get("file/kd/spec.json")
+
+
+def refusal(code):
+    """The error in which s3fs wraps a refused put."""
+    cause = Exception()
+    cause.response = {"Error": {"Code": code}}
+    error = OSError(22, "refused")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("refusals", "stands", "won"),
+    [
+        (["ConditionalRequestConflict", None], None, True),
+        (["ConditionalRequestConflict", "PreconditionFailed"], b"theirs", False),
+        (["PreconditionFailed"], b"mine", True),  # the reply to the first try was lost
+    ],
+)
+def test_refused_puts_are_retried_or_compared(monkeypatch, tmp_path, refusals, stands, won):
+    objects = open_objects(f"memory://{tmp_path.name}-refused")
+    if stands:
+        objects.put_new("x", stands)
+    answers = iter(refusals)
+
+    def pipe_file(path, data, mode):
+        if code := next(answers):
+            raise refusal(code)
+
+    monkeypatch.setattr("kdcache.cache.objects._is_s3", lambda fs: True)
+    monkeypatch.setattr("kdcache.cache.objects._CONFLICT_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(objects.fs, "pipe_file", pipe_file, raising=False)
+    assert objects.put_new("x", b"mine") == won
+    assert next(answers, "all taken") == "all taken"
 
 
 def test_unknown_schemes_are_refused():

@@ -9,6 +9,7 @@ import torch
 import zarr
 
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
+from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.reader import StoreReader
 
 
@@ -36,9 +37,33 @@ def test_codes_decode_to_what_was_stored(store, stores):
 
 def test_it_pickles_small_and_reads_after(store):
     reader = StoreReader(store.url, ["logits"])
+    reader.entry(0, 0)
     data = pickle.dumps(reader)
-    assert len(data) < 100_000
+    assert len(data) < 10_000
     assert np.array_equal(pickle.loads(data).entry(1, 3).codes["logits"], reader.entry(1, 3).codes["logits"])
+
+
+def test_a_pickle_grows_by_a_number_a_shard(tmp_path, stores):
+    """Thousands of units go to every worker process: sizes do, digests of manifests do not."""
+    spec = stores["spec"](images=3000, unit_entries=1)
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    store.create_pass(0)
+    record = ObjectRecord.of(b"a shard")
+    commits = tuple(
+        Commit(
+            pass_index=0,
+            unit=unit,
+            entries=1,
+            calibration=store.calibration.digest,
+            objects=dict.fromkeys(("views", "logits", "features"), record),
+        )
+        for unit in range(3000)
+    )
+    manifest = Manifest(pass_index=0, commits=commits)
+    store.objects.put_new("kd/passes/000/manifest-0.json", manifest.to_bytes())
+    reader = StoreReader(store.url, ["logits", "features"])
+    assert reader.manifests[0].digest == manifest.digest
+    assert len(pickle.dumps(reader)) < 3000 * (3 * 8 + len(pickle.dumps("image-1234"))) + 10_000
 
 
 def test_reading_from_memory_equals_reading_from_disk(tmp_path, store, spec, stores):
@@ -107,4 +132,11 @@ def test_metadata_of_another_array_is_refused(store, tmp_path):
     path = tmp_path / "store/passes/000/logits/zarr.json"
     path.write_text(path.read_text().replace('"int16"', '"int32"'))
     with pytest.raises(StoreDamagedError, match="data_type"):
+        StoreReader(store.url, ["logits"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_metadata_that_is_none_is_damage(store, tmp_path, text):
+    (tmp_path / "store/passes/000/logits/zarr.json").write_text(text)
+    with pytest.raises(StoreDamagedError):
         StoreReader(store.url, ["logits"])

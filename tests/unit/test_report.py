@@ -8,48 +8,48 @@ import pytest
 from PIL import Image
 
 from kdcache.cache.classes import IGNORE, ClassSet
-from kdcache.cache.errors import NotFoundError, UsageError
+from kdcache.cache.errors import KDCacheError, NotFoundError, UsageError
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.distill.comparison import compare_runs, comparison_table, write_comparison
+from kdcache.distill.config import TrainConfig
 from kdcache.distill.figures import smooth
-from kdcache.distill.report import (
-    compare_runs,
-    comparison_table,
-    duration,
-    write_comparison,
-    write_report,
-)
+from kdcache.distill.report import write_report
 from kdcache.distill.runrecord import RunRecord
 from kdcache.distill.samples import Sample, predict_samples
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 
 
-def make_result(miou: float, steps: int = 300) -> dict[str, object]:
+def make_result(miou: float, steps: int = 300, planned_steps: int = 300) -> dict[str, object]:
     scores = {
         "miou": miou,
         "pixel_accuracy": 0.9,
         "mean_accuracy": 0.8,
         "iou": {"road": miou, "car": miou, "sky": None},
         "images": 12,
-        "confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 0]],
+        "confusion": [[6, 0, 0], [1, 1, 0], [0, 0, 0]],
     }
-    return {"steps": steps, "training_s": steps * 0.5, "scores": scores}
+    return {"steps": steps, "planned_steps": planned_steps, "training_s": steps * 0.5, "scores": scores}
 
 
-def make_run(folder: Path, method: str = "logit", *, miou: float | None = 0.5, **config: object) -> Path:
+def make_run(
+    folder: Path, method: str = "logit", *, miou: float | None = 0.5, processes: int = 2, **fields: object
+) -> Path:
     folder.mkdir(parents=True)
-    fields = {
+    asked = {
+        "out": str(folder),
         "method": method,
         "source": "none" if method == "none" else "cache",
-        "student": "pspnet_resnet18",
-        "dataset": "streets",
-        "eval_split": "val",
-        "batch_size": 8,
-        "store": "/home/stores/ab" if method != "none" else "",
+        "store": "/home/stores/ab",
         "backbone_weights": "none",
+        **({} if "budget_seconds" in fields else {"steps": 300}),
     }
-    (folder / "config.json").write_text(json.dumps(fields | config))
-    (folder / "environment.json").write_text(json.dumps({"device": "cpu", "processes": 2}))
+    config = TrainConfig.from_dict(asked | fields).to_dict()
+    place = {"device": "cpu", "processes": processes, "packages": {"torch": "2.15.0"}, "cuda": None}
+    inputs = {"dataset": {"name": "streets", "split": "train"}, "teacher": {"name": "pspnet_resnet101"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.json").write_text(json.dumps(place))
+    (folder / "inputs.json").write_text(json.dumps(inputs))
     terms = {"ce": 1.5, "aux": 0.5} | ({} if method == "none" else {method: 1.0})
     lines = []
     for step in range(10, 301, 10):
@@ -80,18 +80,51 @@ class TestReport:
         text = path.read_text()
         assert path == tmp_path / "logit" / "report.md"
         assert "**mIoU 50.00 %**, pixel accuracy 90.00 %, on 12 images of streets val" in text
-        assert "| training time | 2 min 30 s (evaluation and checkpoints not counted) |" in text
-        assert "| time a step, median | 0.5 s, 10.0 % of it waiting for data |" in text
-        assert "| device | cpu, 2 processes |" in text
-        assert "| logit | 200 | 400 | 600 |" in text
+        for line in (
+            "| teacher | pspnet_resnet101, targets from cache |",
+            "| dataset | streets train |",
+            "| asked for | 300 steps |",
+            "| training time | 2 min 30 s (evaluation and checkpoints not counted) |",
+            "| time a step, median | 0.5 s |",
+            "| waiting for data | 10.0 % of the training time |",
+            "| road | 50.00 | 75.00 |",
+            "| sky | - | 0.00 |",
+            "| mean | 50.00 |  |",
+            "| logit | 200 | 400 | 600 |",
+            "| processes | 2 |",
+            "| packages | torch 2.15.0 |",
+        ):
+            assert line in text.splitlines()
         for name in ("samples", "class_iou", "miou", "losses"):
             assert f"(figures/{name}.png)" in text
             with Image.open(tmp_path / "logit" / "figures" / f"{name}.png") as image:
                 assert min(image.size) > 60
 
+    def test_says_how_to_repeat_it(self, tmp_path: Path) -> None:
+        alone = write_report(make_run(tmp_path / "alone", lr=0.02, processes=1)).read_text()
+        command = (
+            "kdcache distill --method logit --store /home/stores/ab --backbone-weights none --steps 300 "
+            f"--lr 0.02 --out {tmp_path}/alone-again"
+        )
+        for word in command.split(" --"):
+            assert word in alone
+        two = write_report(make_run(tmp_path / "two", "none")).read_text()
+        assert "accelerate launch --num_processes 2 -m kdcache.cli distill --method none" in two
+
+    def test_a_budget_is_repeated_by_its_steps(self, tmp_path: Path) -> None:
+        text = write_report(make_run(tmp_path / "run", budget_seconds=150.0)).read_text()
+        assert "--steps 300" in text and "--budget" not in text
+        assert "| asked for | 2 min 30 s |" in text and "time was up" not in text
+
+    def test_a_run_that_the_clock_ended_says_so(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run", miou=None, budget_seconds=150.0)
+        text = write_report(folder, result=make_result(0.5, planned_steps=320)).read_text()
+        assert "**The time was up at step 300 of 320**" in text
+        assert "| steps | 300 of 320 |" in text and "--steps 320" in text
+
     def test_takes_a_result_that_is_not_written_yet(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "run", miou=None)
-        assert "No scores" in write_report(folder).read_text()
+        assert "Not finished: no scores yet." in write_report(folder).read_text()
         assert "mIoU 61.00 %" in write_report(folder, result=make_result(0.61)).read_text()
 
     def test_written_again_keeps_the_samples_drawn_before(self, tmp_path: Path) -> None:
@@ -141,17 +174,45 @@ class TestComparison:
         header, rows = comparison_table(compare_runs(runs), {"name": "R101", "miou": 0.6})
         column = header.index("vs none")
         assert [row[0] for row in rows] == ["plain", "kd", "going-on (unfinished)", "R101"]
-        assert [row[column] for row in rows] == ["+0.00", "+5.25", "", ""]
+        assert [row[column] for row in rows] == ["+0.00", "+5.25", "", "+20.00"]
         assert [row[column - 1] for row in rows] == ["40.00", "45.25", "-", "60.00"]
         assert all(len(row) == len(header) for row in rows)
+        assert {row[header.index("asked for")] for row in rows[:3]} == {"300 steps"}
 
     def test_report_links_the_runs_and_names_what_else_differs(self, tmp_path: Path) -> None:
-        runs = [make_run(tmp_path / "a", "none"), make_run(tmp_path / "b", "logit", batch_size=16)]
+        runs = [
+            make_run(tmp_path / "a", "none"),
+            make_run(tmp_path / "b", "logit", batch_size=16, budget_seconds=150.0),
+        ]
         out = tmp_path / "comparison"
         text = write_comparison(runs, out, teacher={"name": "R101", "miou": 0.6}).read_text()
-        assert "- [a](../a/report.md)" in text
-        assert "- batch_size: 8, 16" in text and "- method" not in text and "- store" not in text
+        lines = text.splitlines()
+        assert "- [a](../a/report.md)" in lines
+        assert "- dataset: streets, scored on val (12 images)" in lines
+        assert "- store: /home/stores/ab" in lines and "- teacher: pspnet_resnet101" in lines
+        assert "- **differs: length**: 300 steps, 2 min 30 s" in lines
+        assert "- **differs: --batch-size**: 8, 16" in lines
+        assert len([line for line in lines if "differs" in line]) == 2
+        assert "says little" not in text and "time was up" not in text
         assert (out / "figures" / "miou.png").is_file() and (out / "figures" / "class_iou.png").is_file()
+
+    def test_report_warns_of_a_weak_teacher_and_of_the_clock(self, tmp_path: Path) -> None:
+        runs = [make_run(tmp_path / "a", "none", miou=0.5), make_run(tmp_path / "b", budget_seconds=1.0)]
+        (runs[1] / "scores.json").write_text(json.dumps(make_result(0.5, planned_steps=400)))
+        text = write_comparison(runs, tmp_path / "out", teacher={"miou": 0.51}).read_text()
+        assert "less than 2 points above" in text
+        assert "- b: the time was up at step 300 of 400" in text and "| 300 of 400 |" in text
+
+    def test_of_different_datasets(self, tmp_path: Path) -> None:
+        runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+        (runs[1] / "inputs.json").write_text(json.dumps({"dataset": {"name": "camvid"}}))
+        text = write_comparison(runs, tmp_path / "out").read_text()
+        assert "- **differs: dataset**: streets, scored on val (12 images), camvid, scored on val" in text
+
+    def test_where_nothing_can_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(KDCacheError, match=r"cannot write to .*file"):
+            write_comparison([make_run(tmp_path / "a")], tmp_path / "file")
 
     def test_runs_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
         runs = [make_run(tmp_path / seed / "logit") for seed in ("1", "2")]
@@ -188,10 +249,6 @@ class _Images:
 
     def label(self, index: int) -> np.ndarray | None:
         return None
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (12, 200.4, 3900)] == ["12 s", "3 min 20 s", "1 h 05 min"]
 
 
 def test_smoothing_keeps_a_line_and_its_ends() -> None:

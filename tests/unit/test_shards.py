@@ -2,12 +2,14 @@
 
 import json
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import blosc
 
 from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.shards import ArrayLayout, group_metadata, same_metadata
@@ -66,14 +68,45 @@ def test_encoding_is_repeatable_and_decodes(array):
     assert np.array_equal(layout.decode(shard, len(rows)), rows)
 
 
-def test_a_damaged_shard_does_not_decode():
-    layout = ArrayLayout(
-        name="x", rows=2, row_shape=(4,), dtype="int16", unit_entries=2, dimensions=("entry", "x")
-    )
-    shard = bytearray(layout.encode(np.arange(8, dtype=np.int16).reshape(2, 4)))
-    shard[5] ^= 1
+LAYOUT = ArrayLayout(
+    name="x", rows=2, row_shape=(4,), dtype="int16", unit_entries=2, dimensions=("entry", "x")
+)
+ROWS = np.arange(8, dtype=np.int16).reshape(2, 4)
+
+
+def with_index(shard: bytes, index: np.ndarray) -> bytes:
+    """The shard with another index, whose checksum is right."""
+    words = index.astype("<u8").tobytes()
+    return shard[: -len(words) - 4] + words + google_crc32c.value(words).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("place", [5, 25, -30, -1])
+def test_a_damaged_shard_does_not_decode(place):
+    shard = bytearray(LAYOUT.encode(ROWS))
+    shard[place] ^= 1
     with pytest.raises(StoreDamagedError, match="array x"):
-        layout.decode(bytes(shard), 2)
+        LAYOUT.decode(bytes(shard), 2)
+
+
+def test_a_missing_row_is_damage_and_not_zeros():
+    shard = LAYOUT.encode(ROWS[:1])
+    assert np.array_equal(LAYOUT.decode(shard, 1), ROWS[:1])
+    with pytest.raises(StoreDamagedError, match="row 1 is missing"):
+        LAYOUT.decode(shard, 2)
+
+
+@pytest.mark.parametrize("row", [(2**40, 30), (0, 2**40), (0, 3), (2**63, 2**63), (10, 2**64 - 4)])
+def test_an_index_that_points_outside_is_damage(row):
+    shard = LAYOUT.encode(ROWS)
+    index = LAYOUT.read_index(shard[-LAYOUT.index_bytes :], len(shard), "x").copy()
+    assert np.array_equal(LAYOUT.decode(with_index(shard, index), 2), ROWS)
+    index[1] = np.array(row, dtype=np.uint64)
+    with pytest.raises(StoreDamagedError, match="outside"):
+        LAYOUT.decode(with_index(shard, index), 2)
+
+
+def test_unpacking_runs_on_one_thread():
+    assert blosc.use_threads is False
 
 
 def test_metadata_is_compared_by_meaning():
@@ -82,3 +115,4 @@ def test_metadata_is_compared_by_meaning():
     assert same_metadata(metadata, reordered)
     assert not same_metadata(metadata, group_metadata({"kdcache": {"pass": 2}}))
     assert not same_metadata(metadata, b"not json")
+    assert not same_metadata(metadata, b"[]")

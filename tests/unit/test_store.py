@@ -9,9 +9,17 @@ import zarr
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import Uniform
-from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, StoreNotFoundError
+from kdcache.cache.errors import (
+    KDCacheError,
+    StoreDamagedError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    UsageError,
+)
+from kdcache.cache.objects import open_objects
 from kdcache.cache.spec import StoreSpec, canonical_json, default_unit_entries
 from kdcache.cache.store import VIEWS, create_store, list_stores, open_store
+from kdcache.cli.home import choose_store
 
 
 def files_of(folder):
@@ -158,8 +166,88 @@ def test_broken_manifests_are_damage(store, tmp_path, text):
 def test_listing_passes_over_other_folders(store, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "file.txt").write_text("x")
-    assert [found.spec.key for found in list_stores(str(tmp_path))] == [store.spec.key]
-    assert list_stores(str(tmp_path / "none")) == []
+    assert [found.spec.key for found in list_stores(str(tmp_path)).stores] == [store.spec.key]
+    assert list_stores(str(tmp_path / "none")).stores == ()
+
+
+def test_a_damaged_store_hides_no_other(store, stores, tmp_path, kdcache):
+    other = stores["begin"](str(tmp_path / "other"), stores["spec"](seed=1))
+    (tmp_path / "other/kd/spec.json").write_text("{")
+    found = list_stores(str(tmp_path))
+    assert [each.spec.key for each in found.stores] == [store.spec.key]
+    assert list(found.unreadable) == [other.url]
+    assert choose_store(str(tmp_path)).spec.key == store.spec.key
+    code, out, _ = kdcache("ls", "--home", str(tmp_path))
+    assert code == 0
+    assert "made-up train" in out and f"damaged: {other.url}: " in out
+    listed = json.loads(kdcache("ls", "--home", str(tmp_path), "--json")[1])
+    assert [each.get("damaged") is None for each in listed] == [True, False]
+
+
+def test_a_damaged_ledger_hides_no_other_store(store, stores, tmp_path, kdcache):
+    stores["begin"](str(tmp_path / "other"), stores["spec"](seed=1))
+    (tmp_path / "store/kd/passes/000/manifest-0.json").write_text("{")
+    code, out, _ = kdcache("ls", "--home", str(tmp_path))
+    assert code == 0
+    assert "0/0" in out and f"damaged: {store.url}: " in out
+
+
+def test_files_that_others_leave_in_the_ledger_are_nothing(store, tmp_path):
+    for folder in ("kd/goals", "kd/passes", "kd/passes/000", "kd/passes/000/units"):
+        for name in (".nfs0001", ".DS_Store", "notes.txt", "manifest-x.json", "000001-0.json.swp"):
+            (tmp_path / "store" / folder / name).write_text("x")
+    assert store.goal == 2 and store.complete_passes() == [0, 1]
+    assert store.committed_units(0) == {0, 1, 2}
+
+
+def test_passes_are_in_the_order_of_their_numbers(store, tmp_path):
+    (tmp_path / "store/kd/passes/1000").mkdir()
+    (tmp_path / "store/kd/passes/200").mkdir()
+    assert store.begun_passes() == [0, 1, 200, 1000]
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_store(tmp_path, spec):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    ids = tuple(f"image-{n}" for n in range(7))
+    with pytest.raises(UsageError, match=r"no store and not empty: it holds photo\.jpg"):
+        create_store(str(tmp_path), spec, ids)
+    with pytest.raises(KDCacheError, match=r"photo\.jpg") as caught:
+        create_store(str(tmp_path / "photo.jpg"), spec, ids)
+    assert "a file stands where a folder has to be" in (caught.value.hint or "")
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_store_begun_for_other_images_is_not_gone_on_with(tmp_path, spec, stores):
+    """Another build was killed between the first object and the spec."""
+    objects = open_objects(str(tmp_path / "store"))
+    objects.put_new("kd/images.json", canonical_json([f"other-{n}" for n in range(7)]))
+    with pytest.raises(StoreDamagedError, match="begun for other images"):
+        stores["begin"](str(tmp_path / "store"), spec)
+    assert not objects.put_new("kd/images.json", b"[]") and objects.names("kd") == ["images.json", "tmp"]
+
+
+def test_images_that_are_not_the_spec_s_are_damage(store, tmp_path):
+    (tmp_path / "store/kd/images.json").write_bytes(canonical_json([f"other-{n}" for n in range(7)]))
+    with pytest.raises(StoreDamagedError, match="other images"):
+        create_store(store.url, store.spec, store.image_ids)
+
+
+def test_finishing_again_reads_no_record(store, monkeypatch):
+    def read(*_):
+        raise AssertionError("a record was read")
+
+    monkeypatch.setattr(store, "_read_commit", read)
+    assert store.finish_pass(0) == store.manifest(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"unit_entries": 0}, {"seed": None}, {"targets": {}}, {"teacher": {}}, {"dataset": {"name": "x"}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_specs_that_cannot_be_are_damage(spec, change):
+    with pytest.raises(StoreDamagedError, match="spec cannot be read"):
+        StoreSpec.from_dict({**spec.to_dict(), **change})
 
 
 def test_a_store_in_memory_is_the_same(tmp_path, spec, stores, store):

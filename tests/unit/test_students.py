@@ -152,8 +152,18 @@ class TestSavedStudents:
             load_student(path).predict(np.zeros((3, 8, 8), np.float32))
 
     def test_that_are_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError, match="no run and no checkpoint"):
             load_student(tmp_path / "student.safetensors")
+        with pytest.raises(NotFoundError, match=r"holds no student\.safetensors$"):
+            load_student(tmp_path)
+
+    def test_of_an_unfinished_run_are_in_its_checkpoint(self, tmp_path: Path) -> None:
+        begun = tmp_path / "checkpoint" / "step-00000120" / "student.safetensors"
+        begun.parent.mkdir(parents=True)
+        begun.touch()
+        with pytest.raises(NotFoundError, match="the run is not finished") as caught:
+            load_student(tmp_path)
+        assert str(begun) in (caught.value.hint or "")
 
     def test_whose_names_do_not_fit_are_refused(self, tmp_path: Path) -> None:
         network = build_network(network_config("pspnet_resnet18", 2))

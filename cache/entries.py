@@ -1,0 +1,72 @@
+"""Entries on their way into a store: which view stands where, cut out of its image, and what the teacher says of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.cache.datasets import SegmentationDataset
+from kdcache.cache.errors import TeacherError
+from kdcache.cache.replay import Crop, crop_digest, entry_row, parse_entry_row, replay
+from kdcache.cache.shuffle import permutation
+from kdcache.cache.spec import StoreSpec
+from kdcache.cache.teacher import Teacher
+from kdcache.cache.views import draw_view
+
+
+@dataclass(frozen=True, slots=True)
+class CutEntry:
+    """One view, cut out: its row of the inputs and its crop."""
+
+    row: np.ndarray  # (columns,) int32
+    crop: Crop
+
+
+@lru_cache(maxsize=8)
+def pass_order(seed: int, pass_index: int, n_images: int) -> np.ndarray:
+    """The image at each position of a pass, (n_images,) int64."""
+    return permutation(f"{seed} pass {pass_index}", n_images)
+
+
+def cut_entry(dataset: SegmentationDataset, spec: StoreSpec, pass_index: int, position: int) -> CutEntry:
+    """The entry at a place of the store, decoded, drawn and cut."""
+    index = int(pass_order(spec.seed, pass_index, spec.dataset.images)[position])
+    image, label = dataset.image(index), dataset.label(index)
+    view = draw_view(spec.views, spec.seed, dataset.image_ids[index], pass_index, image.shape[:2], label)
+    crop = replay(view, spec.views, image, label)
+    return CutEntry(entry_row(index, pass_index, view, crop_digest(crop)), crop)
+
+
+def run_teacher(
+    teacher: Teacher, entries: Sequence[CutEntry], batch_size: int, targets: Sequence[str]
+) -> dict[str, Tensor]:
+    """Targets (n, C, h, w) float32 of the entries, n <= batch_size; the batch is padded to full size."""
+    padded = [*entries, *[entries[-1]] * (batch_size - len(entries))]
+    crops = torch.from_numpy(np.stack([entry.crop.image for entry in padded]))
+    valid = valid_sizes(padded)
+    outputs = teacher(
+        crops.to(teacher.device, non_blocking=True), valid.to(teacher.device, non_blocking=True), targets
+    )
+    return {name: outputs[name][: len(entries)] for name in targets}
+
+
+def valid_sizes(entries: Sequence[CutEntry]) -> Tensor:
+    """Height and width of what is not padding, (n, 2) int64."""
+    return torch.tensor([(entry.crop.height, entry.crop.width) for entry in entries])
+
+
+def require_finite(
+    target: Tensor,  # (n, C, h, w)
+    entries: Sequence[CutEntry],
+    image_ids: Sequence[str],
+    name: str,
+) -> None:
+    """Raises TeacherError, naming the target and the image, for NaN or infinity."""
+    for row in (~torch.isfinite(target).flatten(1).all(dim=1)).nonzero().flatten().tolist():
+        image = image_ids[parse_entry_row(entries[row].row).image_index]
+        raise TeacherError(
+            f"the teacher's {name} for image {image} are not finite", hint="check the weights and --precision"
+        )
