@@ -44,7 +44,9 @@ def run(*, quick: bool, as_json: bool) -> int:
         def bare() -> None:
             for start in range(0, images, batch):
                 part = slice(start, start + batch)
-                outputs = teacher(crops[part].to(teacher.device), valid[part].to(teacher.device))
+                outputs = teacher(
+                    crops[part].to(teacher.device), valid[part].to(teacher.device), tuple(targets)
+                )
                 assert outputs["logits"].shape[0] == batch
 
         def build() -> None:
