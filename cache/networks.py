@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from kdcache.cache.errors import UsageError
 from kdcache.cache.heads import AtrousHead, AuxiliaryHead, ConvHead, PyramidHead
@@ -237,7 +238,10 @@ def network_config(name: str, classes: int, preset: str = "kdcache", **traits: A
 
 
 def build_network(config: NetworkConfig) -> "SegmentationNetwork":
-    """A network with random weights: He's, and small ones in the classifiers, for a first loss near log C."""
+    """A network with random weights: He's, and small ones in the classifiers, for a first loss near log C.
+
+    Residual branches start at zero (Goyal et al., 2017, arXiv 1706.02677, section 5.1), as in mmsegmentation.
+    """
     return SegmentationNetwork(config)
 
 
@@ -278,6 +282,8 @@ class SegmentationNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
         for classifier in (self.classifier, *([] if self.aux is None else [self.aux.classifier])):
             nn.init.normal_(classifier.weight, std=0.01)
 

@@ -432,6 +432,8 @@ def build_process(folder: Path, name: str, *launcher: str, views: int = 2) -> su
     (folder / "tiny_teacher.py").write_text(FACTORY)
     teacher = ["--teacher", "tiny_teacher:make", "--force", "--device", "cpu", "--threads", "1"]
     sizes = ["--views", str(views), "--batch-size", "2", "--unit-entries", "2"]
+    # The background jobs of a shell ignore interrupts and hand that down; this process must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     request = ["build", "--dataset", "streets:48x96:12", "--store", str(folder / name), *teacher, *sizes]
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "kdcache.cli", *request],
@@ -457,11 +459,11 @@ def test_two_processes_of_accelerate_build_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_build_with_130(tmp_path):
-    process = build_process(tmp_path, "store", views=50)
-    while process.poll() is None and not [*(tmp_path / "store").glob("kd/passes/*/units/*.json")]:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=30)[1]
+    with build_process(tmp_path, "store", views=50) as process:
+        while process.poll() is None and not [*(tmp_path / "store").glob("kd/passes/*/units/*.json")]:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in errors

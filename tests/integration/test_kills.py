@@ -54,14 +54,16 @@ def factory_path(tmp_path_factory) -> Path:
 
 
 def command(factory_path: Path, *arguments: str) -> subprocess.Popen:
+    """A kdcache command in a process group of its own; its messages go to `messages.txt` beside the factory."""
     environment = {**os.environ, "PYTHONPATH": str(factory_path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdcache.cli", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    with open(factory_path / "messages.txt", "wb") as messages:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kdcache.cli", *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            start_new_session=True,
+        )
 
 
 def build_arguments(store: Path) -> list[str]:
@@ -105,9 +107,10 @@ def distill_arguments(store: Path, out: Path) -> list[str]:
     ]
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr.decode()
+def finish(factory_path: Path, *arguments: str) -> None:
+    process = command(factory_path, *arguments)
+    process.wait(timeout=600)
+    assert process.returncode == 0, (factory_path / "messages.txt").read_text()
 
 
 def kill_after(process: subprocess.Popen, count_now, target: int, delay_s: float) -> bool:
@@ -136,7 +139,7 @@ def commits_of(store: Path) -> int:
 
 
 def test_a_build_killed_again_and_again(tmp_path, factory_path):
-    finish(command(factory_path, *build_arguments(tmp_path / "whole")))
+    finish(factory_path, *build_arguments(tmp_path / "whole"))
     units = commits_of(tmp_path / "whole")
     chooser = random.Random(0)
     killed = 0
@@ -147,14 +150,14 @@ def test_a_build_killed_again_and_again(tmp_path, factory_path):
         killed += kill_after(
             process, lambda: commits_of(tmp_path / "killed"), max(before, target), chooser.uniform(0, 0.3)
         )
-    finish(command(factory_path, *build_arguments(tmp_path / "killed")))
+    finish(factory_path, *build_arguments(tmp_path / "killed"))
     assert killed >= KILLS - 1
     assert store_bytes(tmp_path / "killed") == store_bytes(tmp_path / "whole")
 
 
 def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
-    finish(command(factory_path, *build_arguments(tmp_path / "store")))
-    finish(command(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "whole")))
+    finish(factory_path, *build_arguments(tmp_path / "store"))
+    finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "whole"))
     kills = max(2, KILLS // 3)
     chooser = random.Random(1)
 
@@ -169,7 +172,7 @@ def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
         process = command(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
         target = max(steps_done(), 55 * attempt // kills)
         killed += kill_after(process, steps_done, target, chooser.uniform(0, 1.0))
-    finish(command(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed")))
+    finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
     assert killed >= kills - 1
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "killed")]
     assert weights[0] == weights[1]
