@@ -14,7 +14,7 @@ from PIL import Image
 from kdcache.cache.build import BuildOptions, build_store, cut_entry, plan_store
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
-from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
 from kdcache.cache.store import CALIBRATION, create_store
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy
@@ -90,7 +90,8 @@ def random_teacher(network: str, classes: int, folder: Path) -> Teacher:
     """A teacher with random weights: the cost of a network does not depend on them."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    save_network(folder / "teacher.safetensors", build_network(network_config(network, classes)))
+    built = build_network(network_config(network, classes))
+    save_network(folder / "teacher.safetensors", built, normalisation=RGB_IMAGENET)
     return load_teacher(
         network, weights=folder / "teacher.safetensors", dataset_name="", classes=classes, device=device
     )
