@@ -12,30 +12,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from kdcache.cache.calibrate import calibrate, calibration_places
 from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import FAULTS, canonical_request, fit_codec
+from kdcache.cache.codecs import FAULTS, Codec, canonical_request
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.entries import CutEntry, cut_entry, require_finite, run_teacher, valid_sizes
+from kdcache.cache.entries import CutEntry, cut_entry, entry_weights, run_teacher
 from kdcache.cache.errors import IncompleteError, StoreMismatchError, TeacherError, UsageError
+from kdcache.cache.fidelity import fidelity_of, headline
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.replay import compare_digest, parse_entry_row
-from kdcache.cache.sanity import check_teacher, require_sane
 from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec, default_unit_entries
 from kdcache.cache.store import VIEWS, Store
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.views import ViewPolicy
 
-CALIBRATION_ENTRIES = 16  # the first entries of pass 0: seeded-random images, one view each
-CANARY_ENTRIES = 4
-
-Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by target: codes (n, C, h, w), and a fault a row (n,) uint8
+Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by target: codes (n, ...), and a fault a row (n,) uint8
 
 _RECORDED_VERSIONS = ("torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
 
@@ -85,8 +83,9 @@ def plan_store(
     """
     crop = (policy.crop_height_px, policy.crop_width_px)
     specs = {
-        name: TargetSpec(codec=canonical_request(request), shape=teacher.target_shape(name, crop))
+        name: TargetSpec(codec=canonical_request(request, shape[0]), shape=shape)
         for name, request in targets.items()
+        for shape in [teacher.target_shape(name, crop)]
     }
     return StoreSpec(
         dataset=DatasetIdentity(
@@ -196,27 +195,16 @@ class _Builder:
         self.writer.shutdown(cancel_futures=True)
 
     def calibrate(self, report: Callable[[str], None]) -> Calibration:
-        """Fit the codecs and check the teacher on the first entries of pass 0."""
-        spec = self.store.spec
-        count = min(CALIBRATION_ENTRIES, spec.dataset.images)
-        entries = list(self._cut_ahead((0, position) for position in range(count)))
-        sample: dict[str, list[Tensor]] = {name: [] for name in dict.fromkeys(("logits", *spec.targets))}
-        for start in range(0, count, self.batch_size):
-            batch = entries[start : start + self.batch_size]
-            for name, target in run_teacher(self.teacher, batch, self.batch_size, tuple(sample)).items():
-                require_finite(target, batch, self.store.image_ids, name)
-                sample[name].append(target)
-            self.progress(start + len(batch), count, "calibration")
-        labels = torch.from_numpy(np.stack([entry.crop.label for entry in entries]))
-        check = check_teacher(torch.cat(sample["logits"]).cpu(), labels, valid_sizes(entries))
-        report(check.text)
-        if not self.options.force:
-            require_sane(check)
-        return Calibration(
-            spec_key=spec.key,
-            codecs={name: fit_codec(target.codec, sample[name]) for name, target in spec.targets.items()},
-            canaries=tuple(tuple(int(word) for word in entry.row) for entry in entries[:CANARY_ENTRIES]),
-            teacher_check=check.to_dict(),
+        """What the spec leaves open, measured on the first entries."""
+        return calibrate(
+            self.store.spec,
+            self.teacher,
+            self.store.image_ids,
+            self._cut_ahead(calibration_places(self.store.spec)),
+            batch_size=self.batch_size,
+            force=self.options.force,
+            progress=self.progress,
+            report=report,
         )
 
     def check_canaries(self) -> None:
@@ -247,8 +235,7 @@ class _Builder:
         for index, unit in units:
             pending = _PendingUnit(index, unit)
             for count in _batch_sizes(len(spec.unit_rows(unit)), self.batch_size):
-                batch = list(islice(entries, count))
-                pending.add(batch, self._encode(batch))
+                self._encode(list(islice(entries, count)), pending)
                 done += count
                 self.progress(done, total, f"pass {index}")
                 while writing and writing[0].done():  # an error of the writer's stops the teacher at once
@@ -269,19 +256,30 @@ class _Builder:
         while waiting:
             yield waiting.popleft().result()
 
-    def _encode(self, batch: list[CutEntry]) -> Encoded:
-        """Codes and faults of a batch by target, on their way to host memory."""
+    def _encode(self, batch: list[CutEntry], pending: "_PendingUnit") -> None:
+        """Put a batch through teacher and codecs; its codes are then on their way to host memory."""
         codecs = self.store.calibration.codecs
         targets = run_teacher(self.teacher, batch, self.batch_size, tuple(codecs))
-        encoded = {}
+        encoded = {name: codecs[name].encode(target) for name, target in targets.items()}
+        if not pending.batches:  # a spot check that costs little: the first batch of every unit
+            pending.fidelity = self._measure(batch, targets, encoded)
+        pending.add(batch, encoded)
+
+    def _measure(
+        self, batch: list[CutEntry], targets: Mapping[str, Tensor], encoded: Encoded
+    ) -> dict[str, dict[str, float]]:
+        """What the codecs lose on a batch, by target, in a few numbers."""
+        lost = {}
         for name, target in targets.items():
-            codes, faults = codecs[name].encode(target)
-            encoded[name] = codes.to("cpu", non_blocking=True), faults.to("cpu", non_blocking=True)
-        return encoded
+            fidelity = fidelity_of(name, self.teacher.classifier)
+            weights = entry_weights(batch, (target.shape[2], target.shape[3])).to(target.device)
+            fidelity.add(target, self.store.calibration.codecs[name].decode(encoded[name][0]), weights)
+            lost[name] = headline(fidelity.result())
+        return lost
 
     def _write(self, pending: "_PendingUnit") -> bool:
         """Put and commit a unit; False where its inputs on record differ from these."""
-        rows = pending.collect(self.store.image_ids)
+        rows = pending.collect(self.store.image_ids, self.store.calibration.codecs)
         built = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - pending.began, 3),
@@ -289,6 +287,7 @@ class _Builder:
             "threads": torch.get_num_threads(),
             "device": device_name(self.teacher.device),
             "versions": {name: version(name) for name in _RECORDED_VERSIONS},
+            "fidelity": pending.fidelity,
         }
         try:
             self.store.put_unit(pending.pass_index, pending.unit, rows, built)
@@ -306,18 +305,24 @@ class _PendingUnit:
     rows: list[np.ndarray] = field(default_factory=list)  # of the inputs, an entry each
     batches: list[Encoded] = field(default_factory=list)
     copied: list[torch.cuda.Event] = field(default_factory=list)
+    fidelity: Mapping[str, Any] = field(default_factory=dict)  # measured on the first batch
     began: float = field(default_factory=time.monotonic)
 
     def add(self, entries: list[CutEntry], encoded: Encoded) -> None:
         """One more batch, whose copies to the host may still be under way."""
         self.rows += [entry.row for entry in entries]
-        self.batches.append(encoded)
+        self.batches.append(
+            {
+                name: (codes.to("cpu", non_blocking=True), faults.to("cpu", non_blocking=True))
+                for name, (codes, faults) in encoded.items()
+            }
+        )
         if torch.cuda.is_available():
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self.copied.append(event)
 
-    def collect(self, image_ids: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def collect(self, image_ids: tuple[str, ...], codecs: Mapping[str, Codec]) -> dict[str, np.ndarray]:
         """Every array's rows, (n, ...), once all copies have arrived. Raises TeacherError for a faulty row."""
         for event in self.copied:
             event.synchronize()
@@ -332,7 +337,13 @@ class _PendingUnit:
                     f" {FAULTS[int(faults[row])]}; nothing of unit {self.unit} of pass {self.pass_index} was committed",
                     hint="check the weights and --precision; another codec may span the range",
                 )
-            rows[name] = codes.numpy()
+            try:
+                rows[name] = codecs[name].pack(codes.numpy())
+            except ValueError as error:
+                raise TeacherError(
+                    f"the teacher's {name} of unit {self.unit} of pass {self.pass_index} cannot be packed: {error}",
+                    hint=f"--{name}-codec dct",
+                ) from None
         return rows
 
 

@@ -1,7 +1,7 @@
 """The calibration: what a store's request left open, measured once and adopted by every builder.
 
-It holds the fitted codecs, the teacher's check against the labels, and a few canary crops, whose digests tell a
-joining builder at once that its image libraries disagree with those the store was begun with.
+It holds the fitted codecs and what they lose, the teacher's check against the labels, and a few canary crops, whose
+digests tell a joining builder at once that its image libraries disagree with those the store was begun with.
 """
 
 import json
@@ -15,6 +15,14 @@ from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.objects import sha256
 from kdcache.cache.spec import canonical_json
 
+_TOLD = ("step", "components")  # of a codec's summary
+_MEASURED = {
+    "bytes_per_value": "{:.3f} bytes a value",
+    "kl": "KL {:.1e}",
+    "agreement": "same class in {:.2%}",
+    "relative_error": "relative error {:.1e}",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
@@ -24,11 +32,23 @@ class Calibration:
     codecs: Mapping[str, Codec]  # by target
     canaries: tuple[tuple[int, ...], ...]  # entry rows (views.entry_row) of the first entries of pass 0
     teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
+    fidelity: Mapping[
+        str, Mapping[str, Any]
+    ]  # by target: what its codec lost on crops held out, see fidelity.py
 
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the stored bytes."""
         return sha256(self.to_bytes())
+
+    def describe(self, target: str) -> str:
+        """One line: the codec of a target and what it lost on the crops that it was judged on."""
+        codec = ", ".join(
+            f"{name} {value:g}" for name, value in self.codecs[target].summary().items() if name in _TOLD
+        )
+        lost = self.fidelity.get(target, {})
+        measured = [text.format(lost[name]) for name, text in _MEASURED.items() if lost.get(name) is not None]
+        return f"{self.codecs[target].name} {codec}".strip() + "".join(f", {text}" for text in measured)
 
     def to_bytes(self) -> bytes:
         return canonical_json(
@@ -37,6 +57,7 @@ class Calibration:
                 "codecs": {target: codec.to_dict() for target, codec in self.codecs.items()},
                 "canaries": [list(row) for row in self.canaries],
                 "teacher_check": dict(self.teacher_check),
+                "fidelity": {target: dict(lost) for target, lost in self.fidelity.items()},
             }
         )
 
@@ -50,6 +71,7 @@ class Calibration:
                 codecs={str(target): codec_from_dict(codec) for target, codec in fields["codecs"].items()},
                 canaries=tuple(tuple(int(word) for word in row) for row in fields["canaries"]),
                 teacher_check=dict(fields["teacher_check"]),
+                fidelity={str(target): dict(lost) for target, lost in fields["fidelity"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreDamagedError(f"the store's calibration cannot be read: {error!r}") from None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcache.cache.datasets import SegmentationDataset
 from kdcache.cache.errors import TeacherError
+from kdcache.cache.maps import cell_weights
 from kdcache.cache.replay import Crop, crop_digest, entry_row, parse_entry_row, replay
 from kdcache.cache.shuffle import permutation
 from kdcache.cache.spec import StoreSpec
@@ -56,6 +57,12 @@ def run_teacher(
 def valid_sizes(entries: Sequence[CutEntry]) -> Tensor:
     """Height and width of what is not padding, (n, 2) int64."""
     return torch.tensor([(entry.crop.height, entry.crop.width) for entry in entries])
+
+
+def entry_weights(entries: Sequence[CutEntry], map_size: tuple[int, int]) -> Tensor:
+    """The part of every cell of their maps that is not padding, (n, h, w) float32."""
+    height, width = entries[0].crop.label.shape
+    return cell_weights(valid_sizes(entries), (height, width), map_size)
 
 
 def require_finite(

@@ -6,11 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from kdcache.cache.build import BuildOptions
-from kdcache.cache.codecs import Codec, fit_codec
+from kdcache.cache.calibrate import make_samples, run_sample
+from kdcache.cache.codec import Codec, Packing
+from kdcache.cache.codecs import resolve_codec
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.entries import CutEntry, cut_entry, require_finite, run_teacher
+from kdcache.cache.entries import CutEntry, cut_entry, run_teacher
+from kdcache.cache.progress import silent
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.spec import StoreSpec
 from kdcache.cache.store import VIEWS, Store
@@ -63,13 +67,13 @@ def measure_plan(
     ]
     batch_size = options.batch_size_of(spec)
     entries = [cut_entry(dataset, spec, 0, position) for position in range(min(len(dataset), batch_size))]
-    targets = run_teacher(teacher, entries, batch_size, tuple(spec.targets))  # also warms the teacher up
-    for name, target in targets.items():
-        require_finite(target, entries, dataset.image_ids, name)
-    codecs: Mapping[str, Codec] = (
+    outputs = run_sample(
+        teacher, entries, dataset.image_ids, tuple(spec.targets), batch_size=batch_size, progress=silent
+    )  # also warms the teacher up
+    codecs = (
         store.calibration.codecs
         if store and store.is_calibrated
-        else {name: fit_codec(spec.targets[name].codec, [target]) for name, target in targets.items()}
+        else _fit(spec, dataset, teacher, entries, outputs, batch_size)
     )
     seconds, sizes = _measure_batch(spec, dataset, teacher, options, codecs, len(entries))
     return BuildPlan(
@@ -81,6 +85,21 @@ def measure_plan(
         bytes_per_entry=sizes,
         seconds_per_entry=seconds,
     )
+
+
+def _fit(
+    spec: StoreSpec,
+    dataset: SegmentationDataset,
+    teacher: Teacher,
+    entries: list[CutEntry],
+    outputs: Mapping[str, list[Tensor]],
+    batch_size: int,
+) -> dict[str, Codec]:
+    judged = max(1, len(entries) // 2)
+    samples = make_samples(
+        spec, teacher, entries, outputs, dataset.image_ids, judged=judged, batch_size=batch_size
+    )
+    return {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
 
 
 def _measure_batch(
@@ -103,20 +122,17 @@ def _measure_batch(
     targets = run_teacher(teacher, entries, options.batch_size_of(spec), tuple(spec.targets))
     codes = {name: codecs[name].encode(target)[0].cpu().numpy() for name, target in targets.items()}
     ran = time.monotonic()
-    rows = {VIEWS: np.stack([entry.row for entry in entries]), **codes}
-    sizes = {name: -(-len(_layout(name, array).encode(array)) // n) for name, array in rows.items()}
+    sizes = {VIEWS: _views_bytes(np.stack([entry.row for entry in entries]))}
+    for name, array in codes.items():
+        layout = ArrayLayout.of_packing(name, codecs[name].packing(spec.targets[name].shape), rows=n)
+        sizes[name] = len(layout.encode(codecs[name].pack(array)))
+    sizes = {name: -(-size // n) for name, size in sizes.items()}
     written = time.monotonic()
     # Decoding and writing hide behind the teacher when there are cores to spare: the slowest of the three decides.
     return max(decoded - began, ran - decoded, written - ran) / n, sizes
 
 
-def _layout(name: str, rows: np.ndarray) -> ArrayLayout:
-    """A layout that holds just `rows`, to see what they come to."""
-    return ArrayLayout(
-        name=name,
-        rows=len(rows),
-        row_shape=rows.shape[1:],
-        dtype=str(rows.dtype),
-        unit_entries=len(rows),
-        dimensions=tuple("entry" if axis == 0 else f"axis_{axis}" for axis in range(rows.ndim)),
-    )
+def _views_bytes(rows: np.ndarray) -> int:
+    """Stored bytes of some rows of inputs."""
+    packing = Packing(dtype=str(rows.dtype), shape=rows.shape[1:], axes=("column",), shuffle="shuffle")
+    return len(ArrayLayout.of_packing(VIEWS, packing, rows=len(rows)).encode(rows))

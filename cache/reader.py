@@ -26,7 +26,7 @@ class Entry:
     """One view and its targets, still in codes."""
 
     row: EntryRow
-    codes: dict[str, np.ndarray]  # by target, (C, h, w) of the codec's dtype
+    codes: dict[str, np.ndarray]  # by target, as Codec.encode gives them, without the first axis
 
 
 class StoreReader:
@@ -74,7 +74,7 @@ class StoreReader:
         """The entry at `position` of a complete pass. Raises StoreDamagedError when a byte of it is wrong."""
         arrays = self._arrays[pass_index]
         row = parse_entry_row(arrays[VIEWS].row(position))
-        return Entry(row, {name: arrays[name].row(position) for name in self.targets})
+        return Entry(row, {name: self._codes(arrays[name], position) for name in self.targets})
 
     def entries(self, pass_index: int, positions: Sequence[int]) -> list[Entry]:
         """Several entries of one pass, in the order asked."""
@@ -84,6 +84,14 @@ class StoreReader:
         """The inputs of a whole pass, (n_images, columns) int32, see views.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
         return np.stack([views.row(position) for position in range(self.n_images)])
+
+    def _codes(self, array: "ShardedArray", position: int) -> np.ndarray:
+        """An entry's codes out of its stored row."""
+        row = array.row(position)
+        try:
+            return self.codecs[array.layout.name].unpack(row)
+        except ValueError as error:
+            raise StoreDamagedError(f"{array.path}: entry {position} cannot be unpacked: {error}") from None
 
     def _open_arrays(self, store: Store, pass_index: int) -> dict[str, "ShardedArray"]:
         arrays = {}

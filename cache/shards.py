@@ -1,6 +1,6 @@
 """Shards: the Zarr v3 arrays of a pass, one entry an inner chunk, one unit a shard.
 
-They hold standard codecs only: bytes, blosc (zstd behind a byte shuffle), crc32c, sharding_indexed. zarr-python encodes,
+They hold standard codecs only: bytes, blosc (zstd behind a byte or bit shuffle), crc32c, sharding_indexed. zarr-python encodes,
 into memory, because a shard must be whole, hashed and created once; its own stores neither sync nor refuse to
 overwrite. Decoding is done here, by what the standard says of those codecs: zarr-python takes a missing inner chunk for
 zeros, and lets a blosc header say how much memory to take.
@@ -19,6 +19,7 @@ from numcodecs import blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from kdcache.cache.codec import Packing, Shuffle
 from kdcache.cache.errors import StoreDamagedError
 
 # blosc's own threads, by default on in a process's main thread, would fight with the readers' over cores, and are
@@ -38,7 +39,30 @@ class ArrayLayout:
     dtype: str
     unit_entries: int
     dimensions: tuple[str, ...]  # a name for each axis, the first is "entry"
+    shuffle: Shuffle = "shuffle"  # blosc's filter before zstd
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_packing(
+        cls,
+        name: str,
+        packing: Packing,
+        *,
+        rows: int,
+        unit_entries: int | None = None,  # as many as there are rows
+        attributes: Mapping[str, Any] | None = None,
+    ) -> "ArrayLayout":
+        """The array that a codec's rows are stored in."""
+        return cls(
+            name=name,
+            rows=rows,
+            row_shape=packing.shape,
+            dtype=packing.dtype,
+            unit_entries=unit_entries or rows,
+            dimensions=("entry", *packing.axes),
+            shuffle=packing.shuffle,
+            attributes=attributes or {},
+        )
 
     def shard_path(self, unit: int) -> str:
         """Path of the shard under the array: Zarr's default chunk keys."""
@@ -142,7 +166,9 @@ def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = Non
         fill_value=0,
         filters=None,
         compressors=[
-            BloscCodec(typesize=np.dtype(layout.dtype).itemsize, cname="zstd", clevel=1, shuffle="shuffle"),
+            BloscCodec(
+                typesize=np.dtype(layout.dtype).itemsize, cname="zstd", clevel=1, shuffle=layout.shuffle
+            ),
             Crc32cCodec(),
         ],
         dimension_names=layout.dimensions,

@@ -10,9 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from kdcache.cache.codecs import canonical_request, stored_dtype
+from kdcache.cache.codecs import canonical_request
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.views import ViewPolicy
 
@@ -46,9 +44,9 @@ class TargetSpec:
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of one entry's codes before compression."""
+        """Bytes of one entry in half precision, whatever its codec: unit sizes must not wait for a calibration."""
         channels, height, width = self.shape
-        return channels * height * width * np.dtype(stored_dtype(self.codec)).itemsize
+        return 2 * channels * height * width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import stored_dtype
 from kdcache.cache.errors import (
     KDCacheError,
     StoreDamagedError,
@@ -110,14 +109,12 @@ class Store:
             attributes={"kdcache": {**common, "columns": list(ENTRY_COLUMNS)}},
         )
         targets = {
-            name: ArrayLayout(
-                name=name,
+            name: ArrayLayout.of_packing(
+                name,
+                calibration.codecs[name].packing(target.shape),
                 rows=spec.dataset.images,
-                row_shape=target.shape,
-                dtype=stored_dtype(target.codec),
                 unit_entries=spec.unit_entries,
-                dimensions=("entry", "channel", "y", "x"),
-                attributes={"kdcache": {**common, "codec": calibration.codecs[name].to_dict()}},
+                attributes={"kdcache": {**common, "codec": calibration.codecs[name].summary()}},
             )
             for name, target in sorted(spec.targets.items())
         }

@@ -5,13 +5,14 @@ returns. `Teacher.identity` is all that determines its outputs, so that a store 
 another teacher. A factory's contract stands in factory.py.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdcache.cache.checkpoints import load_checkpoint
 from kdcache.cache.errors import TeacherError, UsageError
@@ -91,6 +92,26 @@ class Teacher:
             found = self._run(images, wanted)
         # Copied outside inference mode, whose own tensors cannot take part in a student's backward pass.
         return {name: self._as_target(name, found[name], crops) for name in wanted}
+
+    @property
+    def classifier(self) -> Callable[[Tensor], Tensor] | None:
+        """From (N, D, h, w) features, decoded ones too, to (N, C, h, w) logits, both float32 on any device.
+
+        None for a factory's module, which does not say what turns its features into logits.
+        """
+        if not isinstance(self.module, SegmentationNetwork):
+            return None
+        weight, bias = self.module.classifier.weight, self.module.classifier.bias
+        assert bias is not None
+
+        def classify(features: Tensor) -> Tensor:
+            return F.conv2d(features, weight.to(features.device).float(), bias.to(features.device).float())
+
+        return classify
+
+    def in_float32(self) -> "Teacher":
+        """The same weights in full precision."""
+        return replace(self, precision="float32")
 
     def target_shape(self, target: str, crop_size_px: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of a target for crops of that height and width; a factory's module is run once to see."""

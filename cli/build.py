@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdcache.cache.errors import UsageError
 from kdcache.cli import options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console, size_text
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from kdcache.cache.plan import BuildPlan
     from kdcache.cache.store import Store
 
-_CODEC = {"metavar": "CODEC", "default": "uniform"}
+_CODEC = {"metavar": "CODEC", "default": "auto"}
+_CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[:K]]."
 
 
 @options.command()
@@ -50,10 +52,25 @@ _CODEC = {"metavar": "CODEC", "default": "uniform"}
     default="logits,features",
     help="Among logits, features, aux, backbone.",
 )
-@option("--logits-codec", **_CODEC, help="fp16, uniform or uniform:STEP.")
+@option("--logits-codec", **_CODEC, help=f"How logits are stored: {_CODECS}")
 @option("--features-codec", **_CODEC, help="The same for features.")
 @option("--aux-codec", **_CODEC, help="The same for the auxiliary head's logits.")
 @option("--backbone-codec", **_CODEC, help="The same for the backbone's map.")
+@option(
+    "--max-kl",
+    type=float,
+    metavar="KL",
+    help="What `auto` may lose: KL divergence of the stored logits, or of the teacher's classifier on the stored "
+    "features.",
+    show_default="0.001",
+)
+@option(
+    "--for-methods",
+    type=options.names,
+    metavar="NAME,...",
+    help="Methods by whose measure `auto` keeps that bound for logits: logit, cwd, dist.",
+    show_default="logit",
+)
 @option("--seed", type=options.WHOLE, default=0, help="Seed of the views and their order.")
 @option("--store", metavar="URL", help="The store.", show_default="named by its request, under the home")
 @options.home_option
@@ -101,7 +118,8 @@ def command(console: Console, /, **given: Any) -> None:
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     check_target_names(given["targets"])  # before anything that takes time
-    targets = {name: canonical_request(given[f"{name}_codec"]) for name in given["targets"]}
+    requests = {name: given[f"{name}_codec"] for name in given["targets"]}
+    targets = {name: canonical_request(request) for name, request in _with_promise(requests, given).items()}
     state = PartialState(cpu=given["device"] == "cpu")
     dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
     policy = view_policy(dataset.name, **options.view_overrides(given))
@@ -145,6 +163,22 @@ def command(console: Console, /, **given: Any) -> None:
             report=console.note,
         )
     _show_result(console, store, given["views"], result)
+
+
+def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
+    """The codec requests, `auto` with what --max-kl and --for-methods say of it."""
+    from kdcache.cache.choose import DEFAULT_MAX_KL, DEFAULT_METHODS
+
+    for name in ("max_kl", "for_methods"):
+        if given[name] is not None and "auto" not in requests.values():
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is for the codec auto, and none is", hint=f"leave {option} out")
+    max_kl = DEFAULT_MAX_KL if given["max_kl"] is None else given["max_kl"]
+    methods = ",".join(given["for_methods"] or DEFAULT_METHODS)
+    return {
+        name: f"auto:{max_kl!r}:{methods}" if request == "auto" else request
+        for name, request in requests.items()
+    }
 
 
 def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:

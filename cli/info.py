@@ -27,7 +27,9 @@ def command(console: Console, store: str | None, home: str) -> None:
     summary = summarise(found)
     if found.is_calibrated:
         calibration = found.calibration
-        summary["codecs"] = {name: codec.to_dict() for name, codec in calibration.codecs.items()}
+        summary["codecs"] = {name: codec.summary() for name, codec in calibration.codecs.items()}
+        summary["fidelity"] = {name: dict(lost) for name, lost in calibration.fidelity.items()}
+        summary["stored"] = {name: calibration.describe(name) for name in calibration.codecs}
         summary["teacher_check"] = dict(calibration.teacher_check)
     summary["built"] = _last_commit(found)
     if console.json:
@@ -68,9 +70,10 @@ def summarise(store: "Store") -> dict[str, Any]:
 def _render(summary: dict[str, Any]) -> dict[str, str]:
     dataset, views = summary["dataset"], summary["views"]
     targets = [
-        f"{name}: {'x'.join(map(str, target['shape']))} {target['codec']}"
+        f"{name}: {'x'.join(map(str, target['shape']))}, asked for as {target['codec']}"
         for name, target in summary["targets"].items()
     ]
+    stored = [f"{name}: {text}" for name, text in summary.get("stored", {}).items()]
     passes = [
         f"{index}: {committed}/{units} units"
         + (", complete" if int(index) in summary["complete_passes"] else "")
@@ -85,6 +88,7 @@ def _render(summary: dict[str, Any]) -> dict[str, str]:
         "teacher": _pairs(summary["teacher"]),
         "views": _pairs(views) + f"\nseed: {summary['seed']}",
         "targets": "\n".join(targets),
+        "stored": "\n".join(stored) or "not measured yet",
         "unit": f"{summary['unit_entries']} entries",
         "passes": "\n".join(
             [f"{len(summary['complete_passes'])} complete of {summary['goal']} wanted", *passes]

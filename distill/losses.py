@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
+from kdcache.cache.maps import cell_weights, labelled_cell_weights, resample, working_precision
 from kdcache.cache.networks import NetworkConfig, NetworkOutput
 from kdcache.distill.config import KD_IGNORES
-from kdcache.distill.maps import cell_weights, labelled_cell_weights, resample, working_precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

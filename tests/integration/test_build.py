@@ -42,6 +42,8 @@ class TinyTeacher:
     """Seeded stride-8 convolutions with the interface of a Teacher; `poison` makes one of its maps not finite."""
 
     device = torch.device("cpu")
+    precision = "float32"
+    classifier = None
 
     def __init__(self, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -192,7 +194,7 @@ def test_another_request_is_another_store(tmp_path, change):
 
 def test_not_finite_targets_stop_the_build_and_name_the_image(tmp_path):
     teacher = TinyTeacher()
-    teacher.poison = 8  # calibration takes 5 batches; 2 fill unit 0
+    teacher.poison = 15  # calibration takes 12 batches; 2 fill unit 0
     with pytest.raises(
         TeacherError, match=r"features for view 0 of image \S+ are not finite.*unit 1 of pass 0"
     ):
@@ -343,7 +345,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 
         def image(self, index):
             Corrupt.reads += 1
-            if Corrupt.reads > 26:  # calibration and canaries take 14, the first unit 4
+            if Corrupt.reads > 40:  # calibration and canaries take 28, the first unit 4
                 raise DataError(f"cannot decode /data/{self.image_ids[index]}.png")
             return super().image(index)
 

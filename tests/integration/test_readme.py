@@ -57,4 +57,6 @@ def test_the_commands_without_downloads_run(root: Path, tmp_path: Path) -> None:
     plain: dict[str, object] = {"store": store}
     exec(code_after(root, "## A store without kdcache", "python"), plain)  # noqa: S102 - the README itself
     codes, codec = plain["logits"][3], codec_from_dict(plain["codec"])  # type: ignore[index, arg-type]
-    assert np.array_equal(plain["values"], codec.decode(torch.from_numpy(codes)[None])[0].numpy())
+    assert codec.name == "dct"
+    decoded = codec.decode(torch.from_numpy(codes)[None])[0].numpy()
+    np.testing.assert_allclose(plain["values"], decoded, atol=1e-4 * np.abs(decoded).max())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
+from kdcache.cache.maps import cell_weights, labelled_cell_weights
 from kdcache.cache.networks import NetworkConfig, NetworkOutput
 from kdcache.distill.losses import (
     METHODS,
@@ -24,7 +25,6 @@ from kdcache.distill.losses import (
     pixel_kl,
     share_totals,
 )
-from kdcache.distill.maps import cell_weights, labelled_cell_weights
 
 CLASSES, WIDTH, TEACHER_WIDTH = 4, 3, 5
 CROP, MAP = (16, 24), (2, 3)

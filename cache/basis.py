@@ -1,0 +1,119 @@
+"""A basis of channels: the principal components of a store's calibration sample.
+
+The channels of a target say much the same: 19 logits vary in some 8 directions, 512 features in some 100. Along the
+components they are uncorrelated, so that a codec spends its bits once. The basis is part of the calibration: fitted
+once, kept as float32 bytes, adopted by every builder and reader.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_CHANNELS = 2**14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelBasis:
+    """Mean (C,) and orthonormal vectors (C, K) as little-endian float32 bytes, so that equal ones compare equal."""
+
+    channels: int
+    components: int
+    mean: bytes
+    vectors: bytes
+
+    @classmethod
+    def fit(
+        cls,
+        sample: Sequence[Tensor],  # each (N, C, h, w)
+    ) -> "ChannelBasis":
+        """All C components of a sample, by falling variance."""
+        channels = sample[0].shape[1]
+        total, products, cells = torch.zeros(channels).double(), torch.zeros(channels, channels).double(), 0
+        for batch in sample:
+            flat = batch.detach().to("cpu", torch.float64).movedim(1, 0).flatten(1)  # (C, N h w)
+            total += flat.sum(dim=1)
+            products += flat @ flat.T
+            cells += flat.shape[1]
+        mean = total / cells
+        vectors = torch.linalg.eigh(products / cells - torch.outer(mean, mean))[1].flip(1)
+        largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+        return cls.of(
+            mean, vectors * largest.sign()
+        )  # a sign of its own, so that equal samples give equal bytes
+
+    @classmethod
+    def of(cls, mean: Tensor, vectors: Tensor) -> "ChannelBasis":
+        channels, components = vectors.shape
+        return cls(channels=channels, components=components, mean=_to_bytes(mean), vectors=_to_bytes(vectors))
+
+    def first(self, components: int) -> "ChannelBasis":
+        """The same with the first components alone."""
+        mean, vectors = self._tensors(torch.device("cpu"))
+        return ChannelBasis.of(mean, vectors[:, :components])
+
+    def analyse(
+        self,
+        target: Tensor,  # (N, C, h, w)
+    ) -> Tensor:
+        """Components of a target, (N, K, h, w)."""
+        mean, vectors = self._tensors(target.device)
+        components = vectors.T @ target.flatten(2) - (vectors.T @ mean)[:, None]
+        return components.reshape(len(target), -1, *target.shape[2:])
+
+    def synthesise(
+        self,
+        components: Tensor,  # (N, K, h, w)
+    ) -> Tensor:
+        """The target with these components, (N, C, h, w)."""
+        mean, vectors = self._tensors(components.device)
+        target = vectors @ components.flatten(2) + mean[:, None]
+        return target.reshape(len(components), -1, *components.shape[2:])
+
+    def largest_error(self, component_error: float) -> Tensor:
+        """By channel, (C,): what errors of at most `component_error` in every component come to at most."""
+        return self._tensors(torch.device("cpu"))[1].abs().sum(dim=1) * component_error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "channels": self.channels,
+            "components": self.components,
+            "mean": base64.b64encode(self.mean).decode(),
+            "vectors": base64.b64encode(self.vectors).decode(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ChannelBasis":
+        """The inverse of to_dict. Raises KeyError, TypeError or ValueError on values that cannot be."""
+        channels, components = int(fields["channels"]), int(fields["components"])
+        mean, vectors = (base64.b64decode(fields[name], validate=True) for name in ("mean", "vectors"))
+        if not 1 <= components <= channels <= MAX_CHANNELS:
+            raise ValueError(f"a basis of {components} components of {channels} channels")
+        if len(mean) != 4 * channels or len(vectors) != 4 * channels * components:
+            raise ValueError(f"a basis of {len(vectors)} bytes for {channels} x {components} numbers")
+        basis = cls(channels=channels, components=components, mean=mean, vectors=vectors)
+        if not all(math.isfinite(float(t.abs().max())) for t in basis._tensors(torch.device("cpu"))):
+            raise ValueError("a basis that is not finite")
+        return basis
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return _tensors(self, device)
+
+
+@lru_cache(maxsize=16)
+def _tensors(basis: ChannelBasis, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and vectors (C, K) on a device."""
+    mean, vectors = (
+        torch.from_numpy(np.frombuffer(data, dtype="<f4").copy()) for data in (basis.mean, basis.vectors)
+    )
+    return mean.to(device), vectors.reshape(basis.channels, basis.components).to(device)
+
+
+def _to_bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().numpy().astype("<f4").tobytes()
