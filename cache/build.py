@@ -21,15 +21,23 @@ from torch import Tensor
 
 from kdcache.cache.calibrate import calibrate, calibration_places
 from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import FAULTS, Codec, canonical_request
+from kdcache.cache.codecs import FAULTS, canonical_request
+from kdcache.cache.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.entries import CutEntry, cut_entry, entry_weights, run_teacher
+from kdcache.cache.entries import (
+    CutEntry,
+    EntryInputs,
+    cut_entry,
+    entry_weights,
+    input_rows,
+    run_teacher,
+)
 from kdcache.cache.errors import IncompleteError, StoreMismatchError, TeacherError, UsageError
 from kdcache.cache.fidelity import fidelity_of, headline
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.replay import compare_digest, parse_entry_row
 from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec, default_unit_entries
-from kdcache.cache.store import VIEWS, Store
+from kdcache.cache.store import Store
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.views import ViewPolicy
 
@@ -74,6 +82,7 @@ def plan_store(
     *,
     seed: int,
     targets: Mapping[str, str],  # target -> codec request
+    inputs: str = REPLAY,
     unit_entries: int | None = None,
 ) -> StoreSpec:
     """The spec of the store that these choices lead to.
@@ -81,7 +90,8 @@ def plan_store(
     Raises:
         UsageError: an unknown codec, a target that the teacher does not give, or a unit that is too large.
     """
-    crop = (policy.crop_height_px, policy.crop_width_px)
+    crop, inputs = policy.crop_size, canonical_inputs(inputs)
+    stored = {} if inputs == REPLAY else crop_packings(crop)
     specs = {
         name: TargetSpec(codec=canonical_request(request, shape[0]), shape=shape)
         for name, request in targets.items()
@@ -99,7 +109,8 @@ def plan_store(
         views=policy,
         seed=seed,
         targets=specs,
-        unit_entries=default_unit_entries(specs) if unit_entries is None else unit_entries,
+        inputs=inputs,
+        unit_entries=default_unit_entries(specs, stored) if unit_entries is None else unit_entries,
     )
 
 
@@ -279,7 +290,7 @@ class _Builder:
 
     def _write(self, pending: "_PendingUnit") -> bool:
         """Put and commit a unit; False where its inputs on record differ from these."""
-        rows = pending.collect(self.store.image_ids, self.store.calibration.codecs)
+        rows = pending.collect(self.store)
         built = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - pending.began, 3),
@@ -302,7 +313,7 @@ class _PendingUnit:
 
     pass_index: int
     unit: int
-    rows: list[np.ndarray] = field(default_factory=list)  # of the inputs, an entry each
+    inputs: list[EntryInputs] = field(default_factory=list)
     batches: list[Encoded] = field(default_factory=list)
     copied: list[torch.cuda.Event] = field(default_factory=list)
     fidelity: Mapping[str, Any] = field(default_factory=dict)  # measured on the first batch
@@ -310,7 +321,7 @@ class _PendingUnit:
 
     def add(self, entries: list[CutEntry], encoded: Encoded) -> None:
         """One more batch, whose copies to the host may still be under way."""
-        self.rows += [entry.row for entry in entries]
+        self.inputs += [entry.inputs for entry in entries]
         self.batches.append(
             {
                 name: (codes.to("cpu", non_blocking=True), faults.to("cpu", non_blocking=True))
@@ -322,18 +333,18 @@ class _PendingUnit:
             event.record()
             self.copied.append(event)
 
-    def collect(self, image_ids: tuple[str, ...], codecs: Mapping[str, Codec]) -> dict[str, np.ndarray]:
+    def collect(self, store: Store) -> dict[str, np.ndarray]:
         """Every array's rows, (n, ...), once all copies have arrived. Raises TeacherError for a faulty row."""
         for event in self.copied:
             event.synchronize()
-        rows = {VIEWS: np.stack(self.rows)}
+        rows, codecs = input_rows(store.spec, self.inputs), store.calibration.codecs
         for name in self.batches[0]:
             codes = torch.cat([batch[name][0] for batch in self.batches])
             faults = torch.cat([batch[name][1] for batch in self.batches])
             for row in faults.nonzero().flatten().tolist():
-                entry = parse_entry_row(self.rows[row])
+                entry = parse_entry_row(self.inputs[row].row)
                 raise TeacherError(
-                    f"the teacher's {name} for view {entry.view_index} of image {image_ids[entry.image_index]} are"
+                    f"the teacher's {name} for view {entry.view_index} of image {store.image_ids[entry.image_index]} are"
                     f" {FAULTS[int(faults[row])]}; nothing of unit {self.unit} of pass {self.pass_index} was committed",
                     hint="check the weights and --precision; another codec may span the range",
                 )

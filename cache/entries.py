@@ -8,22 +8,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file, with_decoded
 from kdcache.cache.datasets import SegmentationDataset
 from kdcache.cache.errors import TeacherError
 from kdcache.cache.maps import cell_weights
 from kdcache.cache.replay import Crop, crop_digest, entry_row, parse_entry_row, replay
 from kdcache.cache.shuffle import permutation
-from kdcache.cache.spec import StoreSpec
+from kdcache.cache.spec import VIEWS, StoreSpec
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.views import draw_view
 
 
 @dataclass(frozen=True, slots=True)
-class CutEntry:
-    """One view, cut out: its row of the inputs and its crop."""
+class EntryInputs:
+    """What a store keeps of an entry's inputs."""
 
     row: np.ndarray  # (columns,) int32
+    file: bytes = b""  # the crop, where crops are stored
+    label: np.ndarray | None = None  # (H, W) uint8, likewise
+
+
+@dataclass(frozen=True, slots=True)
+class CutEntry:
+    """One view, cut out: its inputs and its crop, which is what the stored one decodes to."""
+
+    inputs: EntryInputs
     crop: Crop
+
+    @property
+    def row(self) -> np.ndarray:
+        return self.inputs.row
 
 
 @lru_cache(maxsize=8)
@@ -38,7 +52,22 @@ def cut_entry(dataset: SegmentationDataset, spec: StoreSpec, pass_index: int, po
     image, label = dataset.image(index), dataset.label(index)
     view = draw_view(spec.views, spec.seed, dataset.image_ids[index], pass_index, image.shape[:2], label)
     crop = replay(view, spec.views, image, label)
-    return CutEntry(entry_row(index, pass_index, view, crop_digest(crop)), crop)
+    if spec.inputs == REPLAY:
+        return CutEntry(EntryInputs(entry_row(index, pass_index, view, crop_digest(crop))), crop)
+    file = encode_crop(spec.inputs, crop)
+    crop = with_decoded(crop, file)
+    row = entry_row(index, pass_index, view, crop_digest(crop))
+    return CutEntry(EntryInputs(row, file, crop.label), crop)
+
+
+def input_rows(spec: StoreSpec, inputs: Sequence[EntryInputs]) -> dict[str, np.ndarray]:
+    """The rows of all arrays of inputs, (n, ...) each: the views first, then what is stored of the crops."""
+    rows = {VIEWS: np.stack([entry.row for entry in inputs])}
+    if packings := spec.crop_packings:
+        (longest,) = packings[CROPS].shape
+        rows[CROPS] = np.stack([pack_file(entry.file, longest) for entry in inputs])
+        rows[LABELS] = np.stack([entry.label for entry in inputs if entry.label is not None])
+    return rows
 
 
 def run_teacher(

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from kdcache.cache.errors import DataError
 
 # What Pillow's decoders raise at damaged files; SyntaxError is its word for a broken PNG chunk.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits comes stretched to 0..255
 
 
@@ -67,7 +67,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
             yield image
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large an image: {error}") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
         raise DataError(f"{path} is damaged or not an image: {error}") from None

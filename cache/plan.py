@@ -5,19 +5,18 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from kdcache.cache.build import BuildOptions
 from kdcache.cache.calibrate import make_samples, run_sample
-from kdcache.cache.codec import Codec, Packing
+from kdcache.cache.codec import Codec
 from kdcache.cache.codecs import resolve_codec
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.entries import CutEntry, cut_entry, run_teacher
+from kdcache.cache.entries import CutEntry, cut_entry, input_rows, run_teacher
 from kdcache.cache.progress import silent
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.spec import StoreSpec
-from kdcache.cache.store import VIEWS, Store
+from kdcache.cache.store import Store
 from kdcache.cache.teacher import Teacher
 
 
@@ -122,17 +121,12 @@ def _measure_batch(
     targets = run_teacher(teacher, entries, options.batch_size_of(spec), tuple(spec.targets))
     codes = {name: codecs[name].encode(target)[0].cpu().numpy() for name, target in targets.items()}
     ran = time.monotonic()
-    sizes = {VIEWS: _views_bytes(np.stack([entry.row for entry in entries]))}
-    for name, array in codes.items():
-        layout = ArrayLayout.of_packing(name, codecs[name].packing(spec.targets[name].shape), rows=n)
-        sizes[name] = len(layout.encode(codecs[name].pack(array)))
-    sizes = {name: -(-size // n) for name, size in sizes.items()}
+    rows = input_rows(spec, [entry.inputs for entry in entries])
+    rows |= {name: codecs[name].pack(array) for name, array in codes.items()}
+    sizes = {
+        name: -(-len(ArrayLayout.of_packing(name, packing, rows=n).encode(rows[name])) // n)
+        for name, packing in spec.packings(codecs).items()
+    }
     written = time.monotonic()
     # Decoding and writing hide behind the teacher when there are cores to spare: the slowest of the three decides.
     return max(decoded - began, ran - decoded, written - ran) / n, sizes
-
-
-def _views_bytes(rows: np.ndarray) -> int:
-    """Stored bytes of some rows of inputs."""
-    packing = Packing(dtype=str(rows.dtype), shape=rows.shape[1:], axes=("column",), shuffle="shuffle")
-    return len(ArrayLayout.of_packing(VIEWS, packing, rows=len(rows)).encode(rows))

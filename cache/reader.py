@@ -5,20 +5,21 @@ read, one checksum and one decompression, all outside the GIL. It reads what `sh
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kdcache.cache.codecs import Codec
+from kdcache.cache.codec import Codec
+from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
 from kdcache.cache.objects import Objects, redact, require_object
-from kdcache.cache.replay import EntryRow, parse_entry_row
+from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shards import EMPTY, ArrayLayout
-from kdcache.cache.spec import StoreSpec
-from kdcache.cache.store import VIEWS, Store, array_path, open_store, parse_json
+from kdcache.cache.spec import VIEWS, StoreSpec
+from kdcache.cache.store import Store, array_path, open_store, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Entry:
 
     row: EntryRow
     codes: dict[str, np.ndarray]  # by target, as Codec.encode gives them, without the first axis
+    crop: Crop | None = None  # where the store keeps it and the reader was opened for crops
 
 
 class StoreReader:
@@ -39,10 +41,12 @@ class StoreReader:
         IncompleteError: no pass of the store is complete yet.
     """
 
-    def __init__(self, url: str, targets: Sequence[str] = ()) -> None:
+    def __init__(self, url: str, targets: Sequence[str] = (), *, crops: bool = False) -> None:
+        """`crops`: entries come with their crops, where the store keeps them."""
         self.url = url
         self.targets = tuple(targets)
         store = open_store(url)
+        self.has_crops = crops and store.spec.inputs != REPLAY
         missing = [name for name in targets if name not in store.spec.targets]
         if missing:
             raise StoreMismatchError(
@@ -74,7 +78,8 @@ class StoreReader:
         """The entry at `position` of a complete pass. Raises StoreDamagedError when a byte of it is wrong."""
         arrays = self._arrays[pass_index]
         row = parse_entry_row(arrays[VIEWS].row(position))
-        return Entry(row, {name: self._codes(arrays[name], position) for name in self.targets})
+        codes = {name: self._codes(arrays[name], position) for name in self.targets}
+        return Entry(row, codes, self._crop(arrays, position, row) if self.has_crops else None)
 
     def entries(self, pass_index: int, positions: Sequence[int]) -> list[Entry]:
         """Several entries of one pass, in the order asked."""
@@ -84,6 +89,12 @@ class StoreReader:
         """The inputs of a whole pass, (n_images, columns) int32, see views.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
         return np.stack([views.row(position) for position in range(self.n_images)])
+
+    def _crop(self, arrays: Mapping[str, "ShardedArray"], position: int, row: EntryRow) -> Crop:
+        """An entry's stored crop."""
+        file, label = arrays[CROPS].row(position), arrays[LABELS].row(position)
+        where = f"{arrays[CROPS].path}: entry {position}"
+        return unpack_crop(file, label, (row.view.height, row.view.width), where)
 
     def _codes(self, array: "ShardedArray", position: int) -> np.ndarray:
         """An entry's codes out of its stored row."""
@@ -96,7 +107,8 @@ class StoreReader:
     def _open_arrays(self, store: Store, pass_index: int) -> dict[str, "ShardedArray"]:
         arrays = {}
         layouts = store.layouts(pass_index)
-        for name in (VIEWS, *self.targets):
+        inputs = store.spec.input_packings if self.has_crops else (VIEWS,)
+        for name in (*inputs, *self.targets):
             check_metadata(store, pass_index, name, layouts[name])
             sizes = np.array([commit.objects[name].size for commit in self.manifests[pass_index].commits])
             arrays[name] = ShardedArray(store.objects, layouts[name], sizes, array_path(pass_index, name))

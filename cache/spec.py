@@ -6,16 +6,21 @@ machine (versions, batch size, threads) stands in the commit records.
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdcache.cache.codec import Codec, Packing
 from kdcache.cache.codecs import canonical_request
+from kdcache.cache.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.views import ViewPolicy
 
 FORMAT_VERSION = 1
 TARGETS = ("logits", "features", "aux", "backbone")
+VIEWS = "views"  # the array of view parameters and crop digests
 
 MAX_UNIT_ENTRIES = 4096
 MAX_UNIT_BYTES = 4 * 2**30  # raw: a unit stands whole in memory, several times over
@@ -58,6 +63,7 @@ class StoreSpec:
     views: ViewPolicy
     seed: int
     targets: dict[str, TargetSpec]
+    inputs: str = REPLAY  # where a reader has a view's pixels from, see crops.py
     unit_entries: int  # entries a unit = rows a shard, the same for every array
 
     def __post_init__(self) -> None:
@@ -65,7 +71,7 @@ class StoreSpec:
         if not 1 <= self.unit_entries <= MAX_UNIT_ENTRIES:
             raise UsageError(f"unit entries must be from 1 to {MAX_UNIT_ENTRIES}, got {self.unit_entries}")
         if self.unit_bytes > MAX_UNIT_BYTES:
-            fitting = MAX_UNIT_BYTES // sum(target.raw_bytes for target in self.targets.values())
+            fitting = MAX_UNIT_BYTES // self._row_bytes
             raise UsageError(
                 f"a unit of {self.unit_entries} entries takes {self.unit_bytes / 2**30:.3g} GiB of memory,"
                 f" more than {MAX_UNIT_BYTES / 2**30:.3g}",
@@ -85,9 +91,29 @@ class StoreSpec:
 
     @property
     def unit_bytes(self) -> int:
-        """Bytes of the codes of one whole unit before compression."""
-        entries = min(self.unit_entries, self.dataset.images)
-        return entries * sum(target.raw_bytes for target in self.targets.values())
+        """Bytes of the rows of one whole unit before compression."""
+        return min(self.unit_entries, self.dataset.images) * self._row_bytes
+
+    @property
+    def crop_packings(self) -> dict[str, Packing]:
+        """The arrays of stored crops and labels; none where inputs are replayed."""
+        return {} if self.inputs == REPLAY else crop_packings(self.views.crop_size)
+
+    @property
+    def input_packings(self) -> dict[str, Packing]:
+        """The arrays that a unit's first objects belong to, whatever the targets are made from: views, then crops."""
+        views = Packing(dtype="int32", shape=(len(ENTRY_COLUMNS),), axes=("column",), shuffle="shuffle")
+        return {VIEWS: views, **self.crop_packings}
+
+    def packings(self, codecs: Mapping[str, Codec]) -> dict[str, Packing]:
+        """All arrays of a pass as these codecs make them, inputs first."""
+        targets = {name: codecs[name].packing(target.shape) for name, target in sorted(self.targets.items())}
+        return {**self.input_packings, **targets}
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of one entry before compression."""
+        return sum(raw_row_bytes(self.targets, self.crop_packings))
 
     @property
     def units_per_pass(self) -> int:
@@ -112,6 +138,7 @@ class StoreSpec:
             "teacher": self.teacher,
             "views": self.views.to_dict(),
             "seed": self.seed,
+            "inputs": self.inputs,
             "targets": {
                 name: {"codec": t.codec, "shape": list(t.shape)} for name, t in sorted(self.targets.items())
             },
@@ -132,6 +159,7 @@ class StoreSpec:
                 teacher={**fields["teacher"], "name": str(fields["teacher"]["name"])},
                 views=ViewPolicy.from_dict(fields["views"]),
                 seed=int(fields["seed"]),
+                inputs=canonical_inputs(fields["inputs"]),
                 targets={name: _target_from_dict(target) for name, target in fields["targets"].items()},
                 unit_entries=int(fields["unit_entries"]),
             )
@@ -160,10 +188,19 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
-def default_unit_entries(targets: Mapping[str, TargetSpec]) -> int:
-    """Entries a unit so that the largest raw shard is at most 64 MiB, between 1 and 64."""
-    largest = max(target.raw_bytes for target in targets.values())
+def default_unit_entries(targets: Mapping[str, TargetSpec], stored: Mapping[str, Packing]) -> int:
+    """Entries a unit so that the largest raw shard is at most 64 MiB, between 1 and 64.
+
+    `stored` are the arrays of stored crops, where there are any.
+    """
+    largest = max(raw_row_bytes(targets, stored))
     return max(1, min(_DEFAULT_UNIT_ENTRIES, _SHARD_BYTES // largest))
+
+
+def raw_row_bytes(targets: Mapping[str, TargetSpec], stored: Mapping[str, Packing]) -> list[int]:
+    """Bytes of one entry in each array before compression."""
+    crops = [math.prod(packing.shape) for packing in stored.values()]  # uint8
+    return [*(target.raw_bytes for target in targets.values()), *crops]
 
 
 def _dataset_from_dict(fields: Mapping[str, Any]) -> DatasetIdentity:

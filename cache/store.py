@@ -7,6 +7,7 @@
     kd/passes/000/units/000012-0.json          commit of unit 12 of pass 0, generation 0
     kd/passes/000/manifest-0.json              all commits of the complete pass
     passes/000/views/zarr.json   c/12/0        inputs: view parameters and crop digests, int32
+    passes/000/crops/...  labels/...           inputs too, where the crops themselves are kept
     passes/000/logits/zarr.json  c/12/0/0/0    targets, (entry, channel, y, x)
     passes/000/features/...
 
@@ -34,13 +35,12 @@ from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, re
 from kdcache.cache.objects import Objects, join_url, open_objects, redact, require_object
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.shards import ArrayLayout, group_metadata, same_metadata
-from kdcache.cache.spec import StoreSpec, canonical_json
+from kdcache.cache.spec import VIEWS, StoreSpec, canonical_json
 
 SPEC = "kd/spec.json"
 IMAGES = "kd/images.json"
 CALIBRATION = "kd/calibration.json"
 GOALS = "kd/goals"
-VIEWS = "views"  # the array of inputs
 
 _TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
 _COMMIT_NAME = re.compile(r"(\d+)-(\d+)\.json")
@@ -99,26 +99,21 @@ class Store:
         spec = self.spec
         calibration = self.calibration
         common = {"pass": pass_index, "calibration": calibration.digest}
-        inputs = ArrayLayout(
-            name=VIEWS,
-            rows=spec.dataset.images,
-            row_shape=(len(ENTRY_COLUMNS),),
-            dtype="int32",
-            unit_entries=spec.unit_entries,
-            dimensions=("entry", "column"),
-            attributes={"kdcache": {**common, "columns": list(ENTRY_COLUMNS)}},
-        )
-        targets = {
+        about: dict[str, dict[str, Any]] = {
+            name: {"columns": list(ENTRY_COLUMNS)} if name == VIEWS else {"inputs": spec.inputs}
+            for name in spec.input_packings
+        }
+        about |= {name: {"codec": codec.summary()} for name, codec in calibration.codecs.items()}
+        return {
             name: ArrayLayout.of_packing(
                 name,
-                calibration.codecs[name].packing(target.shape),
+                packing,
                 rows=spec.dataset.images,
                 unit_entries=spec.unit_entries,
-                attributes={"kdcache": {**common, "codec": calibration.codecs[name].summary()}},
+                attributes={"kdcache": {**common, **about[name]}},
             )
-            for name, target in sorted(spec.targets.items())
+            for name, packing in spec.packings(calibration.codecs).items()
         }
-        return {VIEWS: inputs, **targets}
 
     def create_pass(self, pass_index: int) -> None:
         """Put the group and the array metadata of a pass, or check that those that stand agree."""
@@ -152,7 +147,7 @@ class Store:
             stands = self.objects.put_same(path, data)
             if stands != data:
                 found = layout.decode(stands, n)
-                if name == VIEWS and not np.array_equal(found, rows[VIEWS]):
+                if name in self.spec.input_packings and not np.array_equal(found, rows[name]):
                     raise StoreMismatchError(
                         f"unit {unit} of pass {pass_index} holds inputs that differ from the crops made here",
                         hint="another builder's images or image libraries differ; it has to finish that unit",
@@ -252,7 +247,7 @@ class Store:
     def _check_commit(self, commit: Commit, pass_index: int, unit: int) -> None:
         expected = (pass_index, unit, len(self.spec.unit_rows(unit)), self.calibration.digest)
         found = (commit.pass_index, commit.unit, commit.entries, commit.calibration)
-        if found != expected or set(commit.objects) != {VIEWS, *self.spec.targets}:
+        if found != expected or set(commit.objects) != {*self.spec.input_packings, *self.spec.targets}:
             raise StoreDamagedError(
                 f"the commit of unit {unit} of pass {pass_index} belongs to something else"
             )

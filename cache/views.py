@@ -79,6 +79,11 @@ class ViewPolicy:
                 hint="for example 2048 and 512, or 0 and 0 to start from the image's own size",
             )
 
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.crop_height_px, self.crop_width_px
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values by field; equal policies give equal ones."""
         return asdict(self)

@@ -71,6 +71,13 @@ _CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[
     help="Methods by whose measure `auto` keeps that bound for logits: logit, cwd, dist.",
     show_default="logit",
 )
+@option(
+    "--inputs",
+    metavar="FORMAT",
+    default="replay",
+    help="replay: readers cut crops from the dataset again. jpeg[:QUALITY] or webp: the store keeps crops and labels, "
+    "and training from it needs no dataset.",
+)
 @option("--seed", type=options.WHOLE, default=0, help="Seed of the views and their order.")
 @option("--store", metavar="URL", help="The store.", show_default="named by its request, under the home")
 @options.home_option
@@ -107,6 +114,7 @@ def command(console: Console, /, **given: Any) -> None:
 
     from kdcache.cache.build import BuildOptions, build_store, plan_store
     from kdcache.cache.codecs import canonical_request
+    from kdcache.cache.crops import canonical_inputs
     from kdcache.cache.datasets import open_dataset
     from kdcache.cache.objects import join_url, redact
     from kdcache.cache.plan import measure_plan
@@ -118,6 +126,7 @@ def command(console: Console, /, **given: Any) -> None:
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     check_target_names(given["targets"])  # before anything that takes time
+    inputs = canonical_inputs(given["inputs"])
     requests = {name: given[f"{name}_codec"] for name in given["targets"]}
     targets = {name: canonical_request(request) for name, request in _with_promise(requests, given).items()}
     state = PartialState(cpu=given["device"] == "cpu")
@@ -132,7 +141,13 @@ def command(console: Console, /, **given: Any) -> None:
         precision=given["precision"],
     )
     spec = plan_store(
-        dataset, teacher, policy, seed=given["seed"], targets=targets, unit_entries=given["unit_entries"]
+        dataset,
+        teacher,
+        policy,
+        seed=given["seed"],
+        targets=targets,
+        inputs=inputs,
+        unit_entries=given["unit_entries"],
     )
     url = given["store"] or join_url(given["home"], spec.name)
     build_options = BuildOptions(

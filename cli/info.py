@@ -87,6 +87,7 @@ def _render(summary: dict[str, Any]) -> dict[str, str]:
         f"{len(dataset['class_names'])} classes",
         "teacher": _pairs(summary["teacher"]),
         "views": _pairs(views) + f"\nseed: {summary['seed']}",
+        "inputs": summary["inputs"],
         "targets": "\n".join(targets),
         "stored": "\n".join(stored) or "not measured yet",
         "unit": f"{summary['unit_entries']} entries",

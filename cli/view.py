@@ -68,10 +68,12 @@ def command(
     from kdcache.cache.datasets import open_dataset
     from kdcache.cache.reader import StoreReader
     from kdcache.cache.sheet import draw_sheet
+    from kdcache.cache.storedimages import StoredImages
     from kdcache.cli.home import describe, find_store
 
     found = find_store(home, store)
-    reader = StoreReader(found.url, [name for name in _TARGETS if name in found.spec.targets])
+    targets = [name for name in _TARGETS if name in found.spec.targets]
+    reader = StoreReader(found.url, targets, crops=True)
     if pass_index is None:
         pass_index = reader.passes[0]
     elif pass_index not in reader.passes:
@@ -79,7 +81,11 @@ def command(
         raise UsageError(
             f"--pass {pass_index} is not complete in {describe(found)}", hint=f"complete: {complete}"
         )
-    dataset = open_dataset(found.spec.dataset.name, data_root, found.spec.dataset.split)
+    dataset = (
+        StoredImages(reader)
+        if reader.has_crops
+        else open_dataset(found.spec.dataset.name, data_root, found.spec.dataset.split)
+    )
     positions = (
         _positions(reader, pass_index, image_ids) if image_ids else list(range(min(count, reader.n_images)))
     )
@@ -120,6 +126,7 @@ def _sheet_rows(
 ) -> "Iterator[SheetRow]":
     import torch
 
+    from kdcache.cache.classes import IGNORE
     from kdcache.cache.replay import compare_digest, crop_digest, replay
     from kdcache.cache.sheet import SheetRow
 
@@ -129,8 +136,7 @@ def _sheet_rows(
         image_id = reader.image_ids[index]
         if image_id != dataset.image_ids[index]:
             raise UsageError(f"{dataset.name} here has other images than the store", hint="--data-root DIR")
-        label = dataset.label(index)
-        crop = replay(entry.row.view, policy, dataset.image(index), label)
+        crop = entry.crop or replay(entry.row.view, policy, dataset.image(index), dataset.label(index))
         if reason := compare_digest(entry.row.digest, crop_digest(crop)):
             console.note(f"warning: {image_id}: the crop cut here is not the one the teacher saw: {reason}")
         targets = {
@@ -141,7 +147,7 @@ def _sheet_rows(
             caption=f"{image_id}, view {entry.row.view_index} (pass {pass_index}, position {position})",
             image=crop.image,
             valid=(crop.height, crop.width),
-            label=None if label is None else crop.label,
+            label=crop.label if (crop.label != IGNORE).any() else None,
             logits=targets.get("logits"),
             features=targets.get("features"),
         )

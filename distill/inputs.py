@@ -15,6 +15,7 @@ from kdcache.cache.datasets import SegmentationDataset, open_dataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import canonical_json
+from kdcache.cache.storedimages import StoredImages
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy, view_policy
 from kdcache.distill.config import TrainConfig
@@ -61,7 +62,8 @@ def open_inputs(
         UsageError: the split of the scores has no labels.
     """
     needs = find_method(config.method).needs
-    reader = StoreReader(config.store, needs if config.source == "cache" else ()) if config.store else None
+    stored = needs if config.source == "cache" else ()
+    reader = StoreReader(config.store, stored, crops=not config.fresh_views) if config.store else None
     images = _open_images(config, reader)
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
     passes = _passes(config, reader, pinned)
@@ -87,6 +89,8 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
             f"the store is of dataset {stored.name}, --dataset says {config.dataset}",
             hint="leave --dataset out: the store knows it",
         )
+    if reader.has_crops:
+        return StoredImages(reader)
     images = open_dataset(stored.name, config.data_root or None, stored.split)
     hint = "--data-root names the folder that the store was built from, or an equal copy"
     if images.image_ids != reader.image_ids or images.fingerprint() != stored.fingerprint:

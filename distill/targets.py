@@ -93,7 +93,7 @@ class ViewSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredViews:
-    """The views of a store, in the order of the run, cut again and checked against the teacher's crops."""
+    """The views of a store, in the order of the run: stored crops, or crops cut again, checked to be the teacher's."""
 
     reader: StoreReader
     order: EntryOrder
@@ -103,12 +103,7 @@ class StoredViews:
     def cut(self, t: int, images: SegmentationDataset) -> tuple[Crop, dict[str, np.ndarray]]:
         """Raises StoreMismatchError where the crop is not the one that the teacher saw."""
         entry = self.reader.entry(*self.order.entry(t))
-        index = entry.row.image_index
-        image, label = images.image(index), images.label(index)
-        try:
-            crop = replay(entry.row.view, self.reader.spec.views, image, label)
-        except DataError as error:
-            raise self._mismatch(t, images, str(error)) from None
+        crop = entry.crop or self._replay(t, entry.row, images)
         every = CROP_CHECKS[self.check_crops]
         if every and t % every == 0:
             self._check(t, entry.row, crop, images)
@@ -118,6 +113,13 @@ class StoredViews:
         pass_index, position = self.order.entry(t)
         image_id = images.image_ids[self.reader.entry(pass_index, position).row.image_index]
         return f"{image_id} view {pass_index} (entry {pass_index * self.reader.n_images + position})"
+
+    def _replay(self, t: int, row: EntryRow, images: SegmentationDataset) -> Crop:
+        image, label = images.image(row.image_index), images.label(row.image_index)
+        try:
+            return replay(row.view, self.reader.spec.views, image, label)
+        except DataError as error:
+            raise self._mismatch(t, images, str(error)) from None
 
     def _check(self, t: int, row: EntryRow, crop: Crop, images: SegmentationDataset) -> None:
         if reason := compare_digest(row.digest, crop_digest(crop)):

@@ -10,8 +10,8 @@ from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import fit_codec
 from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.shuffle import permutation
-from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec
-from kdcache.cache.store import VIEWS, Store, create_store
+from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.store import Store, create_store
 from kdcache.cache.views import View, ViewPolicy
 
 SHAPES = {"logits": (3, 4, 6), "features": (5, 4, 6)}

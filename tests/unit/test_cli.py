@@ -29,7 +29,7 @@ VIEWS = (
 )
 OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "build": f"--dataset --data-root --split --teacher --weights --precision --views {VIEWS} --base --scale-step --targets "
-    "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --seed --store --home --batch-size --workers --threads "
+    "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
     "--unit-entries --device --force --dry-run --json",
     "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
