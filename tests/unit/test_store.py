@@ -9,6 +9,7 @@ import zarr
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import Uniform
+from kdcache.cache.crops import crop_packings
 from kdcache.cache.errors import (
     KDCacheError,
     StoreDamagedError,
@@ -41,10 +42,11 @@ def test_spec_round_trip_and_key(spec, stores):
 
 def test_unit_entries_follow_the_largest_raw_shard(spec):
     target = next(iter(spec.targets.values()))
-    assert default_unit_entries(spec.targets) == 64
+    assert default_unit_entries(spec.targets, {}) == 64
     big = type(target)(codec="fp16", shape=(512, 64, 128))
-    assert default_unit_entries({"features": big}) == 8  # 8 x 8 MiB
-    assert default_unit_entries({"features": type(target)(codec="fp16", shape=(2048, 256, 256))}) == 1
+    assert default_unit_entries({"features": big}, {}) == 8  # 8 x 8 MiB
+    assert default_unit_entries({"features": type(target)(codec="fp16", shape=(2048, 256, 256))}, {}) == 1
+    assert default_unit_entries(spec.targets, crop_packings((512, 1024))) == 42  # 42 x 1.5 MiB
 
 
 def test_a_complete_store_says_so(store):
