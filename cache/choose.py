@@ -4,8 +4,8 @@
 MAX_KL of the exact ones, by the divergence of every method named ("logit" is the KL divergence at T = 1). For
 features the promise is about the teacher's own classifier on the decoded ones, and about their relative error.
 
-Each candidate takes its largest step that keeps the promise. The transform codec is nearly always the smallest; where
-it is not (maps of a few cells, targets that are noise), `delta` or in the end `fp16` stands in.
+Each candidate takes its largest step that keeps the promise. The transform codec is nearly always the smallest, but not
+for maps of a few cells, for targets that are noise, or for features that are mostly zero and have little in common.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from kdcache.cache.codec import Codec
 from kdcache.cache.errors import TeacherError, UsageError
 from kdcache.cache.fidelity import DIVERGENCES, LOGIT_TARGETS, Classifier, fidelity_of
-from kdcache.cache.scalar import Delta, Fp16
+from kdcache.cache.scalar import Delta, Fp16, Uniform
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.transform import DctStatistics
 
@@ -27,7 +27,7 @@ AUTO = "auto"
 DEFAULT_MAX_KL = 1e-3
 DEFAULT_METHODS = ("logit",)
 
-_ERROR_PER_KL = 10.0  # features: relative error allowed for a KL of 1
+_ERROR_PER_KL = 20.0  # features: relative error allowed for a KL of 1
 _FINEST = 2.0**-10  # steps are searched from this part of the deviation
 _RATIO = 2.0**0.125  # between the steps that are tried
 _STEPS = 112  # up to sixteen deviations
@@ -97,6 +97,7 @@ def choose_codec(promise: Promise, sample: Sample) -> Codec:
     families: list[tuple[Callable[[float], Codec], list[float]]] = [
         (statistics.codec, steps),
         (lambda step: Delta.fit(repr(step), sample.fitted), exact_steps),
+        (lambda step: Uniform.fit(repr(step), sample.fitted), exact_steps),
         (lambda step: Fp16(), [0.0]),
     ]
     kept = [codec for family in families if (codec := _coarsest(*family, promise, sample))]
@@ -110,12 +111,16 @@ def choose_codec(promise: Promise, sample: Sample) -> Codec:
 
 
 def measure(codec: Codec, sample: Sample) -> dict[str, Any]:
-    """What a codec loses on the judged part of a sample, see fidelity.py, and its `bytes_per_value`."""
+    """What a codec loses on the judged part of a sample, see fidelity.py, and its `bytes_per_value` on all of it.
+
+    Sizes of single crops vary by a sixth, so that eight would foretell a store's only to within a tenth.
+    """
     fidelity = fidelity_of(sample.target, sample.classifier)
     for exact, judged, weights in zip(sample.exact, sample.judged, sample.weights, strict=True):
         fidelity.add(exact, codec.decode(codec.encode(judged)[0]), weights)
-    values = sum(batch.numel() for batch in sample.judged)
-    return {**fidelity.result(), "bytes_per_value": stored_bytes(codec, sample.judged) / values}
+    batches = [*sample.fitted, *sample.judged]
+    values = sum(batch.numel() for batch in batches)
+    return {**fidelity.result(), "bytes_per_value": stored_bytes(codec, batches) / values}
 
 
 def stored_bytes(codec: Codec, batches: Sequence[Tensor]) -> int:

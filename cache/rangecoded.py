@@ -24,7 +24,7 @@ from kdcache.cache.transform import Dct
 Codes = npt.NDArray[np.int32]
 
 _LARGEST = 15  # codes up to here have a symbol each; larger ones one by sign and length, and their other bits after all
-_LENGTHS = range(4, 14)  # of 16 .. 31 to 8192 .. 16383: the place of the highest bit
+_LENGTHS = range(4, 15)  # of 16 .. 31 to 16384 .. 32767: the place of the highest bit
 _SYMBOLS = 2 * _LARGEST + 1 + 2 * len(_LENGTHS)
 _BLOCK_CLASSES = 4
 _PLANE_CLASSES = 32  # about as many: planes of like activity
@@ -53,7 +53,15 @@ class RangeDct(Dct):
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> "RangeDct":
-        plain = Dct.fit(argument, sample)
+        return cls.of(Dct.fit(argument, sample), sample)
+
+    @classmethod
+    def of(
+        cls,
+        plain: Dct,
+        sample: Sequence[Tensor],  # each (N, C, h, w) float32
+    ) -> "RangeDct":
+        """The codes of `plain` behind tables that are fitted to a sample."""
         codes = [_signed(plain.encode(row[None])[0])[0] for batch in sample for row in batch]
         return cls(
             basis=plain.basis, step=plain.step, size=plain.size, order=plain.order, **_fit_tables(codes)

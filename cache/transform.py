@@ -21,14 +21,13 @@ from torch import Tensor
 from kdcache.cache.basis import ChannelBasis
 from kdcache.cache.codec import Codec, Packing, Shape, find_faults, unzigzag, zigzag
 from kdcache.cache.errors import UsageError
-from kdcache.cache.scalar import Uniform, channel_statistics, fitted_step
+from kdcache.cache.scalar import INT16_MAX, Uniform, channel_statistics, fitted_step
 
 BLOCK = 8  # cells a side
 PLANES = BLOCK * BLOCK  # coefficients of a block
 
 _PCA_STEPS_PER_DEVIATION = 32
 _DCT_STEPS_PER_DEVIATION = 8
-_MAX_CODE = 2**14 - 1  # zigzag codes stay positive int16
 _ROUNDING = 2.0**-17  # float32 sums over thousands of terms, as a part of the largest value
 
 
@@ -125,8 +124,8 @@ class Dct(Codec):
 
     def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (self._coefficients(target) / self.step).round_()
-        faults = find_faults(target, inside=scaled.abs() <= _MAX_CODE)
-        codes = scaled.clamp_(-_MAX_CODE, _MAX_CODE).nan_to_num_(0.0).to(torch.int16)
+        faults = find_faults(target, inside=scaled.abs() <= INT16_MAX)
+        codes = scaled.clamp_(-INT16_MAX, INT16_MAX).nan_to_num_(0.0).to(torch.int16)
         return zigzag(codes), faults
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ COMMANDS = {  # name, which is also the module's -> its line in the help
     "report": "Write a run's report, or compare several runs in one table.",
     "ls": "List the stores of the home.",
     "info": "Show what a store holds: request, passes, sizes, the teacher's check.",
+    "fidelity": "Measure what a store lost, against its teacher.",
     "view": "Draw entries of a store: crop, label, teacher's classes, entropy, features.",
 }
 

@@ -1,4 +1,4 @@
-"""Figures of a report, as PNG files: losses, mIoU over steps and over time, IoU by class, sample predictions.
+"""Figures of reports, as PNG files: losses, mIoU over steps and over time, IoU by class, sample predictions; rates.
 
 Drawn on matplotlib's Agg canvas through `Figure` objects: no window, no pyplot, no state left behind.
 """
@@ -140,6 +140,40 @@ def draw_samples(path: Path, samples: Sequence[Sample], classes: ClassSet) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = draw_grid(columns, captions=[s.image_id for s in samples], legend=legend_of(present, classes))
     grid.save(path)
+
+
+def draw_rates(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[float, float]]],  # by codec: (bytes a value, error), fine to coarse
+    chosen: tuple[str, float, float],  # what the store has: its name, bytes a value, error
+    error_name: str,
+) -> None:
+    """Error over bytes, one line a codec, and the store's own as a star; further down and to the left is better."""
+    figure = _figure(7.4, 4.6)
+    axis = figure.subplots()
+    for index, (name, points) in enumerate(curves.items()):
+        shown = [(rate, error) for rate, error in points if error > 0]
+        axis.plot(
+            [rate for rate, _ in shown],
+            [error for _, error in shown],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4.5,
+            linewidth=1.4,
+            label=name,
+        )
+    name, rate, error = chosen
+    axis.plot([rate], [max(error, 1e-12)], "*", color="#000000", markersize=14, label=f"this store: {name}")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("bytes a value")
+    axis.set_ylabel(error_name)
+    axis.legend(frameon=False, fontsize=8)
+    _tidy(axis)
+    _save(figure, path)
 
 
 def smooth(values: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -234,6 +234,17 @@ def test_a_missing_range_coder_is_one_clear_error(monkeypatch):
         canonical_request("dct-range")
 
 
+@pytest.mark.parametrize("request_", ["dct:1", "dct-range:1"])
+def test_codes_use_all_of_their_range(request_):
+    codec = fit_codec(request_, [torch.randn(1, 1, 8, 8)])
+    flat = torch.full((1, 1, 8, 8), 32767 / 8)  # all in the first coefficient
+    mean = codec.basis.synthesise(torch.zeros(1, 1, 8, 8))
+    for target in (flat, -flat):
+        decoded = round_trip(codec, target + mean)
+        torch.testing.assert_close(decoded, target + mean, atol=0.2, rtol=0)
+    assert codec.encode(flat * 1.001 + mean)[1].tolist() == [2]
+
+
 def test_a_basis_of_too_few_crops_keeps_its_bound_elsewhere():
     """One crop of one colour has no components; what they leave out is part of the bound."""
     codec = fit_codec("dct:0.5", [torch.full((1, 4, 8, 8), 2.0)])

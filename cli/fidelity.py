@@ -1,0 +1,116 @@
+"""`kdcache fidelity`: what a store really lost, measured against its teacher.
+
+kdcache fidelity                                                  # the home's newest store, its public teacher
+kdcache fidelity STORE --weights teacher.safetensors --student runs/none-pspnet_resnet18 --out fidelity
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cache.errors import UsageError
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console
+
+if TYPE_CHECKING:
+    from kdcache.cache.store import Store
+    from kdcache.cache.teacher import Teacher
+
+
+@options.command()
+@click.argument("store", required=False)
+@options.home_option
+@option(
+    "--data-root",
+    metavar="DIR",
+    help="Folder of the dataset, where the store does not keep its crops.",
+    show_default="$KDCACHE_DATA/NAME or ./data/NAME",
+)
+@option(
+    "--teacher",
+    metavar="NAME",
+    help="The store's teacher; a factory has to be named again.",
+    show_default="what the store says",
+)
+@option("--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them.")
+@option("--entries", type=options.COUNT, default=16, help="Entries to look at, spread over the store.")
+@option(
+    "--student",
+    metavar="RUN|FILE",
+    help="A half-trained student: compares its gradients with exact and with stored targets.",
+)
+@option("--rates/--no-rates", default=True, help="Measure all other codecs on the same entries.")
+@option(
+    "--out", metavar="DIR", help="Write the report, its tables and pictures here.", show_default="no report"
+)
+@options.device_option
+@options.json_option
+@click.pass_obj
+def command(console: Console, /, **given: Any) -> None:
+    """Measure what STORE lost: KL divergence, classes kept, feature error, and what learning sees of it.
+
+    STORE is a URL, or a name under the home; the newest without it. The teacher runs again, in float32, on some
+    entries. Exit codes: 10 no such store, 11 the teacher or the images are not the store's, 13 not found.
+    """
+    from accelerate import PartialState
+
+    from kdcache.cache.datasets import open_dataset
+    from kdcache.cache.reader import StoreReader
+    from kdcache.cache.storedimages import StoredImages
+    from kdcache.cli.home import describe, find_store
+    from kdcache.distill.students import load_student
+    from kdcache.distill.study import study_store
+    from kdcache.distill.studyreport import study_notes, study_table, write_study
+
+    found = find_store(given["home"], given["store"])
+    reader = StoreReader(found.url, sorted(found.spec.targets), crops=True)
+    device = PartialState(cpu=given["device"] == "cpu").device
+    stored = found.spec.dataset
+    images = (
+        StoredImages(reader)
+        if reader.has_crops
+        else open_dataset(stored.name, given["data_root"], stored.split)
+    )
+    teacher = _load_teacher(found, given["teacher"], given["weights"], device)
+    student = load_student(given["student"], device) if given["student"] else None
+    with console.progress("fidelity") as progress:
+        study = study_store(
+            reader,
+            images,
+            teacher,
+            count=given["entries"],
+            student=student,
+            with_rates=given["rates"],
+            progress=progress,
+        )
+    report = write_study(study, images.classes, given["out"], describe(found)) if given["out"] else None
+    if console.json:
+        console.document({**study.to_dict(), "report": None if report is None else str(report)})
+        return
+    console.table(*study_table(study))
+    for note in study_notes(study):
+        console.line(note)
+    if report is not None:
+        console.line(f"report: {report}")
+
+
+def _load_teacher(store: "Store", name: str | None, weights: str, device: Any) -> "Teacher":
+    """The store's teacher. A factory is code, and nothing is imported because a store names it."""
+    from kdcache.cache.teacher import load_teacher
+
+    spec = store.spec
+    named = str(spec.teacher["name"])
+    if name is None and ":" in named:
+        raise UsageError(
+            f"the store's teacher is the factory {named}, which is not imported on the store's word",
+            hint=f"--teacher {named}",
+        )
+    return load_teacher(
+        name or named,
+        weights=weights,
+        dataset_name=spec.dataset.name,
+        classes=len(spec.dataset.class_names),
+        device=device,
+        precision=str(spec.teacher["precision"]),
+    )

@@ -1,0 +1,61 @@
+"""The cosine between a student's gradients: 1 for equal targets, less the more they differ, and none of the student's."""
+
+import pytest
+import torch
+
+from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.distill.gradients import TargetPair, gradient_cosines
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return build_network(network_config("pspnet_resnet18", 4))
+
+
+def make_pair(noise: float, seed: int = 0) -> TargetPair:
+    generator = torch.Generator().manual_seed(seed)
+    exact = {
+        "logits": torch.randn(2, 4, 8, 8, generator=generator) * 3,
+        "features": torch.rand(2, 6, 8, 8, generator=generator),
+    }
+    return TargetPair(
+        image=torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator),
+        label=torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8, generator=generator),
+        valid=torch.tensor([[64, 64], [48, 64]]),
+        exact=exact,
+        stored={
+            name: target + noise * torch.randn(target.shape, generator=generator)
+            for name, target in exact.items()
+        },
+    )
+
+
+def test_the_more_targets_differ_the_less_gradients_agree(student):
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    found = [gradient_cosines(student, RGB_IMAGENET, [make_pair(noise)]) for noise in (0.0, 0.1, 1.0)]
+    assert set(found[0]) >= {"logit", "feature", "logit+feature"}
+    for method in found[0]:
+        exact, near, far = (cosines[method] for cosines in found)
+        assert exact == pytest.approx(1, abs=1e-6)
+        assert exact > near > far
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_methods_whose_targets_are_not_there_are_left_out(student):
+    pair = make_pair(0.1)
+    logits_only = TargetPair(
+        image=pair.image,
+        label=pair.label,
+        valid=pair.valid,
+        exact={"logits": pair.exact["logits"]},
+        stored={"logits": pair.stored["logits"]},
+    )
+    assert "feature" not in gradient_cosines(student, RGB_IMAGENET, [logits_only])
+
+
+def test_it_is_the_mean_over_batches(student):
+    pairs = [make_pair(0.5, seed=1), make_pair(0.5, seed=2)]
+    apart = [gradient_cosines(student, RGB_IMAGENET, [pair])["logit"] for pair in pairs]
+    assert gradient_cosines(student, RGB_IMAGENET, pairs)["logit"] == pytest.approx(sum(apart) / 2, abs=2e-3)
