@@ -9,7 +9,7 @@ for maps of a few cells, for targets that are noise, or for features that are mo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,18 @@ def choose_codec(promise: Promise, sample: Sample) -> Codec:
     Raises:
         TeacherError: not even fp16 does, or the teacher's own precision breaks the promise.
     """
+    kept = list(candidates(promise, sample))
+    if not kept:
+        found = measure(Fp16(), sample)
+        raise TeacherError(
+            f"{sample.target}: no codec keeps {promise}; fp16 comes to a KL of {found['kl']}",
+            hint="a larger --max-kl, or --precision float32",
+        )
+    return min(kept, key=lambda codec: stored_bytes(codec, sample.judged))
+
+
+def candidates(promise: Promise, sample: Sample) -> Iterator[Codec]:
+    """Of every family of codecs the one of the largest step that keeps the promise; none of those that cannot."""
     statistics = DctStatistics.of(sample.fitted)
     steps = _steps(statistics.deviation)
     exact_steps = [step for step in steps if math.frexp(step)[0] == 0.5]  # powers of two
@@ -100,14 +112,9 @@ def choose_codec(promise: Promise, sample: Sample) -> Codec:
         (lambda step: Uniform.fit(repr(step), sample.fitted), exact_steps),
         (lambda step: Fp16(), [0.0]),
     ]
-    kept = [codec for family in families if (codec := _coarsest(*family, promise, sample))]
-    if not kept:
-        found = measure(Fp16(), sample)
-        raise TeacherError(
-            f"{sample.target}: no codec keeps {promise}; fp16 comes to a KL of {found['kl']}",
-            hint="a larger --max-kl, or --precision float32",
-        )
-    return min(kept, key=lambda codec: stored_bytes(codec, sample.judged))
+    for make, family_steps in families:
+        if codec := _coarsest(make, family_steps, promise, sample):
+            yield codec
 
 
 def measure(codec: Codec, sample: Sample) -> dict[str, Any]:

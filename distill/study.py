@@ -82,21 +82,33 @@ def study_store(
         StoreMismatchError: the teacher is not the store's, or a crop is not the one that it saw.
         UsageError: fewer than two entries: codecs are fitted to one half and judged on the other.
     """
-    _require_same_teacher(reader, teacher)
-    places = _places(reader, count)
-    entries = []
-    for done, place in enumerate(places):
-        entries.append(_read_entry(reader, images, teacher.in_float32(), *place))
-        progress(done + 1, len(places), "the teacher again")
+    entries = read_study_entries(reader, images, teacher, count, progress=progress)
     return Study(
         entries=entries,
         fidelity={target: _fidelity(reader, teacher, entries, target) for target in reader.targets},
-        rates={target: list(rate_curve(_sample(teacher, entries, target))) for target in reader.targets}
+        rates={target: list(rate_curve(sample_of(teacher, entries, target))) for target in reader.targets}
         if with_rates
         else {},
         teacher_miou=_teacher_miou(images, entries) if "logits" in reader.targets else None,
         gradient_cosine=None if student is None else _gradient_cosine(student, entries, teacher.device),
     )
+
+
+def read_study_entries(
+    reader: StoreReader,
+    images: SegmentationDataset,
+    teacher: Teacher,
+    count: int,
+    *,
+    progress: Progress = silent,
+) -> list[StudyEntry]:
+    """`count` entries, spread evenly over the complete passes, and the teacher again. Raises as `study_store` does."""
+    _require_same_teacher(reader, teacher)
+    places, entries = _places(reader, count), []
+    for done, place in enumerate(places):
+        entries.append(_read_entry(reader, images, teacher.in_float32(), *place))
+        progress(done + 1, len(places), "the teacher again")
+    return entries
 
 
 def _require_same_teacher(reader: StoreReader, teacher: Teacher) -> None:
@@ -170,7 +182,7 @@ def _fidelity(
     }
 
 
-def _sample(teacher: Teacher, entries: Sequence[StudyEntry], target: str) -> Sample:
+def sample_of(teacher: Teacher, entries: Sequence[StudyEntry], target: str) -> Sample:
     """The entries for codecs to be fitted to (every other) and to be judged on."""
     exact = [entry.exact[target] for entry in entries]
     return Sample(
@@ -203,7 +215,7 @@ def _gradient_cosine(
     student: Student, entries: Sequence[StudyEntry], device: torch.device
 ) -> dict[str, float]:
     batches = [
-        _target_pair(entries[start : start + GRADIENT_BATCH], device)
+        target_pair(entries[start : start + GRADIENT_BATCH], device)
         for start in range(
             0, len(entries) - 1, GRADIENT_BATCH
         )  # a BatchNorm cannot train on a last one alone
@@ -211,7 +223,7 @@ def _gradient_cosine(
     return gradient_cosines(student.network.to(device), student.normalisation, batches)
 
 
-def _target_pair(entries: Sequence[StudyEntry], device: torch.device) -> TargetPair:
+def target_pair(entries: Sequence[StudyEntry], device: torch.device) -> TargetPair:
     return TargetPair(
         image=torch.stack([torch.from_numpy(entry.crop.image) for entry in entries]).to(device),
         label=torch.stack([torch.from_numpy(entry.crop.label) for entry in entries]).to(device),

@@ -6,8 +6,11 @@ import sys
 
 BENCHMARKS = {
     "step": "a training step: no teacher, cached and online, logits and features",
+    "codecs": "bytes and fidelity of the codecs",
     "build": "build throughput over a bare teacher loop on the same crops",
 }
+
+CODECS_OPTIONS = ("--store", "--data-root", "--weights", "--student")
 
 
 def main() -> int:
@@ -17,9 +20,15 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    arguments = parser.parse_args()
-    benchmark = importlib.import_module(f"bench_{arguments.name}")
-    return int(benchmark.run(quick=arguments.quick, as_json=arguments.json))
+    for option in CODECS_OPTIONS:
+        parser.add_argument(option, help="for codecs: measure the teacher of a store that stands")
+    arguments = vars(parser.parse_args())
+    name, quick, as_json = (arguments.pop(key) for key in ("name", "quick", "json"))
+    given = {key: value for key, value in arguments.items() if value is not None}
+    if given and name != "codecs":
+        parser.error(f"{', '.join(given)}: for codecs alone")
+    benchmark = importlib.import_module(f"bench_{name}")
+    return int(benchmark.run(quick=quick, as_json=as_json, **given))
 
 
 if __name__ == "__main__":

@@ -80,5 +80,5 @@ def finish(
         print()
         for row in rows:
             verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[row.holds]
-            print(f"{row.what:<58}{row.value:>9.3f} {row.unit:<8}{row.bound:<9}{verdict}")
+            print(f"{row.what:<64}{row.value:>9.4g} {row.unit:<8}{row.bound:<9}{verdict}")
     return int(any(row.holds is False for row in rows))

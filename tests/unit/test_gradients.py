@@ -16,13 +16,13 @@ def student():
 def make_pair(noise: float, seed: int = 0) -> TargetPair:
     generator = torch.Generator().manual_seed(seed)
     exact = {
-        "logits": torch.randn(2, 4, 8, 8, generator=generator) * 3,
-        "features": torch.rand(2, 6, 8, 8, generator=generator),
+        "logits": torch.randn(2, 4, 4, 4, generator=generator) * 3,
+        "features": torch.rand(2, 6, 4, 4, generator=generator),
     }
     return TargetPair(
-        image=torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator),
-        label=torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8, generator=generator),
-        valid=torch.tensor([[64, 64], [48, 64]]),
+        image=torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=generator),
+        label=torch.randint(0, 4, (2, 32, 32), dtype=torch.uint8, generator=generator),
+        valid=torch.tensor([[32, 32], [24, 32]]),
         exact=exact,
         stored={
             name: target + noise * torch.randn(target.shape, generator=generator)
