@@ -31,6 +31,7 @@ from kdcache.cache.plan import measure_plan
 from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
+from kdcache.cache.storage import measure_storage
 from kdcache.cache.store import create_store, list_stores, open_store
 from kdcache.cache.views import view_policy
 
@@ -554,6 +555,13 @@ def test_a_store_on_s3_holds_the_bytes_of_a_local_one(bucket, tmp_path):
         assert mine.row == theirs.row
         assert all(np.array_equal(mine.codes[name], theirs.codes[name]) for name in mine.codes)
     assert [store.spec.key for store in list_stores(f"{bucket}/home").stores] == [here.spec.key]
+
+
+def test_a_probe_of_s3_is_removed(bucket):
+    open_objects(bucket).put_new("kept", b"x")
+    speed = measure_storage(f"{bucket}/home", object_bytes=10_000, piece_bytes=1000)
+    assert speed.write_bytes_per_s > 0 and speed.read_bytes_per_s > 0
+    assert open_objects(bucket).names("") == ["kept"]
 
 
 def test_s3_that_cannot_be_used_is_one_clear_error(bucket):
