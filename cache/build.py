@@ -34,8 +34,9 @@ from kdcache.cache.entries import (
 )
 from kdcache.cache.errors import IncompleteError, StoreMismatchError, TeacherError, UsageError
 from kdcache.cache.fidelity import fidelity_of, headline
-from kdcache.cache.progress import Progress, silent
+from kdcache.cache.progress import Pace, Progress, silent
 from kdcache.cache.replay import compare_digest, parse_entry_row
+from kdcache.cache.room import Outlook, look_ahead, require_room
 from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec, default_unit_entries
 from kdcache.cache.store import Store
 from kdcache.cache.teacher import Teacher
@@ -53,7 +54,7 @@ class BuildOptions:
     batch_size: int = 8  # crops a teacher batch; recorded, since floating point depends on it
     decode_threads: int = 4
     units_in_flight: int = 2  # finished units waiting to be written; each holds one raw shard of every array
-    force: bool = False  # go on although the teacher's check failed
+    force: bool = False  # go on although the teacher's check failed, or the disk looks too small
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "decode_threads", "units_in_flight"):
@@ -124,10 +125,16 @@ def build_store(
     state: PartialState | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
+    foresee: Callable[[Outlook], None] = lambda outlook: None,
 ) -> BuildResult:
     """Bring `store` to `passes` passes, from wherever it stands. `state` gives this process its share of the units.
 
+    Args:
+        report: takes lines about the calibration.
+        foresee: takes what is left to do, before the first unit, where anything is.
+
     Raises:
+        UsageError: the disk does not hold what is left to write (unless forced).
         TeacherError: the teacher looks like chance or like misaligned, or gave NaN, infinity or values out of range.
         DataError: an image or a label cannot be used. What was committed stays, as after every other error.
         StoreMismatchError: this machine's crops differ from the store's canary crops.
@@ -138,10 +145,16 @@ def build_store(
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
     began = time.monotonic()
     places = [(index, unit) for index in range(passes) for unit in range(store.spec.units_per_pass)]
-    with _Builder(store, dataset, teacher, options, progress) as builder:
+    with Builder(store, dataset, teacher, options, progress) as builder:
         committed = {(index, unit) for index in range(passes) for unit in store.committed_units(index)}
         if rank == 0:
-            _prepare(store, builder, passes, report)
+            _prepare(store, builder, report)
+            if missing := [place for place in places if place not in committed]:
+                outlook = look_ahead(store, missing, builder.teacher_s, processes=world)
+                foresee(outlook)
+                if not options.force:
+                    require_room(outlook, store.url)
+            _begin_passes(store, passes)
         if state:
             state.wait_for_everyone()
         builder.check_canaries()
@@ -167,17 +180,21 @@ def build_store(
     )
 
 
-def _prepare(store: Store, builder: "_Builder", passes: int, report: Callable[[str], None]) -> None:
-    """Everything that stands before the first unit: done by one process, found by the others."""
+def _prepare(store: Store, builder: "Builder", report: Callable[[str], None]) -> None:
+    """What stands before anything is planned: done by one process, found by the others."""
     store.objects.remove_leftovers()
     if not store.is_calibrated:
         store.adopt_calibration(builder.calibrate(report))
+
+
+def _begin_passes(store: Store, passes: int) -> None:
+    """The goal and the arrays' metadata, on record before the first unit."""
     store.raise_goal(passes)
     for index in range(passes):
         store.create_pass(index)
 
 
-class _Builder:
+class Builder:
     """The pipeline of one process: decode threads, the teacher, a writer thread."""
 
     def __init__(
@@ -194,6 +211,7 @@ class _Builder:
         self.options = options
         self.progress = progress
         self.batch_size = options.batch_size_of(store.spec)
+        self.teacher_s: float | None = None  # an entry, on the calibration's crops, once there are any
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -207,16 +225,19 @@ class _Builder:
 
     def calibrate(self, report: Callable[[str], None]) -> Calibration:
         """What the spec leaves open, measured on the first entries."""
-        return calibrate(
+        pace = Pace(self.progress)
+        calibration = calibrate(
             self.store.spec,
             self.teacher,
             self.store.image_ids,
             self._cut_ahead(calibration_places(self.store.spec)),
             batch_size=self.batch_size,
             force=self.options.force,
-            progress=self.progress,
+            progress=pace,
             report=report,
         )
+        self.teacher_s = pace.seconds_per_call and pace.seconds_per_call / self.batch_size
+        return calibration
 
     def check_canaries(self) -> None:
         """Refuse to join a store whose crops this machine cannot make again."""

@@ -5,6 +5,7 @@ so that the fidelity on record is not that of the crops that a basis was made fo
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 
 import numpy as np
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.choose import Sample, measure
 from kdcache.cache.codecs import resolve_codec
-from kdcache.cache.entries import CutEntry, entry_weights, require_finite, run_teacher, valid_sizes
+from kdcache.cache.entries import (
+    CutEntry,
+    entry_weights,
+    input_rows,
+    require_finite,
+    run_teacher,
+    valid_sizes,
+)
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.sanity import check_teacher, require_sane
+from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.spec import StoreSpec
 from kdcache.cache.teacher import Teacher
 
@@ -66,11 +75,22 @@ def calibrate(
             if place[0] == 0
         ),
         teacher_check=check.to_dict(),
+        input_bytes=_input_bytes(spec, cut),
         fidelity={name: measure(codecs[name], sample) for name, sample in samples.items()},
     )
     for name in codecs:
         report(f"{name}: {calibration.describe(name)}")
     return calibration
+
+
+def _input_bytes(spec: StoreSpec, entries: Sequence[CutEntry]) -> dict[str, int]:
+    """Bytes of an entry in every array of inputs, as a shard of these entries has it."""
+    n = len(entries)
+    rows = input_rows(spec, [entry.inputs for entry in entries])
+    return {
+        name: ceil(len(ArrayLayout.of_packing(name, packing, rows=n).encode(rows[name])) / n)
+        for name, packing in spec.input_packings.items()
+    }
 
 
 def run_sample(

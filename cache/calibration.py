@@ -32,9 +32,9 @@ class Calibration:
     codecs: Mapping[str, Codec]  # by target
     canaries: tuple[tuple[int, ...], ...]  # entry rows (views.entry_row) of the first entries of pass 0
     teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
-    fidelity: Mapping[
-        str, Mapping[str, Any]
-    ]  # by target: what its codec lost on crops held out, see fidelity.py
+    input_bytes: Mapping[str, int]  # by array of inputs: what an entry takes in the store
+    # By target: what its codec lost on crops held out, see fidelity.py.
+    fidelity: Mapping[str, Mapping[str, Any]]
 
     @cached_property
     def digest(self) -> str:
@@ -57,6 +57,7 @@ class Calibration:
                 "codecs": {target: codec.to_dict() for target, codec in self.codecs.items()},
                 "canaries": [list(row) for row in self.canaries],
                 "teacher_check": dict(self.teacher_check),
+                "input_bytes": dict(self.input_bytes),
                 "fidelity": {target: dict(lost) for target, lost in self.fidelity.items()},
             }
         )
@@ -71,6 +72,7 @@ class Calibration:
                 codecs={str(target): codec_from_dict(codec) for target, codec in fields["codecs"].items()},
                 canaries=tuple(tuple(int(word) for word in row) for row in fields["canaries"]),
                 teacher_check=dict(fields["teacher_check"]),
+                input_bytes={str(array): int(size) for array, size in fields["input_bytes"].items()},
                 fidelity={str(target): dict(lost) for target, lost in fields["fidelity"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

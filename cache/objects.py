@@ -7,8 +7,10 @@ mode is exists-then-write everywhere else, so other file systems are for one bui
 
 import errno
 import hashlib
+import logging
 import os
 import re
+import shutil
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +24,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
+
+logger = logging.getLogger(__name__)
 
 TEMP_FOLDER = "kd/tmp"  # half-written local objects; a name is <host>-<process>-<number>
 
@@ -57,6 +61,14 @@ class Objects(ABC):
     @abstractmethod
     def remove_leftovers(self) -> None:
         """Delete what killed writers of this host left half-written; objects are never touched."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Delete all objects and the prefix itself: for what nothing refers to, see `open_probe`."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Bytes that still fit; None where nobody says, as of a bucket."""
 
     def put_same(self, path: str, data: bytes) -> bytes:
         """Create the object or adopt the one that stands: the bytes that are there afterwards."""
@@ -106,6 +118,22 @@ class LocalObjects(Objects):
             writer = re.fullmatch(r"(.+)-(\d+)-\d+", name)
             if writer and writer[1] == socket.gethostname() and not _is_running(int(writer[2])):
                 (self.root / TEMP_FOLDER / name).unlink(missing_ok=True)
+
+    def remove_all(self) -> None:
+        try:
+            shutil.rmtree(self.root)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise KDCacheError(f"cannot remove {self.root}: {error.strerror}") from None
+
+    def free_bytes(self) -> int | None:
+        with _reading(self.url, ""):
+            return shutil.disk_usage(self.nearest_folder()).free
+
+    def nearest_folder(self) -> Path:
+        """The root, or the folder above it that exists."""
+        return next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
 
 
 class RemoteObjects(Objects):
@@ -175,6 +203,17 @@ class RemoteObjects(Objects):
     def remove_leftovers(self) -> None:
         """Nothing to do: an upload appears whole or not at all. Unfinished multipart ones are the bucket's to expire."""
 
+    def remove_all(self) -> None:
+        try:
+            self.fs.rm(self.prefix, recursive=True)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # every file system has errors of its own
+            raise KDCacheError(f"cannot remove {self.url}: {_reason(error)}") from error
+
+    def free_bytes(self) -> int | None:
+        return None
+
     def _full(self, path: str) -> str:
         return f"{self.prefix}/{path}" if path else str(self.prefix)
 
@@ -184,6 +223,26 @@ def open_objects(url: str) -> Objects:
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))
+
+
+@contextmanager
+def open_probe(url: str) -> Iterator[Objects]:
+    """An empty prefix of its own under `url`, which goes with all that was put there.
+
+    Where a local `url` does not exist yet it lies in the nearest folder that does, on the same disk: no folder stays.
+    """
+    home = open_objects(url)
+    place = str(home.nearest_folder()) if isinstance(home, LocalObjects) else url
+    objects = open_objects(
+        join_url(place, f".kdcache-probe-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}")
+    )
+    try:
+        yield objects
+    finally:
+        try:
+            objects.remove_all()
+        except KDCacheError as error:  # some buckets let nobody delete; what was measured still holds
+            logger.warning("%s; delete it by hand", error)
 
 
 def sha256(data: bytes) -> str:

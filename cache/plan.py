@@ -1,23 +1,26 @@
-"""The plan: what a build would write and how long it would take, from a few measured crops. It writes nothing."""
+"""The plan: what a build would write and how long it would take, from a rehearsal of a few batches.
 
+The rehearsal is the build itself, calibration and all, into memory: what it takes and what it writes are those of the
+real one, but for the disk. Nothing is written anywhere.
+"""
+
+import os
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import ceil
 
-from torch import Tensor
-
-from kdcache.cache.build import BuildOptions
-from kdcache.cache.calibrate import make_samples, run_sample
-from kdcache.cache.codec import Codec
-from kdcache.cache.codecs import resolve_codec
+from kdcache.cache.build import Builder, BuildOptions
+from kdcache.cache.codecs import Codec
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.entries import CutEntry, cut_entry, input_rows, run_teacher
-from kdcache.cache.progress import silent
-from kdcache.cache.shards import ArrayLayout
+from kdcache.cache.objects import open_probe
+from kdcache.cache.progress import Pace, Progress, silent
 from kdcache.cache.spec import StoreSpec
-from kdcache.cache.store import Store
+from kdcache.cache.store import Store, create_store
 from kdcache.cache.teacher import Teacher
+
+REHEARSED_BATCHES = 4  # the first warms up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +31,12 @@ class BuildPlan:
     units: int
     units_committed: int  # by earlier builds, of these passes
     entries_left: int
+    batches_left: int  # padded ones cost as much as full ones
     unit_bytes: int  # raw: each unit in flight takes as much memory
     bytes_per_entry: Mapping[str, int]  # stored, by array
-    seconds_per_entry: float
+    calibration_s: float  # 0 where a calibration stands
+    seconds_per_batch: float
+    codecs: Mapping[str, Codec]  # by target, as calibrated
 
     @property
     def total_bytes(self) -> int:
@@ -42,7 +48,8 @@ class BuildPlan:
 
     @property
     def seconds_left(self) -> float:
-        return self.seconds_per_entry * self.entries_left
+        """Of one process."""
+        return self.calibration_s + self.seconds_per_batch * self.batches_left if self.batches_left else 0.0
 
 
 def measure_plan(
@@ -53,11 +60,13 @@ def measure_plan(
     passes: int,
     options: BuildOptions,
     store: Store | None = None,  # of that spec, where one stands
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
 ) -> BuildPlan:
-    """What a build of `passes` passes would write, from two batches of the first entries.
+    """What a build of `passes` passes would write and take.
 
     Raises:
-        TeacherError: the teacher gave NaN or infinity.
+        TeacherError: as the build itself would.
     """
     left = [
         len(spec.unit_rows(unit))
@@ -65,68 +74,85 @@ def measure_plan(
         for unit in set(range(spec.units_per_pass)) - (store.committed_units(index) if store else set())
     ]
     batch_size = options.batch_size_of(spec)
-    entries = [cut_entry(dataset, spec, 0, position) for position in range(min(len(dataset), batch_size))]
-    outputs = run_sample(
-        teacher, entries, dataset.image_ids, tuple(spec.targets), batch_size=batch_size, progress=silent
-    )  # also warms the teacher up
-    codecs = (
-        store.calibration.codecs
-        if store and store.is_calibrated
-        else _fit(spec, dataset, teacher, entries, outputs, batch_size)
-    )
-    seconds, sizes = _measure_batch(spec, dataset, teacher, options, codecs, len(entries))
-    return BuildPlan(
-        entries=passes * spec.dataset.images,
-        units=passes * spec.units_per_pass,
-        units_committed=passes * spec.units_per_pass - len(left),
-        entries_left=sum(left),
-        unit_bytes=spec.unit_bytes,
-        bytes_per_entry=sizes,
-        seconds_per_entry=seconds,
-    )
+    with _rehearsing(spec, dataset.image_ids, batch_size) as trial:
+        calibration_s = _calibrate(trial, store, dataset, teacher, options, progress, report)
+        units, batch_s = _rehearse(trial, dataset, teacher, options, progress)
+        return BuildPlan(
+            entries=passes * spec.dataset.images,
+            units=passes * spec.units_per_pass,
+            units_committed=passes * spec.units_per_pass - len(left),
+            entries_left=sum(left),
+            batches_left=sum(-(-rows // batch_size) for rows in left),
+            unit_bytes=spec.unit_bytes,
+            bytes_per_entry=_stored_bytes(trial, units, spec),
+            calibration_s=calibration_s,
+            seconds_per_batch=batch_s,
+            codecs=trial.calibration.codecs,
+        )
 
 
-def _fit(
-    spec: StoreSpec,
-    dataset: SegmentationDataset,
-    teacher: Teacher,
-    entries: list[CutEntry],
-    outputs: Mapping[str, list[Tensor]],
-    batch_size: int,
-) -> dict[str, Codec]:
-    judged = max(1, len(entries) // 2)
-    samples = make_samples(
-        spec, teacher, entries, outputs, dataset.image_ids, judged=judged, batch_size=batch_size
-    )
-    return {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
+@contextmanager
+def _rehearsing(spec: StoreSpec, image_ids: tuple[str, ...], batch_size: int) -> Iterator[Store]:
+    """An empty store of the same views in memory, its units small: a few of them show writing beside the teacher."""
+    unit_entries = min(spec.unit_entries, 2 * batch_size)
+    with open_probe("memory://kdcache") as objects:
+        yield create_store(objects.url, replace(spec, unit_entries=unit_entries), image_ids)
 
 
-def _measure_batch(
-    spec: StoreSpec,
+def _calibrate(
+    trial: Store,
+    store: Store | None,
     dataset: SegmentationDataset,
     teacher: Teacher,
     options: BuildOptions,
-    codecs: Mapping[str, Codec],
-    n: int,
-) -> tuple[float, dict[str, int]]:
-    """Seconds an entry of the first `n`, and bytes an entry by array."""
-
-    def cut(position: int) -> CutEntry:
-        return cut_entry(dataset, spec, 0, position)
-
+    progress: Progress,
+    report: Callable[[str], None],
+) -> float:
+    """Calibrate as the build would, or adopt what it would adopt; the seconds that it takes."""
+    if store and store.is_calibrated:
+        trial.adopt_calibration(replace(store.calibration, spec_key=trial.spec.key))
+        return 0.0
     began = time.monotonic()
-    with ThreadPoolExecutor(options.decode_threads) as pool:
-        entries = list(pool.map(cut, range(n)))
-    decoded = time.monotonic()
-    targets = run_teacher(teacher, entries, options.batch_size_of(spec), tuple(spec.targets))
-    codes = {name: codecs[name].encode(target)[0].cpu().numpy() for name, target in targets.items()}
-    ran = time.monotonic()
-    rows = input_rows(spec, [entry.inputs for entry in entries])
-    rows |= {name: codecs[name].pack(array) for name, array in codes.items()}
-    sizes = {
-        name: -(-len(ArrayLayout.of_packing(name, packing, rows=n).encode(rows[name])) // n)
-        for name, packing in spec.packings(codecs).items()
-    }
-    written = time.monotonic()
-    # Decoding and writing hide behind the teacher when there are cores to spare: the slowest of the three decides.
-    return max(decoded - began, ran - decoded, written - ran) / n, sizes
+    with Builder(trial, dataset, teacher, options, progress) as builder:
+        trial.adopt_calibration(builder.calibrate(report))
+    return time.monotonic() - began
+
+
+def _rehearse(
+    trial: Store, dataset: SegmentationDataset, teacher: Teacher, options: BuildOptions, progress: Progress
+) -> tuple[list[int], float]:
+    """Build a few whole units; which, and seconds a batch. They end a pass, whose first entries codecs were fitted to."""
+    spec = trial.spec
+    batches_per_unit = -(-spec.unit_entries // options.batch_size_of(spec))
+    whole = max(1, spec.dataset.images // spec.unit_entries)
+    units = list(range(whole))[-max(1, REHEARSED_BATCHES // batches_per_unit) :]
+    trial.create_pass(0)
+    pace = Pace(progress)
+    began, busy = time.monotonic(), time.process_time()
+    with Builder(trial, dataset, teacher, options, pace) as builder:
+        builder.build([(0, unit) for unit in units])
+    if pace.seconds_per_call is None:
+        return units, time.monotonic() - began
+    # The slowest decides: teacher and encoding, batch by batch; the writer, which ends last; or all that the
+    # processor does, decoding too, which the first batch's wait hides.
+    processor_s = (time.process_time() - busy) / _cores()
+    return units, max(
+        pace.seconds_per_call, *(s / pace.calls for s in (pace.seconds_since_first(), processor_s))
+    )
+
+
+def _stored_bytes(trial: Store, units: list[int], spec: StoreSpec) -> dict[str, int]:
+    """Bytes an entry by array, of these units, with its part of the index of a shard of `spec`'s."""
+    commits = [trial.commit_of(0, unit) for unit in units]
+    entries = sum(commit.entries for commit in commits)
+    sizes = {}
+    for name, layout in trial.layouts(0).items():
+        rows = sum(commit.objects[name].size - layout.index_bytes for commit in commits) / entries
+        index = replace(layout, unit_entries=spec.unit_entries).index_bytes * spec.units_per_pass
+        sizes[name] = ceil(rows + index / spec.dataset.images)
+    return sizes
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

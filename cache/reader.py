@@ -174,3 +174,11 @@ def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout
             raise StoreDamagedError(
                 f"{redact(store.url)}: array {name} of pass {pass_index} has another {key}"
             )
+
+
+def requests_of_a_pass(spec: StoreSpec, targets: Sequence[str]) -> int:
+    """Reads of objects, which a bucket counts, until one reader has seen every entry of a pass.
+
+    Each array of inputs and `targets` takes one for an entry and one for a shard's index.
+    """
+    return (len(spec.input_packings) + len(targets)) * (spec.dataset.images + spec.units_per_pass)

@@ -4,6 +4,7 @@ kdcache build --dataset streets:96x192:40 --weights teacher.safetensors --views 
 accelerate launch -m kdcache.cli build --dataset cityscapes --views 8
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,9 +16,15 @@ from kdcache.cli.output import Console, size_text
 from kdcache.distill.durations import duration_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.build import BuildResult
+    from accelerate import PartialState
+
+    from kdcache.cache.build import BuildOptions, BuildResult
+    from kdcache.cache.datasets import SegmentationDataset
     from kdcache.cache.plan import BuildPlan
+    from kdcache.cache.room import Outlook
+    from kdcache.cache.spec import StoreSpec
     from kdcache.cache.store import Store
+    from kdcache.cache.teacher import Teacher
 
 _CODEC = {"metavar": "CODEC", "default": "auto"}
 _CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[:K]]."
@@ -98,7 +105,9 @@ _CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[
     show_default="so that a shard is at most 64 MiB",
 )
 @options.device_option
-@option("--force", is_flag=True, help="Go on although the teacher's outputs look wrong.")
+@option(
+    "--force", is_flag=True, help="Go on although the teacher's outputs look wrong or the disk too small."
+)
 @option("--dry-run", is_flag=True, help="Say what would be written, from a few measured crops.")
 @options.json_option
 @click.pass_obj
@@ -109,17 +118,67 @@ def command(console: Console, /, **given: Any) -> None:
     it. Exit codes: 0 complete, 3 units left to another builder, 11 --store is another store, 13 dataset or weights
     not found.
     """
+    from kdcache.cache.build import build_store
+    from kdcache.cache.objects import open_objects, redact
+    from kdcache.cache.plan import measure_plan
+    from kdcache.cache.store import create_store, find_store_of
+
+    request = open_request(given)
+    if given["dry_run"]:
+        with console.progress("measure") as progress:
+            plan = measure_plan(
+                request.spec,
+                request.dataset,
+                request.teacher,
+                passes=request.passes,
+                options=request.options,
+                store=find_store_of(request.spec, request.url),
+                progress=progress,
+                report=console.note,
+            )
+        _show_plan(console, redact(request.url), plan, open_objects(request.url).free_bytes())
+        return
+    store = create_store(request.url, request.spec, request.dataset.image_ids)
+    console.note(f"store {redact(request.url)}")
+    with console.progress("build") as progress:
+        result = build_store(
+            store,
+            request.dataset,
+            request.teacher,
+            passes=request.passes,
+            options=request.options,
+            state=request.state,
+            progress=progress,
+            report=console.note,
+            foresee=lambda outlook: console.note(_outlook_text(outlook)),
+        )
+    _show_result(console, store, request.passes, result)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A store that the options ask for, with its dataset and its teacher at hand."""
+
+    dataset: "SegmentationDataset"
+    teacher: "Teacher"
+    spec: "StoreSpec"
+    url: str
+    passes: int
+    options: "BuildOptions"
+    state: "PartialState"
+
+
+def open_request(given: dict[str, Any]) -> Request:
+    """Open the dataset, load the teacher, and say which store that makes; nothing is written."""
     import torch
     from accelerate import PartialState
 
-    from kdcache.cache.build import BuildOptions, build_store, plan_store
+    from kdcache.cache.build import BuildOptions, plan_store
     from kdcache.cache.codecs import canonical_request
     from kdcache.cache.crops import canonical_inputs
     from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.objects import join_url, redact
-    from kdcache.cache.plan import measure_plan
+    from kdcache.cache.objects import join_url
     from kdcache.cache.spec import check_target_names
-    from kdcache.cache.store import create_store, find_store_of
     from kdcache.cache.teacher import load_teacher
     from kdcache.cache.views import view_policy
 
@@ -149,35 +208,17 @@ def command(console: Console, /, **given: Any) -> None:
         inputs=inputs,
         unit_entries=given["unit_entries"],
     )
-    url = given["store"] or join_url(given["home"], spec.name)
-    build_options = BuildOptions(
-        batch_size=given["batch_size"], decode_threads=given["workers"], force=given["force"]
+    return Request(
+        dataset=dataset,
+        teacher=teacher,
+        spec=spec,
+        url=given["store"] or join_url(given["home"], spec.name),
+        passes=given["views"],
+        options=BuildOptions(
+            batch_size=given["batch_size"], decode_threads=given["workers"], force=given["force"]
+        ),
+        state=state,
     )
-    if given["dry_run"]:
-        plan = measure_plan(
-            spec,
-            dataset,
-            teacher,
-            passes=given["views"],
-            options=build_options,
-            store=find_store_of(spec, url),
-        )
-        _show_plan(console, redact(url), plan)
-        return
-    store = create_store(url, spec, dataset.image_ids)
-    console.note(f"store {redact(url)}")
-    with console.progress("build") as progress:
-        result = build_store(
-            store,
-            dataset,
-            teacher,
-            passes=given["views"],
-            options=build_options,
-            state=state,
-            progress=progress,
-            report=console.note,
-        )
-    _show_result(console, store, given["views"], result)
 
 
 def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
@@ -196,7 +237,15 @@ def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, 
     }
 
 
-def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:
+def _outlook_text(outlook: "Outlook") -> str:
+    """The short form of an estimate, in one line."""
+    left = f"left: {outlook.entries_left} entries, {size_text(outlook.bytes_left)}"
+    time = "" if outlook.seconds_left is None else f", about {duration_text(outlook.seconds_left)}"
+    free = "" if outlook.free_bytes is None else f"; {size_text(outlook.free_bytes)} are free"
+    return left + time + free
+
+
+def _show_plan(console: Console, url: str, plan: "BuildPlan", free_bytes: int | None) -> None:
     sizes = dict(plan.bytes_per_entry)
     if console.json:
         console.document(
@@ -207,6 +256,7 @@ def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:
                 "units_committed": plan.units_committed,
                 "bytes": plan.total_bytes,
                 "bytes_left": plan.bytes_left,
+                "free_bytes": free_bytes,
                 "bytes_per_view": sizes,
                 "unit_memory_bytes": plan.unit_bytes,
                 "seconds_left": plan.seconds_left,
@@ -225,8 +275,16 @@ def _show_plan(console: Console, url: str, plan: "BuildPlan") -> None:
             "a view": "\n".join(f"{name}: {size_text(size)}" for name, size in sizes.items()),
             "memory": f"{size_text(plan.unit_bytes)} a unit in flight",
             "left": f"{left} with one process" if plan.entries_left else "nothing: it is complete",
+            "free": free_text(plan.bytes_left, free_bytes),
         }
     )
+
+
+def free_text(needed_bytes: int, free_bytes: int | None) -> str:
+    """What a disk has left, and whether that is enough."""
+    if free_bytes is None:
+        return "not said by this storage"
+    return size_text(free_bytes) + ("" if needed_bytes <= free_bytes else ": not enough, `build` will refuse")
 
 
 def _show_result(console: Console, store: "Store", views: int, result: "BuildResult") -> None:

@@ -17,6 +17,7 @@ from kdcache.cli.output import Console
 
 COMMANDS = {  # name, which is also the module's -> its line in the help
     "build": "Run a teacher once over augmented crops and store its outputs.",
+    "estimate": "Say what a store would take to build, keep and read, and when it has paid for itself.",
     "distill": "Train a student, from a store or with its teacher running along.",
     "evaluate": "Score a checkpoint, a run or a teacher: mIoU, IoU by class, pixel accuracy.",
     "report": "Write a run's report, or compare several runs in one table.",

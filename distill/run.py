@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -11,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from kdcache.cache.errors import UsageError
-from kdcache.cache.networks import Normalisation, SegmentationNetwork
+from kdcache.cache.networks import NetworkConfig, Normalisation, SegmentationNetwork
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
 from kdcache.distill.budget import Budget
@@ -102,11 +103,31 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
     folder = Path(config.out)
     pinned = runfolder.read_json(folder / INPUTS) if (folder / INPUTS).exists() else None
     inputs = open_inputs(config, device=accelerator.device, pinned=pinned)
+    saved = load_state(folder / CHECKPOINT)
+    run = assemble_run(config, accelerator, inputs, saved=saved, progress=progress)
+    if accelerator.is_main_process:
+        _describe(config, inputs, accelerator)
+    size = saved["metrics_bytes"] if saved else 0
+    metrics = Metrics(folder, step=run.state.step, size=size, enabled=accelerator.is_main_process)
+    return replace(run, metrics=metrics)
+
+
+def assemble_run(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    inputs: Inputs,
+    *,
+    saved: Mapping[str, Any] | None = None,  # of checkpoint.load_state
+    progress: Progress = silent,
+) -> Run:
+    """Student, method and optimiser for these inputs, at the state that was saved; no file is written.
+
+    Raises:
+        UsageError: the batch is too small for a BatchNorm, or student and teacher do not fit.
+    """
     distiller = _build_distiller(config, inputs, accelerator)
-    state, saved = State(), load_state(folder / CHECKPOINT)
-    budget, metrics_bytes = Budget(config, n_images=len(inputs.images)), 0
+    state, budget = State(), Budget(config, n_images=len(inputs.images))
     if saved is not None:
-        metrics_bytes = saved["metrics_bytes"]
         distiller.load_state_dict(saved["model"])
         budget.load_state_dict(saved["budget"])
         state = State(**saved["state"])
@@ -116,11 +137,9 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
         optimiser.load_state_dict(saved["optimiser"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(saved["scaler"])
-    if accelerator.is_main_process:
-        _describe(config, inputs, accelerator)
     return Run(
         config=config,
-        folder=folder,
+        folder=Path(config.out),
         accelerator=accelerator,
         inputs=inputs,
         distiller=distiller,
@@ -128,7 +147,7 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
         optimiser=optimiser,
         budget=budget,
         state=state,
-        metrics=Metrics(folder, step=state.step, size=metrics_bytes, enabled=accelerator.is_main_process),
+        metrics=Metrics(Path(config.out), enabled=False),
         workers=_workers(config, accelerator),
         progress=progress,
     )
@@ -154,19 +173,27 @@ def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerat
         progress=accelerator.is_main_process,
     )
     synchronises = processes > 1 and accelerator.device.type == "cuda"  # torch has SyncBN for GPUs only
-    share, least = config.batch_size // processes, student.config.min_training_batch
-    if share < least and not synchronises:
-        raise UsageError(
-            f"--batch-size {config.batch_size} leaves {share} crop to a process: {config.student} pools a crop to "
-            "one value a channel, and BatchNorm cannot train on one",
-            hint=f"--batch-size {least * processes} or more",
-        )
+    if not synchronises:
+        require_trainable(student.config, config.batch_size, processes)
     method = find_method(config.method)(_loss_config(config), student.config, inputs.target_channels)
     if synchronises:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     distiller = Distiller(student, method, normalisation)
     distiller.to(memory_format=torch.channels_last)
     return distiller.to(accelerator.device)
+
+
+def require_trainable(
+    student: NetworkConfig, batch_size: int, processes: int = 1, option: str = "--batch-size"
+) -> None:
+    """Raises UsageError, naming the option, for a batch whose share is too small for a BatchNorm."""
+    share, least = batch_size // processes, student.min_training_batch
+    if share < least:
+        raise UsageError(
+            f"{option} {batch_size} leaves {share} crop to a process: {student.name} pools a crop to one "
+            "value a channel, and BatchNorm cannot train on one",
+            hint=f"{option} {least * processes} or more",
+        )
 
 
 def _loss_config(config: TrainConfig) -> LossConfig:

@@ -31,6 +31,7 @@ from kdcache.cache.plan import measure_plan
 from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
+from kdcache.cache.storage import measure_storage
 from kdcache.cache.store import create_store, list_stores, open_store
 from kdcache.cache.views import view_policy
 
@@ -237,15 +238,37 @@ def test_units_begun_with_other_inputs_are_left_and_said(tmp_path):
     assert store.committed_units(0) == {0, 2}
 
 
-def test_the_plan_foretells_the_bytes(tmp_path):
-    store, images, teacher = begin(tmp_path / "store")
+@pytest.mark.parametrize("unit_entries", [4, 64])  # a shard's index counts, that of a short shard most
+def test_the_plan_foretells_the_bytes(tmp_path, unit_entries):
+    store, images, teacher = begin(tmp_path / "store", unit_entries=unit_entries)
     plan = measure_plan(store.spec, images, teacher, passes=2, options=OPTIONS)
-    assert (plan.entries, plan.units, plan.units_committed, plan.entries_left) == (20, 6, 0, 20)
+    units = 2 * store.spec.units_per_pass
+    assert (plan.entries, plan.units, plan.units_committed, plan.entries_left) == (20, units, 0, 20)
+    assert plan.batches_left == 10
     assert plan.bytes_left == plan.total_bytes
-    build(tmp_path / "store", passes=2)
+    build(tmp_path / "store", passes=2, unit_entries=unit_entries)
     manifest = open_store(str(tmp_path / "store")).manifest(0)
     for name, size in manifest.bytes_by_array.items():
-        assert abs(plan.bytes_per_entry[name] - size / 10) < 0.35 * size / 10, name
+        assert plan.bytes_per_entry[name] == pytest.approx(size / 10, rel=0.1), name
+
+
+def test_a_plan_is_refused_where_the_build_would_be(tmp_path):
+    store, images, teacher = begin(tmp_path / "store")
+    with pytest.raises(TeacherError, match="chance"):
+        measure_plan(store.spec, images, teacher, passes=1, options=BuildOptions(batch_size=2))
+
+
+def test_what_is_left_is_told_before_the_first_unit(tmp_path):
+    store, images, teacher = begin(tmp_path / "store")
+    outlooks = []
+    for passes in (1, 1, 3):
+        build_store(store, images, teacher, passes=passes, options=OPTIONS, foresee=outlooks.append)
+    assert [outlook.entries_left for outlook in outlooks] == [10, 20]  # nothing is told where nothing is left
+    manifests = [open_store(store.url).manifest(index) for index in range(3)]
+    written = [sum(manifest.bytes_by_array.values()) for manifest in manifests]
+    assert outlooks[0].bytes_left == pytest.approx(written[0], rel=0.1)
+    assert outlooks[1].bytes_left == pytest.approx(written[1] + written[2], rel=0.1)
+    assert all(outlook.seconds_left > 0 for outlook in outlooks)
 
 
 def test_the_plan_knows_what_stands_and_writes_nothing(tmp_path):
@@ -532,6 +555,13 @@ def test_a_store_on_s3_holds_the_bytes_of_a_local_one(bucket, tmp_path):
         assert mine.row == theirs.row
         assert all(np.array_equal(mine.codes[name], theirs.codes[name]) for name in mine.codes)
     assert [store.spec.key for store in list_stores(f"{bucket}/home").stores] == [here.spec.key]
+
+
+def test_a_probe_of_s3_is_removed(bucket):
+    open_objects(bucket).put_new("kept", b"x")
+    speed = measure_storage(f"{bucket}/home", object_bytes=10_000, piece_bytes=1000)
+    assert speed.write_bytes_per_s > 0 and speed.read_bytes_per_s > 0
+    assert open_objects(bucket).names("") == ["kept"]
 
 
 def test_s3_that_cannot_be_used_is_one_clear_error(bucket):

@@ -64,7 +64,9 @@ def begin_store(url: str, spec: StoreSpec) -> Store:
     store = create_store(url, spec, tuple(f"image-{n}" for n in range(spec.dataset.images)))
     codecs = {name: fit_codec(t.codec, [torch.zeros(1, *t.shape)]) for name, t in spec.targets.items()}
     store.adopt_calibration(
-        Calibration(spec_key=spec.key, codecs=codecs, canaries=(), teacher_check={}, fidelity={})
+        Calibration(
+            spec_key=spec.key, codecs=codecs, canaries=(), teacher_check={}, input_bytes={}, fidelity={}
+        )
     )
     return store
 

@@ -27,10 +27,15 @@ Run = Callable[..., tuple[int, str, str]]
 VIEWS = (
     "--recipe --crop --scale-min --scale-max --flip --no-flip --photometric --no-photometric --cat-max-ratio"
 )
-OPTIONS = {  # changing one is changing the contract: say so in the changelog
-    "build": f"--dataset --data-root --split --teacher --weights --precision --views {VIEWS} --base --scale-step --targets "
+REQUEST = (
+    f"--dataset --data-root --split --teacher --weights --precision --views {VIEWS} --base --scale-step --targets "
     "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
-    "--unit-entries --device --force --dry-run --json",
+    "--unit-entries --device --force --json"
+)
+OPTIONS = {  # changing one is changing the contract: say so in the changelog
+    "build": f"{REQUEST} --dry-run",
+    "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
+    "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
     "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --logit-weight "
@@ -92,7 +97,8 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["build", "--help"], ["distill", "--help"], ["evaluate", "--help"]]
+    "arguments",
+    [["--help"], ["build", "--help"], ["estimate", "--help"], ["distill", "--help"], ["evaluate", "--help"]],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     probe = (
@@ -118,6 +124,12 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["build", "--dataset", "streets", "--crop", "0x512"], "'0x512' is not a size"),
         (["build", "--dataset", "streets", "--targets", "logits,,features"], "'logits,,features'"),
         (["build", "--dataset", "streets", "--precision", "float64"], "'float64'"),
+        (["estimate"], "Missing option '--dataset'"),
+        (["estimate", "--dataset", "streets", "--usd-gb-month", "-1"], "-1"),
+        (
+            ["estimate", "--dataset", "streets", "--method", "feature", "--targets", "logits"],
+            "needs features",
+        ),
         (["distill", "--method", "none", "--budget", "20"], "'20' lacks its unit: 20s or 20m"),
         (["distill", "--method", "none", "--save-every", "often"], "'often' is not a duration"),
         (["distill", "--steps", "5"], "--method is missing"),

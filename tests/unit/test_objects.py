@@ -1,15 +1,17 @@
 """Objects are created once and whole, whoever writes them."""
 
+import errno
 import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kdcache.cache.errors import KDCacheError, UsageError
-from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects, redact
+from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects, open_probe, redact
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -77,6 +79,45 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(KDCacheError, match=r"cannot write .*file/store/x"):
         open_objects(str(tmp_path / "file" / "store")).put_new("x", b"x")
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    objects = LocalObjects(tmp_path)
+    objects.put_new("a/before", b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(KDCacheError, match=r"cannot write .*a/x: No space left on device") as caught:
+            objects.put_new("a/x", b"x" * 1000)
+    assert "free some space" in caught.value.hint
+    assert (objects.names("a"), objects.names(TEMP_FOLDER)) == (["before"], [])
+    assert objects.put_new("a/x", b"x" * 1000)  # once there is room
+
+
+def test_free_bytes_are_those_of_the_disk_that_will_hold_it(tmp_path, monkeypatch):
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return SimpleNamespace(free=40)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    (tmp_path / "file").write_bytes(b"")
+    for place in ("", "home/store", "file/store"):
+        assert LocalObjects(tmp_path / place).free_bytes() == 40
+    assert asked == [tmp_path] * 3
+
+
+def test_a_prefix_is_removed_with_all_that_it_holds(objects):
+    with open_probe(objects.url) as probe:
+        probe.put_new("a/b", b"x")
+        probe.put_new("c", b"x")
+        assert probe.get("a/b") == b"x"
+        assert len(objects.names("")) == 1
+    assert objects.names("") == probe.names("") == []
+    probe.remove_all()  # it is gone already
 
 
 def test_what_cannot_be_read_is_one_clear_error(objects, monkeypatch):

@@ -140,6 +140,7 @@ def test_the_calibration_that_stands_is_adopted(store):
         codecs={name: Uniform(step=64.0, offsets=(0,)) for name in store.spec.targets},
         canaries=(),
         teacher_check={},
+        input_bytes={},
         fidelity={},
     )
     assert store.adopt_calibration(late).digest != late.digest

@@ -1,0 +1,282 @@
+"""`kdcache estimate`: what a store would take to build, to keep and to read, and when it has paid for itself.
+
+    kdcache estimate --dataset cityscapes --views 8 --home s3://bucket/stores
+    kdcache estimate --dataset streets:96x192:40 --weights teacher.safetensors --force --student-batch-size 2
+
+It takes the options of `kdcache build`, runs the teacher over a few dozen crops, writes and removes a small object
+under the home, and trains the student for a few steps in memory.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cache.errors import UsageError
+from kdcache.cli import options
+from kdcache.cli.build import command as build_command
+from kdcache.cli.build import free_text, open_request
+from kdcache.cli.options import option
+from kdcache.cli.output import Console, size_text
+from kdcache.distill.config import DEFAULT_STEPS, MIXED_PRECISIONS
+from kdcache.distill.durations import duration_text
+
+if TYPE_CHECKING:
+    from kdcache.cli.build import Request
+    from kdcache.distill.estimate import Estimate
+
+_USD = click.FloatRange(min=0)
+
+
+@options.command()
+@option("--student", metavar="NAME", default="pspnet_resnet18", help="The network that will be trained.")
+@option("--student-batch-size", type=options.COUNT, default=8, help="Crops a step of the student.")
+@option(
+    "--method",
+    metavar="NAME",
+    help="What the student will be trained with.",
+    show_default="that which uses the most of --targets",
+)
+@option("--mixed-precision", type=click.Choice(MIXED_PRECISIONS), default="no", help="Of the student.")
+@option("--steps", type=options.COUNT, default=DEFAULT_STEPS, help="Steps of a training run.")
+@option("--runs", type=options.COUNT, default=1, help="Training runs that will learn from the store.")
+@option(
+    "--usd-gb-month",
+    type=_USD,
+    metavar="USD",
+    default=0.023,
+    help="Price of a GB (2^30 bytes) kept for a month; the default is S3 Standard's in us-east-1.",
+)
+@option(
+    "--usd-1000-gets",
+    type=_USD,
+    metavar="USD",
+    default=0.0004,
+    help="Price of 1000 GET requests; the default is S3 Standard's in us-east-1.",
+)
+@option(
+    "--usd-gb-traffic",
+    type=_USD,
+    metavar="USD",
+    default=0.0,
+    help="Price of a GB read; nothing within a region, which is the default.",
+)
+@click.pass_obj
+def command(console: Console, /, **given: Any) -> None:
+    """Say what a store would take to build, to keep and to read, before anything is built.
+
+    It measures a few dozen crops with the teacher, the disk or bucket, and a few steps of the student, on this
+    machine, and leaves nothing behind. Of a store that stands already only what is left counts as time. The options
+    of `kdcache build` mean the same here.
+    """
+    from kdcache.cache.objects import redact
+    from kdcache.distill.trial import check_student, choose_method
+
+    method = choose_method(given["method"], given["targets"])  # before anything that takes time
+    request = open_request(given)
+    if request.state.num_processes > 1:
+        raise UsageError("an estimate is one process's", hint="run it without `accelerate launch`")
+    check_student(given["student"], len(request.dataset.classes.names), given["student_batch_size"])
+    estimate = _measure(console, request, method, given)
+    if console.json:
+        console.document(_document(redact(request.url), estimate))
+    else:
+        _show(console, redact(request.url), estimate)
+
+
+# The options of `build`, the very same, in front of those above.
+command.params[:0] = [parameter for parameter in build_command.params if parameter.name != "dry_run"]
+
+
+def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
+    """The build, the storage, the student, one after the other: none of them is to slow another."""
+    from kdcache.cache.objects import open_objects, redact
+    from kdcache.cache.plan import measure_plan
+    from kdcache.cache.storage import measure_storage
+    from kdcache.cache.store import find_store_of
+    from kdcache.distill.estimate import Estimate, Prices
+    from kdcache.distill.trial import time_student
+
+    spec, place = request.spec, given["store"] or given["home"]
+    with console.progress("measure") as progress:
+        plan = measure_plan(
+            spec,
+            request.dataset,
+            request.teacher,
+            passes=request.passes,
+            options=request.options,
+            store=find_store_of(spec, request.url),
+            progress=progress,
+            report=console.note,
+        )
+    console.note(f"measure {redact(place)}")
+    row_bytes = sum(plan.bytes_per_entry.values()) // len(plan.bytes_per_entry)
+    storage = measure_storage(
+        place,
+        object_bytes=row_bytes * min(spec.unit_entries, spec.dataset.images),
+        piece_bytes=row_bytes,
+    )
+    console.note(f"measure {given['student']}, {method}")
+    trial = time_student(
+        request.dataset,
+        spec,
+        request.teacher,
+        plan.codecs,
+        student=given["student"],
+        method=method,
+        batch_size=given["student_batch_size"],
+        mixed_precision=given["mixed_precision"],
+    )
+    return Estimate(
+        spec=spec,
+        plan=plan,
+        storage=storage,
+        trial=trial,
+        run_steps=given["steps"],
+        runs=given["runs"],
+        prices=Prices(
+            gb_month=given["usd_gb_month"],
+            gets_1000=given["usd_1000_gets"],
+            gb_traffic=given["usd_gb_traffic"],
+        ),
+        free_bytes=open_objects(request.url).free_bytes(),
+    )
+
+
+def _document(url: str, estimate: "Estimate") -> dict[str, Any]:
+    plan, storage, trial = estimate.plan, estimate.storage, estimate.trial
+    return {
+        "store": url,
+        "entries": plan.entries,
+        "entries_left": plan.entries_left,
+        "units": plan.units,
+        "units_committed": plan.units_committed,
+        "bytes": plan.total_bytes,
+        "bytes_left": plan.bytes_left,
+        "bytes_by_array": {name: size * plan.entries for name, size in plan.bytes_per_entry.items()},
+        "bytes_per_view": dict(plan.bytes_per_entry),
+        "free_bytes": estimate.free_bytes,
+        "fits": estimate.fits,
+        "unit_memory_bytes": plan.unit_bytes,
+        "build": {
+            "seconds": estimate.build_s,
+            "calibration_s": plan.calibration_s,
+            "seconds_per_batch": plan.seconds_per_batch,
+            "batches_left": plan.batches_left,
+        },
+        "storage": {
+            "write_bytes_per_s": storage.write_bytes_per_s,
+            "read_bytes_per_s": storage.read_bytes_per_s,
+            "object_bytes": storage.object_bytes,
+            "piece_bytes": storage.piece_bytes,
+        },
+        "student": {
+            "name": trial.student,
+            "method": trial.method,
+            "batch_size": trial.batch_size,
+            "step_s": trial.step_s,
+            "teacher_s": trial.teacher_s,
+        },
+        "read": {
+            "bytes_per_view": estimate.read_bytes_per_view,
+            "needed_bytes_per_s": estimate.needed_bytes_per_s,
+            "given_bytes_per_s": storage.read_bytes_per_s,
+            "readers": estimate.readers,
+        },
+        "paid_back": {
+            "steps": estimate.paid_back_steps,
+            "runs": estimate.paid_back_steps / estimate.run_steps,
+            "run_steps": estimate.run_steps,
+            "planned_runs": estimate.runs,
+            "saved_s": estimate.saved_s,
+        },
+        "s3": {
+            "usd_month": estimate.usd_month,
+            "usd_epoch": estimate.usd_epoch,
+            "epoch_requests": estimate.epoch_requests,
+            "epoch_bytes": estimate.epoch_bytes,
+            "epochs": estimate.epochs,
+            "usd_gb_month": estimate.prices.gb_month,
+            "usd_1000_gets": estimate.prices.gets_1000,
+            "usd_gb_traffic": estimate.prices.gb_traffic,
+        },
+    }
+
+
+def _show(console: Console, url: str, estimate: "Estimate") -> None:
+    plan = estimate.plan
+    sizes = [(name, size, size * plan.entries) for name, size in plan.bytes_per_entry.items()]
+    total = ("all", sum(plan.bytes_per_entry.values()), plan.total_bytes)
+    console.table(
+        ("array", "a view", "in all"),
+        [(name, size_text(view), size_text(whole)) for name, view, whole in [*sizes, total]],
+    )
+    console.line("")
+    console.fields(
+        {
+            "store": url,
+            "views": f"{plan.entries}, {plan.entries_left} of them left to make: {size_text(plan.bytes_left)}",
+            "free": free_text(plan.bytes_left, estimate.free_bytes),
+            "build": _build_text(estimate),
+            "student": _student_text(estimate),
+            "reading": _reading_text(estimate),
+            "paid back": _paid_back_text(estimate),
+            "on S3": _s3_text(estimate),
+        }
+    )
+
+
+def _build_text(estimate: "Estimate") -> str:
+    plan = estimate.plan
+    if not plan.entries_left:
+        return "nothing is left: the store is complete"
+    calibration = f", {duration_text(plan.calibration_s)} of it calibration" if plan.calibration_s else ""
+    slower = ", which the storage decides" if estimate.build_s > plan.seconds_left else ""
+    return (
+        f"{duration_text(estimate.build_s)} for one process{calibration}{slower}\n"
+        "N processes on N devices take an N-th of what is not calibration; on one device they gain little\n"
+        f"the storage takes {size_text(estimate.storage.write_bytes_per_s)} a second from one writer"
+    )
+
+
+def _student_text(estimate: "Estimate") -> str:
+    trial = estimate.trial
+    return (
+        f"{trial.student}, {trial.method}, {trial.batch_size} crops: {duration_text(trial.step_s)} a step\n"
+        f"its teacher running along: {duration_text(trial.teacher_s)} more"
+    )
+
+
+def _reading_text(estimate: "Estimate") -> str:
+    needed, given = estimate.needed_bytes_per_s, estimate.storage.read_bytes_per_s
+    verdict = "enough" if estimate.readers == 1 else f"{estimate.readers} readers keep up with the student"
+    return (
+        f"{size_text(needed)} a second at the student's speed\n"
+        f"the storage gave one reader {size_text(given)} a second: {verdict}"
+    )
+
+
+def _paid_back_text(estimate: "Estimate") -> str:
+    steps, runs = estimate.paid_back_steps, estimate.paid_back_steps / estimate.run_steps
+    planned = f"{estimate.runs} run{'s' if estimate.runs > 1 else ''} of {estimate.run_steps} steps"
+    saved = estimate.saved_s
+    verdict = f"save {duration_text(saved)}" if saved >= 0 else f"fall short by {duration_text(-saved)}"
+    return f"after {steps} steps, {runs:.2g} runs\n{planned}: {verdict}"
+
+
+def _s3_text(estimate: "Estimate") -> str:
+    prices = estimate.prices
+    return (
+        f"{_usd(estimate.usd_month)} a month, {_usd(estimate.usd_epoch)} an epoch "
+        f"({estimate.epoch_requests} GETs, {size_text(estimate.epoch_bytes)})\n"
+        f"at {_usd(prices.gb_month)} a GB and month, {_usd(prices.gets_1000)} for 1000 GETs, "
+        f"{_usd(prices.gb_traffic)} a GB of traffic"
+    )
+
+
+def _usd(amount: float) -> str:
+    """Small amounts to a hundredth of a cent: requests are that cheap."""
+    if 0 < amount < 1e-4:
+        return "less than 0.0001 USD"
+    return (
+        f"{amount:.2f} USD" if amount >= 1 or amount == 0 else f"{amount:.4f} USD".replace("00 USD", " USD")
+    )
