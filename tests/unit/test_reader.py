@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import tensorstore
 import torch
 import zarr
 
@@ -25,6 +26,24 @@ def test_every_entry_equals_zarr_python(store):
             for name, codes in entry.codes.items():
                 expected = group[f"passes/{index:03d}/{name}"][position]
                 assert codes.dtype == expected.dtype and np.array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "uniform", "delta", "pca:2", "dct:0.5", "dct-range:0.5"])
+def test_every_codec_s_entries_equal_zarr_python_and_tensorstore(tmp_path, stores, codec):
+    store = stores["begin"](str(tmp_path / "store"), stores["spec"](codec=codec, unit_entries=2))
+    stores["fill"](store, 0)
+    reader = StoreReader(store.url, ["logits", "features"])
+    group = zarr.open_group(store.url, mode="r")["passes/000"]
+    positions = [6, 0, 3, 3, 5]
+    entries = reader.entries(0, positions)
+    for name in ("logits", "features"):
+        kvstore = {"driver": "file", "path": f"{store.url}/passes/000/{name}"}
+        by_tensorstore = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
+        for position, entry in zip(positions, entries, strict=True):
+            row = group[name][position]
+            assert np.array_equal(row, by_tensorstore[position].read().result())
+            assert np.array_equal(entry.codes[name], reader.codecs[name].unpack(row))
+            assert np.array_equal(reader.entry(0, position).codes[name], entry.codes[name])
 
 
 def test_codes_decode_to_what_was_stored(store, stores):
