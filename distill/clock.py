@@ -52,6 +52,9 @@ class Clock:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Time inside does not count."""
+        if self._last is None:
+            yield
+            return
         self.mark(OTHER)
         self._synchronise()
         began = time.perf_counter()

@@ -59,6 +59,18 @@ def test_time_inside_stopped_does_not_count(passes):
     assert clock.lap() == (3.0, {**dict.fromkeys(PARTS, 0.0), OTHER: 1.0, BACKWARD: 2.0})
 
 
+def test_stopping_before_the_first_batch_does_not_start_the_clock(passes):
+    clock = Clock(torch.device("cpu"))
+    with clock.stopped():
+        passes(30.0)
+    passes(5.0)
+    assert clock.lap()[0] == 0.0
+    clock.mark(WAIT)
+    passes(1.0)
+    clock.mark(COPY)
+    assert clock.lap() == (1.0, {**dict.fromkeys(PARTS, 0.0), COPY: 1.0})
+
+
 def test_waiting_is_told_once_and_only_over_a_whole_window():
     watch = WaitWatch()
     step_s = WINDOW_S / WINDOW_STEPS
