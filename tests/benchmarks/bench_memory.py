@@ -39,7 +39,7 @@ def make():
 
 
 def run(*, quick: bool, as_json: bool) -> int:
-    crop, images = ("64x64", (16, 160)) if quick else ("128x256", (80, 800))
+    crop, images = ("64x64", (16, 160)) if quick else ("96x192", (40, 400))
     peaks: dict[str, list[float]] = {"build": [], "distill": []}
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
