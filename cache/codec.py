@@ -7,6 +7,7 @@ What a request leaves open is fitted once a store, from a sample of the teacher'
 calibration. There are no scales per entry and nothing is clipped: a value outside the codes' range is a fault.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Packing:
     shape: tuple[int, ...]  # of one entry
     axes: tuple[str, ...]  # a name for each
     shuffle: Shuffle  # blosc's filter before zstd: sorts bytes, bits, or nothing
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one entry, unpacked."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Codec(ABC):

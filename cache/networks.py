@@ -12,6 +12,7 @@ winycg/CIRKD dab64db, hszhao/semseg 4f274c3 and irfanICMLL/structure_knowledge_d
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, NamedTuple, Self, get_type_hints
 
 import torch
@@ -209,8 +210,8 @@ class Normalisation:
         """(N, 3, H, W) float32 in channels-last memory, 0 outside the valid part, on the crops' device."""
         if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[3] != 3:
             raise UsageError(f"crops must be (N, H, W, 3) uint8, not {tuple(crops.shape)} {crops.dtype}")
-        mean = torch.tensor(self.mean, device=crops.device)
-        std = torch.tensor(self.std, device=crops.device)
+        constants = _constants if torch.compiler.is_compiling() else _kept_constants
+        mean, std = constants(self.mean, self.std, crops.device)
         pixels = crops.flip(3) if self.channel_order == "bgr" else crops
         pixels = (pixels.float() - mean) / std
         if valid is not None:
@@ -224,6 +225,23 @@ class Normalisation:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         mean, std = tuple(values["mean"]), tuple(values["std"])
         return cls(channel_order=values["channel_order"], mean=mean, std=std)
+
+
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+
+@lru_cache(maxsize=8)
+def _kept_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """On the device once: a copy from ordinary memory waits, every step, for all work before it."""
+    with torch.inference_mode(
+        False
+    ):  # the first to ask may be a teacher, and the next a student that is trained
+        return _constants(mean, std, device)
 
 
 def network_config(name: str, classes: int, preset: str = "kdcache", **traits: Any) -> NetworkConfig:

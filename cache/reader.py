@@ -1,7 +1,8 @@
 """The reader: single entries out of sharded Zarr v3 arrays by positional reads, a thin layer over what the standard says.
 
-zarr-python reads a shard's index again for every entry; here it is read once, checked and kept, so that an entry is one
-read, one checksum and one decompression, all outside the GIL. It reads what `shards` writes and refuses anything else.
+zarr-python reads a shard's index again for every entry; here it is read once, checked and kept, so that an entry of an
+array is one read, one checksum and one decompression to where it stays. Reading and decompression run outside the GIL;
+decompression is some nine tenths of the time. It reads what `shards` writes and refuses anything else.
 """
 
 import json
@@ -15,7 +16,7 @@ from kdcache.cache.codec import Codec
 from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
-from kdcache.cache.objects import Objects, redact, require_object
+from kdcache.cache.objects import ByteRange, Objects, redact, require_object
 from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
@@ -74,31 +75,43 @@ class StoreReader:
     def unit_entries(self) -> int:
         return self.spec.unit_entries
 
+    @property
+    def _inputs(self) -> tuple[str, ...]:
+        """The arrays of inputs that are read."""
+        return tuple(self.spec.input_packings) if self.has_crops else (VIEWS,)
+
     def entry(self, pass_index: int, position: int) -> Entry:
         """The entry at `position` of a complete pass. Raises StoreDamagedError when a byte of it is wrong."""
-        arrays = self._arrays[pass_index]
-        row = parse_entry_row(arrays[VIEWS].row(position))
-        codes = {name: self._codes(arrays[name], position) for name in self.targets}
-        return Entry(row, codes, self._crop(arrays, position, row) if self.has_crops else None)
+        return self.entries(pass_index, [position])[0]
 
     def entries(self, pass_index: int, positions: Sequence[int]) -> list[Entry]:
-        """Several entries of one pass, in the order asked."""
-        return [self.entry(pass_index, position) for position in positions]
+        """Several entries of one pass, in the order asked; the waits for their bytes overlap. Raises as `entry`."""
+        arrays = self._arrays[pass_index]
+        names = (*self._inputs, *self.targets)
+        rows = dict(zip(names, read_rows([arrays[name] for name in names], positions), strict=True))
+        return [
+            self._entry(arrays, position, {name: rows[name][i] for name in names})
+            for i, position in enumerate(positions)
+        ]
 
     def rows(self, pass_index: int) -> np.ndarray:
         """The inputs of a whole pass, (n_images, columns) int32, see views.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
-        return np.stack([views.row(position) for position in range(self.n_images)])
+        return np.concatenate([views.unit(unit) for unit in range(len(views.shard_sizes))])
 
-    def _crop(self, arrays: Mapping[str, "ShardedArray"], position: int, row: EntryRow) -> Crop:
-        """An entry's stored crop."""
-        file, label = arrays[CROPS].row(position), arrays[LABELS].row(position)
-        where = f"{arrays[CROPS].path}: entry {position}"
-        return unpack_crop(file, label, (row.view.height, row.view.width), where)
+    def _entry(
+        self, arrays: Mapping[str, "ShardedArray"], position: int, rows: Mapping[str, np.ndarray]
+    ) -> Entry:
+        row = parse_entry_row(rows[VIEWS])
+        codes = {name: self._codes(arrays[name], position, rows[name]) for name in self.targets}
+        crop = None
+        if self.has_crops:
+            where = f"{arrays[CROPS].path}: entry {position}"
+            crop = unpack_crop(rows[CROPS], rows[LABELS], (row.view.height, row.view.width), where)
+        return Entry(row, codes, crop)
 
-    def _codes(self, array: "ShardedArray", position: int) -> np.ndarray:
+    def _codes(self, array: "ShardedArray", position: int, row: np.ndarray) -> np.ndarray:
         """An entry's codes out of its stored row."""
-        row = array.row(position)
         try:
             return self.codecs[array.layout.name].unpack(row)
         except ValueError as error:
@@ -107,8 +120,7 @@ class StoreReader:
     def _open_arrays(self, store: Store, pass_index: int) -> dict[str, "ShardedArray"]:
         arrays = {}
         layouts = store.layouts(pass_index)
-        inputs = store.spec.input_packings if self.has_crops else (VIEWS,)
-        for name in (*inputs, *self.targets):
+        for name in (*self._inputs, *self.targets):
             check_metadata(store, pass_index, name, layouts[name])
             sizes = np.array([commit.objects[name].size for commit in self.manifests[pass_index].commits])
             arrays[name] = ShardedArray(store.objects, layouts[name], sizes, array_path(pass_index, name))
@@ -132,36 +144,75 @@ class ShardedArray:
         self.layout = layout
         self.shard_sizes = shard_sizes
         self.path = path
-        self._indexes: dict[int, np.ndarray] = {}
+        self.indexes: dict[int, np.ndarray] = {}
+        """By unit, (unit_entries, 2) uint64: offsets and sizes of its rows."""
 
     def row(self, position: int) -> np.ndarray:
         """Row `position`, of the layout's row shape and dtype."""
+        (rows,) = read_rows([self], [position])
+        return rows[0]  # type: ignore[no-any-return] # numpy has no type for a row
+
+    def unit(self, unit: int) -> np.ndarray:
+        """All rows of a unit, (n, *row_shape), by reading its shard whole."""
+        start = unit * self.layout.unit_entries
+        n = min(self.layout.unit_entries, self.layout.rows - start)
+        return self.layout.decode(require_object(self.objects, self._shard_path(unit)), n)
+
+    def index_range(self, unit: int) -> ByteRange:
+        """Where the index of a unit's shard stands: at its end."""
+        size = self.layout.index_bytes
+        return ByteRange(self._shard_path(unit), max(0, int(self.shard_sizes[unit]) - size), size)
+
+    def keep_index(self, unit: int, tail: bytes) -> None:
+        """Take the bytes of `index_range`, checked, for good."""
+        self.indexes[unit] = self.layout.read_index(tail, int(self.shard_sizes[unit]), self._shard_path(unit))
+
+    def row_range(self, position: int) -> ByteRange:
+        """Where a row's bytes stand; the index of its shard must be at hand."""
         unit, place = divmod(position, self.layout.unit_entries)
-        path = f"{self.path}/{self.layout.shard_path(unit)}"
-        offset, size = self._index(unit, path)[place].tolist()
-        packed = b"" if offset == EMPTY else self._read(path, offset, size)
-        return self.layout.unpack(packed, f"{path}: entry {place}")
+        offset, size = self.indexes[unit][place].tolist()
+        path = self._shard_path(unit)
+        if offset == EMPTY:
+            raise StoreDamagedError(f"{path}: entry {place} is missing")
+        return ByteRange(path, offset, size)
 
-    def _index(self, unit: int, path: str) -> np.ndarray:
-        """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, read and checked once."""
-        if unit not in self._indexes:
-            size = int(self.shard_sizes[unit])
-            start = max(0, size - self.layout.index_bytes)
-            tail = self._read(path, start, self.layout.index_bytes)
-            self._indexes[unit] = self.layout.read_index(tail, size, path)
-        return self._indexes[unit]
-
-    def _read(self, path: str, offset: int, length: int) -> bytes:
-        try:
-            return self.objects.read_range(path, offset, length)
-        except FileNotFoundError:
-            raise StoreDamagedError(
-                f"{path} is missing from {self.objects.url}",
-                hint="the ledger lists it: restore it from a copy",
-            ) from None
+    def _shard_path(self, unit: int) -> str:
+        return f"{self.path}/{self.layout.shard_path(unit)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": {}}
+        return {**self.__dict__, "indexes": {}}
+
+
+def read_rows(
+    arrays: Sequence[ShardedArray],  # of one store
+    positions: Sequence[int],
+) -> list[np.ndarray]:
+    """The rows at `positions` of every array, (n, *row_shape) each: two rounds of reads, the first for new shards alone.
+
+    Raises:
+        StoreDamagedError: a shard is missing, or a row of it is missing or wrong.
+    """
+    wanted = [(array, position) for array in arrays for position in positions]
+    shards = dict.fromkeys((array, position // array.layout.unit_entries) for array, position in wanted)
+    new = [(array, unit) for array, unit in shards if unit not in array.indexes]
+    for (array, unit), tail in zip(new, _read([a.index_range(unit) for a, unit in new], arrays), strict=True):
+        array.keep_index(unit, tail)
+    ranges = [array.row_range(position) for array, position in wanted]
+    batches = [array.layout.empty_rows(len(positions)) for array in arrays]
+    rows = (row for batch in batches for row in batch)
+    packed = _read(ranges, arrays)
+    for (array, position), where, data, row in zip(wanted, ranges, packed, rows, strict=True):
+        array.layout.unpack(data, row, f"{where.path}: entry {position % array.layout.unit_entries}")
+    return batches
+
+
+def _read(ranges: Sequence[ByteRange], arrays: Sequence[ShardedArray]) -> list[bytes]:
+    try:
+        return arrays[0].objects.read_ranges(ranges) if ranges else []
+    except FileNotFoundError as error:
+        raise StoreDamagedError(
+            f"{error} is missing", hint="the ledger lists it: restore it from a copy"
+        ) from None
 
 
 def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout) -> None:

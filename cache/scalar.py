@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -110,7 +111,7 @@ class Uniform(Codec):
         return cls(step=step, offsets=offsets)
 
     def _offsets(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.offsets, dtype=torch.float32, device=device)[:, None, None]  # (C, 1, 1)
+        return _offsets(self.offsets, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,12 @@ class Delta(Uniform):
         for axis in (2, 3):
             sums = sums.cumsum(dim=axis, dtype=torch.int32).to(torch.int16)
         return Uniform.decode(self, sums)
+
+
+@lru_cache(maxsize=16)
+def _offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1) float32; on the device once, since a copy from ordinary memory waits for all work before it."""
+    return torch.tensor(offsets, dtype=torch.float32, device=device)[:, None, None]
 
 
 def parse_step(codec: str, text: str) -> float:

@@ -105,6 +105,11 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 @option("--aux-weight", type=float, help="Weight of the auxiliary head's cross-entropy.")
 @option("--kd-ignore", type=click.Choice(KD_IGNORES), help="Labels that distillation leaves out.")
 @option("--mixed-precision", type=click.Choice(MIXED_PRECISIONS), help="Of the student.")
+@option(
+    "--compile",
+    is_flag=True,
+    help="Compile the student's forward pass and loss: minutes, then quicker steps.",
+)
 @option("--device", type=click.Choice(["auto", "cpu"]), help="`auto` takes an accelerator if there is one.")
 @option(
     "--workers", type=options.WHOLE, help="Processes that read and cut crops.", show_default="by the cores"
@@ -118,6 +123,7 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
     type=click.Choice(list(CROP_CHECKS)),
     help="Compare replayed crops with the store's digests.",
 )
+@option("--profile", is_flag=True, help="Show where a step's time goes, and keep a trace of a few steps.")
 @option("--log-every", type=options.COUNT, metavar="STEPS", help="Steps between lines of metrics.")
 @option(
     "--gradnorm-every", type=options.WHOLE, metavar="STEPS", help="Steps between gradient norms; 0 for never."
@@ -218,8 +224,9 @@ def _find_store(console: Console, home: str, store: str | None, dataset: str | N
 
 
 def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:
+    profile = _profile(result.out) if config.profile else {}
     if console.json:
-        console.document(asdict(result))
+        console.document({**asdict(result), **({"profile": profile} if profile else {})})
         return
     scores = result.scores or {}
     percent = {"mIoU": scores.get("miou"), "pixel accuracy": scores.get("pixel_accuracy")}
@@ -231,6 +238,19 @@ def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:
             "report": f"{result.out}/report.md",
         }
     )
+    if profile:
+        total = sum(profile.values())
+        console.line("")
+        console.table(
+            ["part of a step", "seconds", "%"],
+            [[words, f"{seconds:.4f}", f"{100 * seconds / total:.1f}"] for words, seconds in profile.items()],
+        )
+
+
+def _profile(out: str) -> dict[str, float]:
+    from kdcache.distill.runrecord import RunRecord
+
+    return RunRecord.read(Path(out)).profile()
 
 
 def _steps_text(config: TrainConfig, result: "RunResult") -> str:

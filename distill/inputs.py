@@ -40,6 +40,8 @@ class Inputs:
     targets: Targets
     target_channels: Mapping[str, int]
     """Channels of the teacher's outputs at hand, by target."""
+    entry_bytes: int
+    """Of a crop, its label and its codes, as they travel to the device."""
     evaluation: SegmentationDataset | None
     """The split of the scores."""
     identity: Mapping[str, Any]
@@ -72,6 +74,7 @@ def open_inputs(
         policy=_policy(config, reader),
         targets=OnlineTargets(teacher, needs) if teacher else CachedTargets(reader.codecs if reader else {}),
         target_channels=_target_channels(reader, teacher),
+        entry_bytes=_entry_bytes(_policy(config, reader), reader),
         evaluation=_open_evaluation(config, images),
         identity=_identity(images, reader, passes, teacher),
     )
@@ -174,6 +177,14 @@ def _target_channels(reader: StoreReader | None, teacher: Teacher | None) -> dic
     if reader is not None:
         return {name: reader.spec.targets[name].shape[0] for name in reader.targets}
     return {}
+
+
+def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
+    crop_bytes = 4 * policy.crop_height_px * policy.crop_width_px
+    if reader is None:
+        return crop_bytes
+    packings = [reader.codecs[name].packing(reader.spec.targets[name].shape) for name in reader.targets]
+    return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
 def _identity(

@@ -68,6 +68,7 @@ def write_report(
         figure(run.folder, "miou", "mIoU while training"),
         figure(run.folder, "losses", "Loss terms, weighted"),
         _gradient_norms(run),
+        _profile(run),
         _environment(run),
     ]
     return write_parts(run.folder / REPORT, parts)
@@ -188,6 +189,15 @@ def _gradient_norms(run: RunRecord) -> str:
     ]
     table = markdown_table(["term", "first", "median", "last"], rows)
     return f"## Gradient norms by loss term\n\nWeights are balanced where these are of one size.\n\n{table}"
+
+
+def _profile(run: RunRecord) -> str:
+    parts = run.profile()
+    if not parts:
+        return ""
+    total = sum(parts.values())
+    rows = [[words, f"{seconds:.3g}", percent(seconds / total)] for words, seconds in parts.items()]
+    return f"## Where a step's time goes\n\n{markdown_table(['part', 'seconds', '%'], rows)}"
 
 
 def _environment(run: RunRecord) -> str:

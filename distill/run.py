@@ -1,14 +1,16 @@
 """A run, opened: inputs, student, method, optimiser and the state that it goes on from. The loop is in train.py."""
 
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
 
 from kdcache.cache.errors import UsageError
@@ -19,12 +21,15 @@ from kdcache.distill.budget import Budget
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.inputs import Inputs, open_inputs
+from kdcache.distill.loader import InFlight
 from kdcache.distill.losses import LossConfig, Method, Totals, find_method
 from kdcache.distill.runfolder import CHECKPOINT, CONFIG, ENVIRONMENT, INPUTS, Metrics
 from kdcache.distill.students import build_student
 from kdcache.distill.targets import Batch
 
 MAX_WORKERS = 8
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,7 +41,7 @@ class State:
     training_s: float = 0.0
     """The account, by the first process's clock."""
     since_log: dict[str, float] = field(default_factory=dict)
-    """Sums over the steps since the last line of metrics: losses by term, `steps`, `seconds`, `wait_s`."""
+    """Sums over the steps since the last line of metrics: losses by term, `steps`, `seconds`, and clock.PARTS."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +82,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate, on the device that `config` asks for. Raises UsageError for what it cannot do there."""
     AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
     unused = config.aux_weight == 0  # then nothing reaches the auxiliary head
+    backend = DynamoBackend.INDUCTOR if config.compile else DynamoBackend.NO
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             cpu=config.device == "cpu",
+            dynamo_plugin=TorchDynamoPlugin(backend=backend.value),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
     except ValueError as error:
@@ -90,7 +97,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes",
             hint="it counts the crops of all processes together",
         )
+    if config.compile:
+        _require_compiler(accelerator.device)
     return accelerator
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Raises UsageError where torch.compile cannot work: no compiler for the device, or a Python that it does not know."""
+    # Gradient norms go backward through the compiled graph several times, which must keep its buffers for that.
+    torch._functorch.config.donated_buffer = False
+    try:
+        torch.compile(lambda x: (2 * x).sum())(torch.ones(2, device=device, requires_grad=True)).backward()
+    except Exception as error:  # dynamo, inductor and the compilers beneath have errors of their own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"--compile: torch cannot compile here: {reason}"
+        raise UsageError(message, hint="leave --compile out") from error
 
 
 def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress = silent) -> Run:
@@ -156,7 +177,18 @@ def assemble_run(
 def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> None:
     """Write what was asked, what it is pinned to and where it runs into the run's folder."""
     folder, workers = Path(config.out), _workers(config, accelerator)
-    place = runfolder.environment(accelerator.device, processes=accelerator.num_processes, workers=workers)
+    share = config.batch_size // accelerator.num_processes
+    in_flight = InFlight.of(workers=workers, batch_entries=share, entry_bytes=inputs.entry_bytes)
+    logger.info(
+        "data in flight: at most %d entries of %.3g MB, %.3g MB a process (workers: %d)",
+        *(in_flight.entries, in_flight.entry_bytes / 1e6, in_flight.bytes / 1e6, workers),
+    )
+    place = runfolder.environment(
+        accelerator.device,
+        processes=accelerator.num_processes,
+        workers=workers,
+        in_flight=asdict(in_flight),
+    )
     runfolder.write_json(folder / CONFIG, config.to_dict())
     runfolder.write_json(folder / INPUTS, inputs.identity)
     runfolder.write_json(folder / ENVIRONMENT, place)

@@ -2,10 +2,11 @@
 
     config.json         TrainConfig
     inputs.json         store key, calibration and manifests, dataset fingerprint: what the run learns from
-    environment.json    versions, device, threads, processes
-    metrics.jsonl       one object a line: kind "train" | "gradnorm" | "eval" | "budget", step, values
+    environment.json    versions, device, threads, processes, memory for data in flight
+    metrics.jsonl       one object a line: kind "train" | "gradnorm" | "eval" | "budget" | "profile", step, values
     events/             the same for TensorBoard
     checkpoint/         the latest training state (checkpoint.py)
+    profile/            torch's trace of a few steps, where it was asked for (profile.py)
     student.safetensors scores.json report.md figures/
 
 Small files appear whole or not at all. metrics.jsonl is appended to; resuming cuts it back to where it
@@ -139,8 +140,10 @@ class Metrics:
             self._events.close()
 
 
-def environment(device: torch.device, *, processes: int, workers: int) -> dict[str, Any]:
-    """What may explain a difference between two runs of one configuration."""
+def environment(
+    device: torch.device, *, processes: int, workers: int, in_flight: Mapping[str, int]
+) -> dict[str, Any]:
+    """What may explain a difference between two runs of one configuration, and what it takes."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -151,6 +154,7 @@ def environment(device: torch.device, *, processes: int, workers: int) -> dict[s
         "threads": torch.get_num_threads(),
         "processes": processes,
         "workers": workers,
+        **{f"in_flight_{name}": value for name, value in in_flight.items()},
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from kdcache.cache.errors import NotFoundError
 from kdcache.distill import runfolder
+from kdcache.distill.clock import PARTS
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import Curve
 
@@ -112,6 +113,16 @@ class RunRecord:
             seconds=[_seconds_at(line["step"], times) for line in lines],
             miou=[line["miou"] for line in lines],
         )
+
+    def profile(self) -> dict[str, float]:
+        """Seconds of a step by its parts, in clock.PARTS' words; empty for a run without --profile."""
+        lines = self.of_kind("profile")
+        steps = sum(line["steps"] for line in lines)
+        return {
+            words: sum(line[part] * line["steps"] for line in lines) / steps
+            for part, words in PARTS.items()
+            if lines
+        }
 
     def summary(self) -> RunSummary:
         lines = self.of_kind("train")

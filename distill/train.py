@@ -17,8 +17,9 @@ random state.
 import hashlib
 import logging
 import math
-from collections.abc import Generator, Mapping
-from contextlib import closing
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor
 from kdcache.cache.errors import TrainingError
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
-from kdcache.distill.clock import Clock
+from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, OTHER, PARTS, WAIT, Clock, WaitWatch
 from kdcache.distill.config import TrainConfig
+from kdcache.distill.loader import DeviceCopier, read_batches
 from kdcache.distill.losses import share_totals
 from kdcache.distill.outcome import (
     RunResult,
@@ -38,10 +40,11 @@ from kdcache.distill.outcome import (
     report_progress,
     save_checkpoint,
 )
+from kdcache.distill.profile import Tracer
 from kdcache.distill.run import Run, make_accelerator, open_run
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
-from kdcache.distill.targets import Batch, read_batches
+from kdcache.distill.targets import Batch
 
 READ_BACK_STEPS = 10
 
@@ -72,27 +75,25 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
 
 def fit(run: Run) -> None:
     """The loop: load, forward, loss, backward, step; then, when due, log, evaluate, save."""
-    config, accelerator, state, budget = run.config, run.accelerator, run.state, run.budget
+    config, state, budget = run.config, run.state, run.budget
     read_back_steps, saved_s = _read_back_steps(run), state.training_s
     losses: list[Tensor] = []
-    clock = Clock(accelerator.device)
-    with closing(open_batches(run)) as batches:
+    compiled = not config.compile
+    clock, watch, copy = Clock(run.accelerator.device), WaitWatch(), DeviceCopier(run.accelerator.device)
+    with closing(open_batches(run)) as batches, _tracer(run) as tracer:
         while not budget.is_spent(state.step, state.training_s):
-            with clock.waiting():
-                batch = next(batches).to(accelerator.device)
             lr = _set_learning_rate(run)
-            terms = compute_terms(run, batch)
-            if _due(state.step, config.gradnorm_every_steps):
-                with clock.stopped():
-                    run.metrics.write("gradnorm", state.step, gradient_norms(run, terms))
-            update(run, terms)
-
+            # The first step of a compiled student compiles it, which is start-up: nobody looks at that step's clock.
+            terms = take_step(run, batches, copy, clock if compiled else Clock(run.accelerator.device))
+            compiled = True
+            if tracer is not None:
+                tracer.step()
             losses.append(torch.stack([term.detach() for term in terms.values()]))
             state.step += 1
             ended = budget.is_spent(state.step, state.training_s)
             if state.step % read_back_steps and not (budget.is_timing or ended):
                 continue
-            _settle(run, list(terms), losses, clock)
+            _settle(run, list(terms), losses, clock, watch)
             losses.clear()
             ended = budget.is_spent(state.step, state.training_s)
             if _due(state.step, config.log_every_steps) or ended:
@@ -106,6 +107,26 @@ def fit(run: Run) -> None:
                 saved_s = state.training_s
 
 
+def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clock) -> dict[str, Tensor]:
+    """One step, its parts marked on the clock; the terms of its loss. The caller counts it."""
+    clock.mark(OTHER)
+    waited_for = next(batches)
+    clock.mark(WAIT)
+    batch = copy(waited_for)
+    clock.mark(COPY)
+    terms = compute_terms(run, batch)
+    clock.mark(FORWARD)
+    if _due(run.state.step, run.config.gradnorm_every_steps):
+        with clock.stopped():
+            run.metrics.write("gradnorm", run.state.step, gradient_norms(run, terms))
+    run.accelerator.backward(torch.stack(list(terms.values())).sum())
+    clock.mark(BACKWARD)
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+    clock.mark(OPTIMISER)
+    return terms
+
+
 def compute_terms(run: Run, batch: Batch) -> dict[str, Tensor]:
     """The loss of one batch, already on the device, as named and weighted terms."""
     accelerator = run.accelerator
@@ -114,13 +135,6 @@ def compute_terms(run: Run, batch: Batch) -> dict[str, Tensor]:
     totals = share_totals(counts, accelerator.num_processes)
     terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
     return terms
-
-
-def update(run: Run, terms: Mapping[str, Tensor]) -> None:
-    """Backward and one step of the optimiser."""
-    run.accelerator.backward(torch.stack(list(terms.values())).sum())
-    run.optimiser.step()
-    run.optimiser.zero_grad()
 
 
 def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -153,6 +167,13 @@ def open_batches(run: Run) -> Generator[Batch, None, None]:
     )
 
 
+def _tracer(run: Run) -> AbstractContextManager[Tracer | None]:
+    """What records a trace, in the first process of a run with --profile."""
+    if run.config.profile and run.accelerator.is_main_process:
+        return Tracer(run.folder, run.accelerator.device)
+    return nullcontext()
+
+
 def _read_back_steps(run: Run) -> int:
     """Steps between read-backs: every step on a CPU, where they cost nothing, else what all intervals divide by."""
     config = run.config
@@ -175,7 +196,7 @@ def _set_learning_rate(run: Run) -> float:
     return lr
 
 
-def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock) -> None:
+def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock, watch: WaitWatch) -> None:
     """Read the losses of the steps since the last time back, over all processes, and put their time to the account.
 
     Raises:
@@ -183,16 +204,23 @@ def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock) -> N
     """
     state, accelerator = run.state, run.accelerator
     rows = accelerator.reduce(torch.stack(losses), "mean").tolist()  # a NaN of one process is one of all
-    lap = torch.tensor(clock.lap(), dtype=torch.float64, device=accelerator.device)
-    seconds, wait_s = broadcast(lap, from_process=0).tolist()
+    lap_s, parts = clock.lap()
+    lap = torch.tensor([lap_s, *parts.values()], dtype=torch.float64, device=accelerator.device)
+    seconds, *by_part = broadcast(lap, from_process=0).tolist()
     for step, row in enumerate(rows, start=state.step - len(rows)):
         for name, value in zip(names, row, strict=True):
             if not math.isfinite(value):
                 raise _not_finite(run, step, name, value)
             state.since_log[name] = state.since_log.get(name, 0.0) + value
-    for name, value in {"steps": len(rows), "seconds": seconds, "wait_s": wait_s}.items():
+    account = {"steps": len(rows), "seconds": seconds, **dict(zip(PARTS, by_part, strict=True))}
+    for name, value in account.items():
         state.since_log[name] = state.since_log.get(name, 0.0) + value
     state.training_s += seconds
+    if share := watch.observe(seconds=seconds, wait_s=account[WAIT], steps=len(rows)):
+        logger.warning(
+            "the student waited for data in %.0f %% of the time up to step %d: %s",
+            *(100 * share, state.step, _quicker_data(run)),
+        )
     before = run.budget.total_steps
     run.budget.observe(state.step, state.training_s)
     if run.budget.total_steps != before:
@@ -200,6 +228,17 @@ def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock) -> N
         logger.info(
             "the budget holds %d steps; --steps in place of --budget repeats them", run.budget.total_steps
         )
+
+
+def _quicker_data(run: Run) -> str:
+    """What may bring batches sooner, the cheapest first."""
+    config = run.config
+    advice = [f"more --workers (now {run.workers} a process, {os.cpu_count()} processors)"]
+    if config.store and not config.fresh_views:
+        if config.check_crops == "always":
+            advice.append("--check-crops sample")
+        advice.append("a store with its crops in it (build --inputs stored)")
+    return ", ".join([*advice, "a faster disk"])
 
 
 def _not_finite(run: Run, step: int, term: str, value: float) -> TrainingError:
@@ -218,11 +257,14 @@ def _log(run: Run, lr: float) -> None:
     """A line of metrics: means over the steps since the one before."""
     state = run.state
     sums, state.since_log = state.since_log, {}
-    steps, seconds, wait_s = (sums.pop(name) for name in ("steps", "seconds", "wait_s"))
+    steps, seconds = sums.pop("steps"), sums.pop("seconds")
+    parts = {part: sums.pop(part) / steps for part in PARTS}
     terms = {name: total / steps for name, total in sums.items()}
     loss = sum(terms.values())
-    timing = {"step_s": seconds / steps, "wait_s": wait_s / steps, "training_s": state.training_s}
+    timing = {"step_s": seconds / steps, "wait_s": parts[WAIT], "training_s": state.training_s}
     run.metrics.write("train", state.step, {"loss": loss, **terms, "lr": lr, **timing})
+    if run.config.profile:
+        run.metrics.write("profile", state.step, {"steps": steps, **parts})
     report_progress(run, f"loss {loss:.4f}, lr {lr:.2g}, {seconds / steps:.2f} s a step")
 
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 
@@ -17,13 +18,15 @@ from kdcache.cache.errors import UsageError
 from kdcache.cache.networks import network_config
 from kdcache.cache.spec import StoreSpec
 from kdcache.cache.teacher import Teacher
+from kdcache.distill.clock import Clock
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.inputs import Inputs
+from kdcache.distill.loader import DeviceCopier, read_batches
 from kdcache.distill.losses import METHODS, find_method
 from kdcache.distill.order import FreshOrder
 from kdcache.distill.run import assemble_run, make_accelerator, require_trainable
-from kdcache.distill.targets import Batch, CachedTargets, FreshViews, OnlineTargets, ViewDataset, read_batches
-from kdcache.distill.train import compute_terms, update
+from kdcache.distill.targets import Batch, CachedTargets, FreshViews, OnlineTargets, ViewDataset
+from kdcache.distill.train import take_step
 
 _TIMED = 5  # calls, after one that warms up
 _TIMED_S = 10.0  # fewer of them when they take longer
@@ -106,6 +109,7 @@ def time_student(
         targets=CachedTargets(codecs),
         target_channels={name: spec.targets[name].shape[0] for name in needs},
         evaluation=None,
+        entry_bytes=0,  # nothing is in flight
         identity={},
     )
     run = assemble_run(config, accelerator, inputs)
@@ -114,8 +118,10 @@ def time_student(
     codes = {name: codecs[name].encode(target)[0].cpu() for name, target in online(on_device).items()}
     cached = Batch(batch.image, batch.label, batch.valid, codes)
 
+    copy, clock = DeviceCopier(accelerator.device), Clock(accelerator.device)
+
     def step() -> None:
-        update(run, compute_terms(run, cached.to(accelerator.device)))
+        take_step(run, repeat(cached), copy, clock)
         run.state.step += 1
 
     return StudentTrial(

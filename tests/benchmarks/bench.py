@@ -8,6 +8,9 @@ BENCHMARKS = {
     "step": "a training step: no teacher, cached and online, logits and features",
     "codecs": "bytes and fidelity of the codecs",
     "build": "build throughput over a bare teacher loop on the same crops",
+    "reader": "random entries: the own reader over zarr-python, tensorstore and a memory map",
+    "datapath": "crops a second on one core, by where they come from, and what every stage costs",
+    "memory": "peak memory of build and distill on a store and on one ten times as large",
 }
 
 CODECS_OPTIONS = ("--store", "--data-root", "--weights", "--student")

@@ -74,11 +74,13 @@ def finish(
     else:
         print(f"{name}: {setting}")
         print(", ".join(f"{key} {value}" for key, value in machine().items()))
-        print(f"\n{'seconds':<42}{'min':>9}{'median':>9}{'max':>9}")
+        width = max(len(name) for name in (*seconds, *(row.what for row in rows))) + 2
+        print(f"\n{'seconds':<{width}}{'min':>10}{'median':>10}{'max':>10}")
         for side, values in seconds.items():
-            print(f"{side:<42}{min(values):>9.3f}{statistics.median(values):>9.3f}{max(values):>9.3f}")
+            numbers = (min(values), statistics.median(values), max(values))
+            print(f"{side:<{width}}{''.join(f'{number:>10.4f}' for number in numbers)}")
         print()
         for row in rows:
             verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[row.holds]
-            print(f"{row.what:<64}{row.value:>9.4g} {row.unit:<8}{row.bound:<9}{verdict}")
+            print(f"{row.what:<{width}}{row.value:>10.4g} {row.unit:<8}{row.bound:<9}{verdict}")
     return int(any(row.holds is False for row in rows))

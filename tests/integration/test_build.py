@@ -550,8 +550,8 @@ def test_a_store_on_s3_holds_the_bytes_of_a_local_one(bucket, tmp_path):
     assert build(url).units_built == 0
     here, there = (StoreReader(place, ["logits", "features"]) for place in (str(tmp_path / "store"), url))
     assert there.spec == here.spec
-    for position in (0, 7, 9):
-        mine, theirs = here.entry(0, position), there.entry(0, position)
+    for position, theirs in zip((0, 7, 9), there.entries(0, [0, 7, 9]), strict=True):
+        mine = here.entry(0, position)
         assert mine.row == theirs.row
         assert all(np.array_equal(mine.codes[name], theirs.codes[name]) for name in mine.codes)
     assert [store.spec.key for store in list_stores(f"{bucket}/home").stores] == [here.spec.key]

@@ -22,10 +22,12 @@ from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.objects import LocalObjects
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
-from kdcache.distill import inputs
+from kdcache.distill import clock, inputs
+from kdcache.distill import train as train_module
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.students import load_student
@@ -159,6 +161,10 @@ def test_a_run_leaves_a_whole_folder_and_the_loss_falls(config):
     norms = lines_of(config, "gradnorm")
     assert [line["step"] for line in norms] == [0, 5, 10]
     assert all(line[term] > 0 for line in norms for term in TERMS)
+    environment = json.loads(Path(config.out, "environment.json").read_text())
+    entry_bytes = 64 * 64 * 4 + 2 * (19 + 128) * 8 * 8  # crop and label, codes in half precision
+    assert environment["in_flight_entry_bytes"] == entry_bytes
+    assert environment["in_flight_bytes"] == 3 * config.batch_size * entry_bytes  # read in this process
     names = {path.name for path in Path(config.out).iterdir()}
     assert names >= {
         "config.json",
@@ -336,6 +342,76 @@ def test_what_cannot_work_is_refused_before_anything_is_written(config, tmp_path
         train(dataclasses.replace(config, eval_split="dev"))
     assert "--eval-split ''" in caught.value.hint
     assert not Path(config.out).exists()
+
+
+def test_a_profile_changes_nothing_that_is_learnt(config, whole):
+    train(dataclasses.replace(config, profile=True))
+    assert_same_run(config, whole)
+    parts = lines_of(config, "profile")
+    assert [line["step"] for line in parts] == list(range(1, 7))
+    assert all(line["forward_s"] > 0 and line["backward_s"] > 0 for line in parts)
+    trace = json.loads(Path(config.out, "profile", "trace.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if str(event.get("name")).startswith("Profiler")}
+    assert steps >= {"ProfilerStep#4", "ProfilerStep#5"}
+    assert "Where a step's time goes" in Path(config.out, "report.md").read_text()
+    assert lines_of(whole, "profile") == [] and not Path(whole.out, "profile").exists()
+
+
+def test_a_slow_store_that_cannot_be_written_gives_the_same_run_and_a_word_of_warning(
+    config, whole, monkeypatch
+):
+    def slow(self, ranges):
+        time.sleep(0.1)
+        return read_ranges(self, ranges)
+
+    def refuse(*_):
+        raise AssertionError("training wrote into the store")
+
+    read_ranges, said = LocalObjects.read_ranges, []
+    monkeypatch.setattr(LocalObjects, "read_ranges", slow)
+    monkeypatch.setattr(LocalObjects, "put_new", refuse)
+    monkeypatch.setattr(LocalObjects, "remove_leftovers", refuse)
+    monkeypatch.setattr(clock, "WINDOW_S", 0.0)
+    monkeypatch.setattr(clock, "WINDOW_STEPS", 2)
+    monkeypatch.setattr(train_module.logger, "warning", lambda text, *values: said.append(text % values))
+    before = {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")}
+    train(config)
+    assert_same_run(config, whole)
+    assert {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")} == before
+    (warning,) = said
+    assert "the student waited for data in" in warning and "up to step 2" in warning
+    for advice in ("more --workers (now 0", "--check-crops sample", "--inputs stored", "a faster disk"):
+        assert advice in warning
+
+
+def test_a_store_of_other_images_is_refused_in_one_line(config, tmp_path):
+    shutil.copytree(config.store, tmp_path / "store")
+    images = tmp_path / "store" / "kd" / "images.json"
+    images.write_text(images.read_text().replace("0", "1", 1))
+    with pytest.raises(StoreMismatchError, match="are not those of the store") as caught:
+        train(dataclasses.replace(config, store=str(tmp_path / "store")))
+    assert "\n" not in str(caught.value)
+
+
+def test_compiling_is_refused_where_it_cannot_work(config, monkeypatch):
+    def fail(function):
+        raise RuntimeError("no compiler was found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UsageError, match=r"^--compile: torch cannot compile here: no compiler was found$"):
+        train(dataclasses.replace(config, compile=True))
+    assert not Path(config.out).exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_student_starts_with_the_same_losses(config, whole):
+    compiled = dataclasses.replace(config, compile=True, gradnorm_every_steps=2)
+    assert start(compiled).wait(timeout=600) == 0
+    mine, theirs = lines_of(compiled)[0], lines_of(whole)[0]
+    assert [mine[term] for term in TERMS] == pytest.approx([theirs[term] for term in TERMS], rel=1e-4)
+    assert [line["step"] for line in lines_of(compiled, "gradnorm")] == [0, 2, 4]
+    with pytest.raises(UsageError, match="--compile: True, False"):
+        train(dataclasses.replace(compiled, compile=False), resume=True)
 
 
 def test_a_budget_fixes_its_steps_and_can_be_repeated_with_them(config):

@@ -46,7 +46,8 @@ def make_rows(spec: StoreSpec, pass_index: int) -> dict[str, np.ndarray]:
     targets = {
         name: torch.from_numpy(generator.normal(size=(n, *t.shape))) for name, t in spec.targets.items()
     }
-    return {VIEWS: views, **{name: codecs[name].encode(t.float())[0].numpy() for name, t in targets.items()}}
+    codes = {name: codecs[name].encode(t.float())[0].numpy() for name, t in targets.items()}
+    return {VIEWS: views, **{name: codecs[name].pack(codes[name]) for name in codes}}
 
 
 def _view(generator: np.random.Generator) -> View:

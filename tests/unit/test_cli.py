@@ -21,6 +21,7 @@ from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
 from kdcache.cli.output import Console, size_text
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
 from kdcache.distill.outcome import RunResult
+from kdcache.distill.report import write_report
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,8 +40,8 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --logit-weight "
-    "--feature-weight --aux-weight --kd-ignore --mixed-precision --device --workers --seed --pool-units --check-crops "
-    "--log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --device --workers --seed --pool-units --check-crops "
+    "--profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
     "report": "--teacher --out --json",
@@ -397,6 +398,31 @@ def test_the_end_of_a_run_is_told(
     assert lines == ["run     run", f"steps   {text}", "mIoU    50.00 %", "report  run/report.md"]
 
 
+def test_a_profile_is_a_table_or_part_of_the_document(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(out=str(tmp_path), store="stores/a", steps=6, profile=True)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    rest = {"copy_s": 0.0, "backward_s": 0.5, "optimiser_s": 0.0, "other_s": 0.0}
+    lines = [
+        {"kind": "profile", "step": 4, "steps": 4.0, "wait_s": 0.25, "forward_s": 0.25, **rest},
+        {"kind": "profile", "step": 6, "steps": 2.0, "wait_s": 1.0, "forward_s": 0.25, **rest},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = RunResult(
+        out=config.out, steps=6, planned_steps=6, training_s=7.5, scores=None, was_complete=False
+    )
+    _show(Console(), config, result)
+    table = [line.split() for line in capfd.readouterr().out.splitlines()[-7:]]
+    assert table[:2] == [["part", "of", "a", "step", "seconds", "%"], ["data", "wait", "0.5000", "40.0"]]
+    assert ["forward", "and", "loss", "0.2500", "20.0"] in table
+    _show(Console(json=True), config, result)
+    document = json.loads(capfd.readouterr().out)
+    assert document["profile"]["data wait"] == 0.5 and document["steps"] == 6
+    report = write_report(tmp_path).read_text()
+    assert "| data wait | 0.5 | 40.00 |" in report
+
+
 CONFIGS = [
     TrainConfig(out="runs/a b", store="s3://bucket/store", steps=7),
     TrainConfig(
@@ -431,6 +457,8 @@ CONFIGS = [
         save_every_steps=50,
         save_every_s=0.0,
         kd_ignore="void",
+        compile=True,
+        profile=True,
     ),
 ]
 

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from kdcache.cache.errors import KDCacheError, UsageError
-from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects, open_probe, redact
+from kdcache.cache.objects import (
+    MAX_OPEN_FILES,
+    TEMP_FOLDER,
+    ByteRange,
+    LocalObjects,
+    open_objects,
+    open_probe,
+    redact,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -33,6 +42,51 @@ def test_reading(objects):
     for read in (objects.get, objects.size, lambda path: objects.read_range(path, 0, 1)):
         with pytest.raises(FileNotFoundError):
             read("a/none")
+
+
+def test_ranges_come_in_the_order_asked(objects):
+    objects.put_new("a/b", b"0123456789")
+    objects.put_new("c", b"abc")
+    asked = [ByteRange("a/b", 8, 5), ByteRange("c", 0, 1), ByteRange("a/b", 0, 2), ByteRange("c", 2, 1)]
+    assert objects.read_ranges(asked) == [b"89", b"a", b"01", b"c"]
+    assert objects.read_ranges([]) == []
+    with pytest.raises(FileNotFoundError, match="a/none"):
+        objects.read_ranges([ByteRange("c", 0, 1), ByteRange("a/none", 0, 1)])
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files under the folder that this process holds open, once a descriptor."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [os.readlink(link) for link in links if os.path.realpath(link).startswith(str(folder))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_files_stay_open_within_a_bound_and_copies_open_their_own(tmp_path):
+    objects = LocalObjects(tmp_path)
+    for n in range(MAX_OPEN_FILES + 10):
+        objects.put_new(f"f{n}", bytes([n]) * 10)
+    for n in (*range(MAX_OPEN_FILES + 10), 0):
+        assert objects.read_range(f"f{n}", 3, 2) == bytes([n]) * 2
+    assert len(open_files(tmp_path)) == MAX_OPEN_FILES
+    copy = pickle.loads(pickle.dumps(objects))
+    assert copy.read_range("f0", 0, 1) == b"\0" and len(open_files(tmp_path)) == MAX_OPEN_FILES + 1
+    del objects, copy
+    assert open_files(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_a_fork_opens_its_own_files(tmp_path):
+    (tmp_path / "f").write_bytes(b"0123456789")
+    script = (
+        "import os, sys; from pathlib import Path; from kdcache.cache.objects import LocalObjects;"
+        "objects = LocalObjects(Path(sys.argv[1])); objects.read_range('f', 0, 1); child = os.fork();"
+        "links = lambda: [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')];"
+        "data = [objects.read_range('f', n, 1) for n in range(10)];"
+        "count = sum(link.endswith('/f') for link in links());"
+        "good = b''.join(data) == b'0123456789' and count == (1 if child else 2);"
+        "os._exit(0 if good and (not child or os.waitpid(child, 0)[1] == 0) else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 0
 
 
 def test_names(objects):
@@ -124,7 +178,7 @@ def test_what_cannot_be_read_is_one_clear_error(objects, monkeypatch):
     def fail(*_, **__):
         raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("os.open", fail)
     monkeypatch.setattr("pathlib.Path.read_bytes", fail)
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", fail)
     for read in (lambda: objects.get("a/b"), lambda: objects.read_range("a/b", 0, 1)):

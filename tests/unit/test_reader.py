@@ -5,10 +5,11 @@ import random
 
 import numpy as np
 import pytest
+import tensorstore
 import torch
 import zarr
 
-from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
+from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.objects import LocalObjects
 from kdcache.cache.reader import StoreReader, requests_of_a_pass
@@ -28,6 +29,24 @@ def test_every_entry_equals_zarr_python(store):
                 assert codes.dtype == expected.dtype and np.array_equal(codes, expected)
 
 
+@pytest.mark.parametrize("codec", ["fp16", "uniform", "delta", "pca:2", "dct:0.5", "dct-range:0.5"])
+def test_every_codec_s_entries_equal_zarr_python_and_tensorstore(tmp_path, stores, codec):
+    store = stores["begin"](str(tmp_path / "store"), stores["spec"](codec=codec, unit_entries=2))
+    stores["fill"](store, 0)
+    reader = StoreReader(store.url, ["logits", "features"])
+    group = zarr.open_group(store.url, mode="r")["passes/000"]
+    positions = [6, 0, 3, 3, 5]
+    entries = reader.entries(0, positions)
+    for name in ("logits", "features"):
+        kvstore = {"driver": "file", "path": f"{store.url}/passes/000/{name}"}
+        by_tensorstore = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
+        for position, entry in zip(positions, entries, strict=True):
+            row = group[name][position]
+            assert np.array_equal(row, by_tensorstore[position].read().result())
+            assert np.array_equal(entry.codes[name], reader.codecs[name].unpack(row))
+            assert np.array_equal(reader.entry(0, position).codes[name], entry.codes[name])
+
+
 def test_codes_decode_to_what_was_stored(store, stores):
     reader = StoreReader(store.url, ["logits"])
     rows = torch.from_numpy(stores["rows"](store.spec, 1)["logits"])
@@ -40,13 +59,13 @@ def test_codes_decode_to_what_was_stored(store, stores):
 def test_requests_of_a_pass_are_counted_right(store, monkeypatch, targets):
     reader = StoreReader(store.url, targets)
     reads = []
-    real = LocalObjects.read_range
+    real = LocalObjects.read_ranges
 
-    def counted(self, path, start, length):
-        reads.append(path)
-        return real(self, path, start, length)
+    def counted(self, ranges):
+        reads.extend(ranges)
+        return real(self, ranges)
 
-    monkeypatch.setattr(LocalObjects, "read_range", counted)
+    monkeypatch.setattr(LocalObjects, "read_ranges", counted)
     for position in range(reader.n_images):
         reader.entry(1, position)
     assert len(reads) == requests_of_a_pass(store.spec, targets)
@@ -126,6 +145,50 @@ def test_any_flipped_bit_of_a_shard_is_found(store, tmp_path):
                 assert np.array_equal(codes, clean[position])
         assert refused >= 1
     path.write_bytes(whole)
+
+
+def everything(url: str) -> dict[str, object]:
+    """All that training takes from a store, but for the image ids, which it compares with its dataset's."""
+    reader = StoreReader(url, ["logits", "features"])
+    places = [(index, position) for index in reader.passes for position in range(reader.n_images)]
+    entries = [reader.entry(*place) for place in places]
+    return {
+        "spec": reader.spec,
+        "codecs": reader.codecs,
+        "passes": reader.passes,
+        "rows": [entry.row for entry in entries],
+        "codes": [{name: codes.tobytes() for name, codes in entry.codes.items()} for entry in entries],
+    }
+
+
+@pytest.mark.parametrize("flips", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_one_bit_flipped_in_any_object_is_one_clear_error_or_changes_nothing(store, tmp_path, flips):
+    clean, chooser, refused = everything(store.url), random.Random(0), set()
+    for path in sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for bit in chooser.sample(range(8 * len(whole)), min(flips, 8 * len(whole))):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                assert everything(store.url) == clean
+            except KDCacheError as error:
+                assert "\n" not in str(error)
+                refused.add(path.relative_to(tmp_path / "store").as_posix())
+        path.write_bytes(whole)
+    shards = {f"passes/{p:03d}/{name}/c" for p in (0, 1) for name in ("views", "logits", "features")}
+    assert {"kd/spec.json", "kd/calibration.json", "kd/images.json"} <= refused
+    assert all(any(path.startswith(shard) for path in refused) for shard in shards)
+
+
+def test_a_shard_cut_off_while_it_is_read_is_found(store, tmp_path):
+    path = tmp_path / "store/passes/000/logits/c/0/0/0/0"
+    reader = StoreReader(store.url, ["logits"])
+    reader.entry(0, 0)  # its index is known and its file open
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(StoreDamagedError, match=r"logits/c/0/0/0/0: entry 2 is missing or does not match"):
+        reader.entry(0, 2)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 50, -1])

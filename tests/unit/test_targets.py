@@ -9,15 +9,9 @@ from kdcache.cache.errors import DataError, StoreMismatchError
 from kdcache.cache.reader import Entry
 from kdcache.cache.replay import EntryRow, crop_digest, replay
 from kdcache.cache.views import ViewPolicy, draw_view
+from kdcache.distill.loader import read_batches
 from kdcache.distill.order import EntryOrder, FreshOrder
-from kdcache.distill.targets import (
-    CachedTargets,
-    FreshViews,
-    OnlineTargets,
-    StoredViews,
-    ViewDataset,
-    read_batches,
-)
+from kdcache.distill.targets import CachedTargets, FreshViews, OnlineTargets, StoredViews, ViewDataset
 
 POLICY = ViewPolicy(crop_height_px=24, crop_width_px=32, photometric=True)
 N_IMAGES = 5
@@ -53,6 +47,9 @@ class Reader:
 
     class spec:
         views = POLICY
+
+    def entries(self, pass_index, positions):
+        return [self.entry(pass_index, position) for position in positions]
 
     def entry(self, pass_index, position):
         images, index = Images(), (position, N_IMAGES - 1 - position)[pass_index]
@@ -92,7 +89,8 @@ def test_a_batch_is_what_its_entries_say():
 
 def test_an_image_without_a_label_is_all_void():
     dataset = stored()
-    unlabelled = [t for t in range(10) if dataset.views.cut(t, dataset.images)[0].label.min() == 255]
+    crops = [crop for crop, _ in dataset.views.cut(range(10), dataset.images)]
+    unlabelled = [t for t, crop in enumerate(crops) if crop.label.min() == 255]
     assert ["image-3" in dataset.describe([t]) for t in unlabelled] == [True, True]
 
 
@@ -104,6 +102,23 @@ def test_processes_share_every_step_and_starting_later_changes_nothing():
         assert torch.equal(whole[step].image, joined)
     later = take(stored(), 2, start_step=3)
     assert torch.equal(later[0].image, whole[3].image) and torch.equal(later[1].image, whole[4].image)
+
+
+def test_a_batch_is_read_at_once_by_pass(monkeypatch):
+    dataset, asked = stored(), []
+    entries = Reader.entries
+    monkeypatch.setattr(
+        Reader, "entries", lambda self, *places: (asked.append(places), entries(self, *places))[1]
+    )
+    list(take(dataset, 2))
+    order = [dataset.views.order.entry(t) for t in range(8)]
+    first, second = order[0][0], order[5][0]
+    assert {first, second} == {0, 1}
+    assert asked == [
+        (first, [position for _, position in order[:4]]),
+        (first, [order[4][1]]),
+        (second, [position for _, position in order[5:]]),
+    ]
 
 
 def test_an_epoch_shows_every_image_once():
@@ -127,7 +142,7 @@ def test_sampling_checks_every_sixteenth_entry():
         edited[0]
     assert isinstance(edited[16].error, StoreMismatchError)
     unchecked = next(t for t in range(1, 16) if seen[t] == seen[16])
-    assert edited[unchecked].image.shape == (1, 24, 32, 3)
+    assert edited[unchecked].image.shape == (24, 32, 3)
 
 
 def test_an_error_arrives_as_it_was_raised():
