@@ -21,7 +21,8 @@ Classifier = Callable[[Tensor], Tensor]
 
 LOGIT_TARGETS = ("logits", "aux")  # those that are judged as logits; the others are features
 
-_TEMPERATURE = 4.0  # of the second KL, and CWD's own
+_TEMPERATURE = 4.0  # of the second KL, and CWD's and DKD's own
+_NCKD_WEIGHT = 8.0  # DKD's beta
 
 
 def pixel_kl(
@@ -59,12 +60,30 @@ def class_correlation_loss(
     return 1 - F.cosine_similarity(centred[0], centred[1], dim=2, eps=1e-8).mean(dim=1)
 
 
+def decoupled_kl(
+    exact: Tensor,  # (N, C, h, w) logits
+    stored: Tensor,
+    weights: Tensor,  # (N, h, w)
+) -> Tensor:
+    """DKD's loss (arXiv 2203.08679), TCKD + 8 NCKD at T = 4, with the class that the teacher finds for a label, (N,).
+
+    As the paper shows, KL = TCKD + (1 - p) NCKD, with the KL between the other classes alone for NCKD.
+    """
+    found = exact.argmax(dim=1, keepdim=True)
+    p = F.softmax(exact / _TEMPERATURE, dim=1).gather(1, found)[:, 0]
+    others = [logits.scatter(1, found, -1e4) for logits in (exact, stored)]
+    between_others = pixel_kl(others[0], others[1], _TEMPERATURE)
+    return _mean(pixel_kl(exact, stored, _TEMPERATURE) + (_NCKD_WEIGHT - 1 + p) * between_others, weights)
+
+
 # What a distillation method sees of an error in the logits, (N,) by entry, whose mean weighs entries by their area.
-# Methods that normalise over cells see shifts of all classes of a cell, which KL over classes does not.
+# Methods that normalise over cells see shifts of all classes of a cell, which KL over classes does not. DKD sees errors
+# between classes that the teacher rules out: a KL gives them next to no weight where the teacher is sure.
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "logit": lambda exact, stored, weights: _mean(pixel_kl(exact, stored), weights),
     "cwd": channel_kl,
     "dist": class_correlation_loss,
+    "dkd": decoupled_kl,
 }
 
 

@@ -52,7 +52,7 @@ class StoreReader:
         if missing:
             raise StoreMismatchError(
                 f"{redact(url)} holds {', '.join(store.spec.targets)}, not {', '.join(missing)}",
-                hint=f"build a store with --targets {','.join(dict.fromkeys([*store.spec.targets, *missing]))}",
+                hint=f"{_build_command(store.spec, missing)} builds one that does; its other options as for this one",
             )
         self.spec: StoreSpec = store.spec
         self.image_ids = store.image_ids
@@ -128,6 +128,15 @@ class StoreReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "manifests": {}}
+
+
+def _build_command(spec: StoreSpec, missing: Sequence[str]) -> str:
+    """What builds a store like that of `spec` with more targets."""
+    targets = ",".join(dict.fromkeys([*spec.targets, *missing]))
+    return (
+        f"kdcache build --dataset {spec.dataset.name} --split {spec.dataset.split} "
+        f"--teacher {spec.teacher['name']} --targets {targets}"
+    )
 
 
 class ShardedArray:

@@ -51,7 +51,9 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 
 
 @options.command()
-@option("--method", metavar="NAME", help="none, logit, feature or logit+feature.", show_default=False)
+@option(
+    "--method", metavar="NAME", help="none, logit, feature, cwd, ...; README lists all.", show_default=False
+)
 @option(
     "--source",
     type=click.Choice(SOURCES),
@@ -99,11 +101,18 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 )
 @option("--power", type=float, help="Exponent of poly.")
 @option("--min-lr", type=float, help="Learning rate at the end.")
-@option("--temperature", type=float, help="Softmax temperature of logit distillation.")
-@option("--logit-weight", type=float, help="Weight of the logit term.")
-@option("--feature-weight", type=float, help="Weight of the feature term.")
+@option("--temperature", type=float, help="Softmax temperature.", show_default="the method's")
+@option("--kd-weight", type=float, help="Factor of all weights of the method.")
+@option(
+    "--kd-terms",
+    metavar="TERM=WEIGHT,...",
+    help="Weights of single terms; 0 leaves a term out.",
+    show_default="the method's",
+)
+@option("--logit-weight", type=float, help="Weight of the logit term.", show_default="the method's")
+@option("--feature-weight", type=float, help="Weight of the feature term.", show_default="the method's")
 @option("--aux-weight", type=float, help="Weight of the auxiliary head's cross-entropy.")
-@option("--kd-ignore", type=click.Choice(KD_IGNORES), help="Labels that distillation leaves out.")
+@option("--kd-ignore", type=click.Choice(KD_IGNORES), help="What distillation leaves out.")
 @option("--mixed-precision", type=click.Choice(MIXED_PRECISIONS), help="Of the student.")
 @option(
     "--compile",
@@ -172,13 +181,13 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         before = {name: value for name, value in before.items() if name not in LENGTHS}
     merged = {**before, **asked}
     if "method" not in merged:
-        raise UsageError("--method is missing", hint="--method none, logit, feature or logit+feature")
+        raise UsageError("--method is missing", hint="--method none, logit, feature, cwd, ...")
     merged.setdefault("source", "none" if merged["method"] == "none" else "cache")
     merged.setdefault("out", _default_out(merged))
     if all(merged.get(name) is None for name in LENGTHS):
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
-        merged["store"] = _find_store(console, home, asked.get("store"), merged.get("dataset"))
+        merged["store"] = _find_store(console, home, asked.get("store"), merged)
     return TrainConfig.from_dict(merged)
 
 
@@ -213,14 +222,25 @@ def _default_out(values: dict[str, Any]) -> str:
     return f"runs/{values['method']}-{values.get('student', DEFAULTS['student'])}"
 
 
-def _find_store(console: Console, home: str, store: str | None, dataset: str | None) -> str:
+def _find_store(console: Console, home: str, store: str | None, run: dict[str, Any]) -> str:
     from kdcache.cli.home import choose_store, describe, find_store
 
     if store is not None:
         return find_store(home, store).url
-    chosen = choose_store(home, dataset=dataset, trainable=True)
+    needs = _needs(run) if run["source"] == "cache" else ()
+    chosen = choose_store(home, dataset=run.get("dataset"), trainable=True, targets=needs)
     console.note(f"store {describe(chosen)}")
     return chosen.url
+
+
+def _needs(run: dict[str, Any]) -> tuple[str, ...]:
+    """Targets that the run takes from its store."""
+    from kdcache.distill.losses import LABELS, LossConfig
+    from kdcache.distill.methods import method_needs
+
+    known = {field.name for field in fields(LossConfig)}
+    config = LossConfig(**{name: value for name, value in run.items() if name in known})
+    return tuple(need for need in method_needs(run["method"], config) if need != LABELS)
 
 
 def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:

@@ -1,6 +1,7 @@
 """Stores by name: which store a command means when it is told little or nothing."""
 
 import logging
+from collections.abc import Sequence
 
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError, UsageError
 from kdcache.cache.objects import join_url, redact
@@ -17,12 +18,15 @@ def find_store(home: str, store: str | None, *, dataset: str | None = None) -> S
     return open_store(store if "/" in store else join_url(home, store))
 
 
-def choose_store(home: str, *, dataset: str | None = None, trainable: bool = False) -> Store:
+def choose_store(
+    home: str, *, dataset: str | None = None, trainable: bool = False, targets: Sequence[str] = ()
+) -> Store:
     """The home's newest store. Stores that cannot be read are passed over with a warning.
 
     Args:
         dataset: only stores of the dataset of that name, as `build --dataset` took it.
         trainable: only stores with a complete pass.
+        targets: stores that hold these come before others.
 
     Raises:
         StoreNotFoundError: there is none.
@@ -50,7 +54,8 @@ def choose_store(home: str, *, dataset: str | None = None, trainable: bool = Fal
             f"stores of several datasets or teachers under {redact(home)}:\n  {lines}",
             hint="say which: --dataset NAME or --store URL",
         )
-    return max(stores, key=lambda store: (built_at(store), store.spec.key))
+    holding = [store for store in stores if set(targets) <= store.spec.targets.keys()]
+    return max(holding or stores, key=lambda store: (built_at(store), store.spec.key))
 
 
 def describe(store: Store) -> str:

@@ -16,7 +16,8 @@ SOURCES = ("cache", "online", "none")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 CROP_CHECKS = {"always": 1, "sample": 16, "off": 0}
 """Every how many entries a crop is compared; a digest costs some 5 % of decoding and cutting."""
-KD_IGNORES = ("none", "void")
+KD_IGNORES = ("none", "void", "published")
+"""Pixels that distillation leaves out: padding alone, void too, or nothing at all, as the methods' own code has it."""
 EVALUATION_MODES = ("whole", "slide")
 DEFAULT_STEPS = 40_000
 """What the command line takes where no length is given: mmsegmentation's and CIRKD's short schedule."""
@@ -65,7 +66,7 @@ class TrainConfig:
 
     # What is learnt, and from where
     method: str = "logit"
-    """A name of losses.METHODS."""
+    """A name of methods.METHODS."""
     source: str = "cache"
     """Where the teacher's outputs come from: `cache` (a store), `online` (the teacher runs along), or `none`."""
     store: str = ""
@@ -129,14 +130,20 @@ class TrainConfig:
     """Learning rate at the end."""
 
     # Losses
-    temperature: float = 1.0
-    """Softmax temperature T of logit distillation; the loss carries T^2."""
-    logit_weight: float = 1.0
-    feature_weight: float = 6.0
+    temperature: float | None = None
+    """Softmax temperature T of the method's terms that have one; None takes each term's own."""
+    kd_weight: float = 1.0
+    """Factor of all weights of the method's recipe."""
+    kd_terms: str = ""
+    """Weights in place of the recipe's, as `term=weight,...`; a term of weight 0 is left out."""
+    logit_weight: float | None = None
+    """The same for the term `logit`."""
+    feature_weight: float | None = None
+    """The same for the term `feature`."""
     aux_weight: float = 0.4
     """Weight of the auxiliary head's cross-entropy."""
     kd_ignore: str = "none"
-    """`void` takes unlabelled pixels out of the distillation terms; padding is always out."""
+    """`void` takes unlabelled pixels out of the distillation terms; `published` leaves padding in."""
 
     # The machine
     mixed_precision: str = "no"
@@ -240,11 +247,14 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         for name in ("batch_size", "log_every_steps", "pool_units"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("lr", "temperature", "power", "head_lr_factor"):
-            _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "above 0")
+        for name in ("lr", "temperature", "power", "head_lr_factor", "kd_weight"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < float("inf"), name, value, "above 0")
         weights = ("weight_decay", "logit_weight", "feature_weight", "aux_weight")
         for name in (*weights, "min_lr", "save_every_s"):
-            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < float("inf"), name, value, "0 or more")
+        parse_weights(self.kd_terms)
         for name in ("seed", "gradnorm_every_steps", "eval_every_steps", "save_every_steps", "workers"):
             value = getattr(self, name)
             _require(value is None or value >= 0, name, value, "0 or more")
@@ -306,6 +316,23 @@ class TrainConfig:
 def option_of(field: str) -> str:
     """The option of `kdcache distill` that sets a field."""
     return OPTIONS.get(field, "--" + field.replace("_", "-"))
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Weights by term, of a text like "pair=10,holistic=0". Raises UsageError."""
+    weights = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError:
+            weights[name.strip()] = float("nan")
+        if not 0 <= weights[name.strip()] < float("inf"):
+            raise UsageError(
+                f"--kd-terms: {part!r} is no term and its weight, 0 or more",
+                hint="--kd-terms pair=10,holistic=0",
+            )
+    return weights
 
 
 def _arguments(field: str, value: Any) -> list[str]:

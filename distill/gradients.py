@@ -3,7 +3,8 @@
 A half-trained student is put through some crops; each method's distillation terms are differentiated twice, against
 the exact targets and against the stored ones. Cross-entropy is left out: it is the same on both sides and would only
 hide a difference. A projector that a method trains is set to its best linear fit, where what is left of the loss is
-smallest and an error of the targets weighs most.
+smallest and an error of the targets weighs most. A method that trains more than that (a generator, a discriminator, a
+head before a memory) is left out: where it begins, at random, says little of where it will be.
 """
 
 import copy
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from kdcache.cache.maps import resample
 from kdcache.cache.networks import NetworkOutput, Normalisation, SegmentationNetwork
-from kdcache.distill.losses import METHODS, FeatureKD, LossConfig, Method, Region
+from kdcache.distill.losses import LABELS, FeatureMSE, LossConfig, Method, recipe_needs
+from kdcache.distill.methods import METHODS, build_method
+from kdcache.distill.region import Region
 
 _RIDGE = 1e-6  # of the features' mean square: dead channels have no say
 
@@ -42,15 +45,11 @@ def gradient_cosines(
     Methods whose targets are not in the batches are left out. The student works in training mode, on a copy.
     """
     student = copy.deepcopy(student).train()
-    channels = {name: target.shape[1] for name, target in batches[0].exact.items()}
-    methods = {
-        name: method(config or LossConfig(), student.config, channels).to(batches[0].image.device)
-        for name, method in METHODS.items()
-        if method.needs and set(method.needs) <= channels.keys()
-    }
+    methods = _methods(student, batches, config or LossConfig())
     for method in methods.values():
-        if isinstance(method, FeatureKD):
-            _fit_projector(method, student, normalisation, batches)
+        for term in method.terms.values():
+            if isinstance(term, FeatureMSE):
+                _fit_projector(term, method, student, normalisation, batches)
     found: dict[str, list[float]] = {name: [] for name in methods}
     for batch in batches:
         output = _forward(student, normalisation, batch)
@@ -60,6 +59,23 @@ def gradient_cosines(
             )
             found[name].append(float(torch.cosine_similarity(exact, stored, dim=0)))
     return {name: sum(cosines) / len(cosines) for name, cosines in found.items()}
+
+
+def _methods(
+    student: SegmentationNetwork, batches: Sequence[TargetPair], config: LossConfig
+) -> dict[str, Method]:
+    """Those whose targets are at hand and that train no more than a projector, by name."""
+    channels = {name: target.shape[1] for name, target in batches[0].exact.items()}
+    methods = {}
+    for name, recipe in METHODS.items():
+        needs = recipe_needs(recipe, config)
+        if needs and set(needs) <= {*channels, LABELS}:
+            method = build_method(name, config, student.config, channels).to(batches[0].image.device)
+            if all(
+                isinstance(term, FeatureMSE) or not [*term.parameters()] for term in method.terms.values()
+            ):
+                methods[name] = method
+    return methods
 
 
 def _forward(student: SegmentationNetwork, normalisation: Normalisation, batch: TargetPair) -> NetworkOutput:
@@ -94,7 +110,8 @@ def _region(method: Method, batch: TargetPair) -> Region:
 
 @torch.no_grad()
 def _fit_projector(
-    method: FeatureKD,
+    term: FeatureMSE,
+    method: Method,
     student: SegmentationNetwork,
     normalisation: Normalisation,
     batches: Sequence[TargetPair],
@@ -111,4 +128,4 @@ def _fit_projector(
         outer = outer + (teacher.movedim(1, 0).flatten(1).double().cpu() * weights) @ own.T
     ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64)
     solution = torch.linalg.solve(inner + ridge, outer, left=False)
-    method.projector.weight.copy_(solution[:, :, None, None])
+    term.projector.weight.copy_(solution[:, :, None, None])

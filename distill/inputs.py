@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kdcache.cache.classes import IGNORE
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
 from kdcache.cache.reader import StoreReader
@@ -19,7 +20,8 @@ from kdcache.cache.storedimages import StoredImages
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy, view_policy
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.losses import find_method
+from kdcache.distill.losses import LABELS, LossConfig
+from kdcache.distill.methods import method_needs
 from kdcache.distill.order import EntryOrder, FreshOrder
 from kdcache.distill.targets import (
     CachedTargets,
@@ -29,6 +31,8 @@ from kdcache.distill.targets import (
     Targets,
     ViewDataset,
 )
+
+LABEL_LOOKS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +65,15 @@ def open_inputs(
         StoreMismatchError: the store lacks a target or belongs to other images or classes, or the inputs are not
             the pinned ones.
         StoreDamagedError: a pass that the run is pinned to was repaired since.
-        UsageError: the split of the scores has no labels.
+        UsageError: the split of the scores has no labels, or the method needs some for training and there are none.
     """
-    needs = find_method(config.method).needs
+    asked = method_needs(config.method, LossConfig.of(config))
+    needs = tuple(need for need in asked if need != LABELS)
     stored = needs if config.source == "cache" else ()
     reader = StoreReader(config.store, stored, crops=not config.fresh_views) if config.store else None
     images = _open_images(config, reader)
+    if LABELS in asked:
+        _require_labels(config, images, reader)
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
     passes = _passes(config, reader, pinned)
     inputs = Inputs(
@@ -109,6 +116,20 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
             hint=hint,
         )
     return images
+
+
+def _require_labels(config: TrainConfig, images: SegmentationDataset, reader: StoreReader | None) -> None:
+    """Of the first entries, where a store keeps its crops: it tells no missing label from a void one."""
+    if reader is not None and reader.has_crops:
+        entries = reader.entries(reader.passes[0], range(min(LABEL_LOOKS, len(images))))
+        labelled = any((entry.crop.label != IGNORE).any() for entry in entries if entry.crop)
+    else:
+        labelled = images.label(0) is not None
+    if not labelled:
+        raise UsageError(
+            f"--method {config.method} needs labels, and {images.name} {images.split} has none",
+            hint="a method that needs none, as logit or feature; the README lists what each needs",
+        )
 
 
 def _open_evaluation(config: TrainConfig, images: SegmentationDataset) -> SegmentationDataset | None:

@@ -48,6 +48,7 @@ def save_checkpoint(run: Run) -> None:
         "metrics_bytes": run.metrics.sync(),
         "model": run.distiller.state_dict(),
         "optimiser": run.optimiser.state_dict(),
+        "rival_optimisers": [optimiser.state_dict() for optimiser in run.rival_optimisers],
         "scaler": scaler.state_dict() if scaler is not None else {},
         "budget": run.budget.state_dict(),
         "state": asdict(run.state),

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.inputs import Inputs, open_inputs
 from kdcache.distill.loader import InFlight
-from kdcache.distill.losses import LossConfig, Method, Totals, find_method
+from kdcache.distill.losses import LossConfig, Method
+from kdcache.distill.methods import build_method
+from kdcache.distill.region import Totals
 from kdcache.distill.runfolder import CHECKPOINT, CONFIG, ENVIRONMENT, INPUTS, Metrics
 from kdcache.distill.students import build_student
 from kdcache.distill.targets import Batch
@@ -55,6 +57,7 @@ class Run:
     distiller: "Distiller"
     model: nn.Module  # the distiller as Accelerate wrapped it
     optimiser: torch.optim.Optimizer
+    rival_optimisers: list[torch.optim.Optimizer]  # of what the method trains apart from the student
     budget: Budget
     state: State
     metrics: Metrics
@@ -72,7 +75,7 @@ class Distiller(nn.Module):
         self.normalisation = normalisation
 
     def forward(self, batch: Batch, targets: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
-        """Named, weighted scalar terms; the loss is their sum."""
+        """Named, weighted scalar terms, see Method."""
         output = self.student(self.normalisation(batch.image, batch.valid))
         terms: dict[str, Tensor] = self.method(output, targets, batch.label, batch.valid, totals)
         return terms
@@ -127,7 +130,7 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
     saved = load_state(folder / CHECKPOINT)
     run = assemble_run(config, accelerator, inputs, saved=saved, progress=progress)
     if accelerator.is_main_process:
-        _describe(config, inputs, accelerator)
+        _describe(config, inputs, accelerator, run.distiller)
     size = saved["metrics_bytes"] if saved else 0
     metrics = Metrics(folder, step=run.state.step, size=size, enabled=accelerator.is_main_process)
     return replace(run, metrics=metrics)
@@ -152,10 +155,14 @@ def assemble_run(
         distiller.load_state_dict(saved["model"])
         budget.load_state_dict(saved["budget"])
         state = State(**saved["state"])
-    optimiser = _make_optimiser(config, distiller)
+    rival_optimisers = _make_rival_optimisers(config, distiller)
+    optimiser = _make_optimiser(config, distiller, rival_optimisers)
+    _keep_from_broadcast(distiller)
     model, optimiser = accelerator.prepare(distiller, optimiser)
     if saved is not None:
         optimiser.load_state_dict(saved["optimiser"])
+        for rival, of_rival in zip(rival_optimisers, saved["rival_optimisers"], strict=True):
+            rival.load_state_dict(of_rival)
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(saved["scaler"])
     return Run(
@@ -166,6 +173,7 @@ def assemble_run(
         distiller=distiller,
         model=model,
         optimiser=optimiser,
+        rival_optimisers=rival_optimisers,
         budget=budget,
         state=state,
         metrics=Metrics(Path(config.out), enabled=False),
@@ -174,7 +182,7 @@ def assemble_run(
     )
 
 
-def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> None:
+def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, distiller: Distiller) -> None:
     """Write what was asked, what it is pinned to and where it runs into the run's folder."""
     folder, workers = Path(config.out), _workers(config, accelerator)
     share = config.batch_size // accelerator.num_processes
@@ -191,7 +199,7 @@ def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> 
     )
     runfolder.write_json(folder / CONFIG, config.to_dict())
     runfolder.write_json(folder / INPUTS, inputs.identity)
-    runfolder.write_json(folder / ENVIRONMENT, place)
+    runfolder.write_json(folder / ENVIRONMENT, {**place, "term_weights": distiller.method.weights})
 
 
 def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> Distiller:
@@ -207,7 +215,7 @@ def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerat
     synchronises = processes > 1 and accelerator.device.type == "cuda"  # torch has SyncBN for GPUs only
     if not synchronises:
         require_trainable(student.config, config.batch_size, processes)
-    method = find_method(config.method)(_loss_config(config), student.config, inputs.target_channels)
+    method = build_method(config.method, LossConfig.of(config), student.config, inputs.target_channels)
     if synchronises:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     distiller = Distiller(student, method, normalisation)
@@ -228,17 +236,33 @@ def require_trainable(
         )
 
 
-def _loss_config(config: TrainConfig) -> LossConfig:
-    return LossConfig(**{field.name: getattr(config, field.name) for field in fields(LossConfig)})
+def _make_rival_optimisers(config: TrainConfig, distiller: Distiller) -> list[torch.optim.Optimizer]:
+    """Those of the method; their learning rates follow the student's schedule, as in the reference code bases."""
+    optimisers: list[torch.optim.Optimizer] = distiller.method.own_optimisers()
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["factor"] = group["lr"] / config.lr
+    return optimisers
 
 
-def _make_optimiser(config: TrainConfig, distiller: Distiller) -> torch.optim.SGD:
-    """SGD; weight decay on everything, as the reference code bases have it."""
+def _make_optimiser(
+    config: TrainConfig, distiller: Distiller, rivals: list[torch.optim.Optimizer]
+) -> torch.optim.SGD:
+    """SGD of all that no rival optimiser has; weight decay on everything, as the reference code bases have it."""
     backbone = list(distiller.student.backbone.parameters())
-    known = {id(parameter) for parameter in backbone}
+    apart = [p for optimiser in rivals for group in optimiser.param_groups for p in group["params"]]
+    known = {id(parameter) for parameter in [*backbone, *apart]}
     heads = [parameter for parameter in distiller.parameters() if id(parameter) not in known]
     groups = [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": config.head_lr_factor}]
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _keep_from_broadcast(distiller: Distiller) -> None:
+    """Have DDP leave buffers alone that every process computes alike: a memory of a gigabyte, at every step."""
+    alike = {id(getattr(term, name)) for term in distiller.method.terms.values() for name in term.alike}
+    names = [name for name, buffer in distiller.named_buffers() if id(buffer) in alike]
+    # torch's own way, which it has not made public since 2021.
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(distiller, names)  # type: ignore[no-untyped-call]
 
 
 def _workers(config: TrainConfig, accelerator: Accelerator) -> int:

@@ -11,7 +11,7 @@ decisions are taken there, from numbers that all processes share, so that all de
 whether a loss is finite.
 
 A step seeds torch from (seed, step, process): dropout depends on nothing that came before, and a resumed run needs no
-random state.
+random state. What a method draws comes from (seed, step), in all processes alike.
 """
 
 import hashlib
@@ -32,7 +32,6 @@ from kdcache.distill import runfolder
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, OTHER, PARTS, WAIT, Clock, WaitWatch
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.loader import DeviceCopier, read_batches
-from kdcache.distill.losses import share_totals
 from kdcache.distill.outcome import (
     RunResult,
     evaluate_student,
@@ -41,6 +40,7 @@ from kdcache.distill.outcome import (
     save_checkpoint,
 )
 from kdcache.distill.profile import Tracer
+from kdcache.distill.region import share_totals
 from kdcache.distill.run import Run, make_accelerator, open_run
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
@@ -119,22 +119,38 @@ def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clo
     if _due(run.state.step, run.config.gradnorm_every_steps):
         with clock.stopped():
             run.metrics.write("gradnorm", run.state.step, gradient_norms(run, terms))
-    run.accelerator.backward(torch.stack(list(terms.values())).sum())
-    clock.mark(BACKWARD)
-    run.optimiser.step()
-    run.optimiser.zero_grad()
-    clock.mark(OPTIMISER)
+    update(run, terms, clock)
     return terms
 
 
 def compute_terms(run: Run, batch: Batch) -> dict[str, Tensor]:
     """The loss of one batch, already on the device, as named and weighted terms."""
-    accelerator = run.accelerator
-    _seed_step(run.config.seed, run.state.step, accelerator.process_index)
+    accelerator, seed, step = run.accelerator, run.config.seed, run.state.step
+    torch.manual_seed(_draw_seed(f"step {seed} {step} {accelerator.process_index}"))
     counts = accelerator.reduce(run.distiller.method.count(batch.label, batch.valid), "sum")
-    totals = share_totals(counts, accelerator.num_processes)
+    totals = share_totals(counts, accelerator.num_processes, _draw_seed(f"method {seed} {step}"))
     terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
     return terms
+
+
+def update(run: Run, terms: Mapping[str, Tensor], clock: Clock) -> None:
+    """Backward and one step of the student's optimiser, and of its rivals', where the method has a discriminator.
+
+    One backward pass does for all: what a rival learns from has no gradient by the student, nor the other way round.
+    A rival, in float32 always, is kept out of the scaling of half precision: Accelerate's scaler moves on at every step
+    of an optimiser, so two cannot share it.
+    """
+    rivals, scaler = run.distiller.method.rivals, run.accelerator.scaler
+    losses = [
+        scaler.scale(torch.ones_like(term)).reciprocal() * term if scaler and name in rivals else term
+        for name, term in terms.items()
+    ]
+    run.accelerator.backward(torch.stack(losses).sum())
+    clock.mark(BACKWARD)
+    for optimiser in (run.optimiser, *run.rival_optimisers):
+        optimiser.step()
+        optimiser.zero_grad()
+    clock.mark(OPTIMISER)
 
 
 def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -147,6 +163,8 @@ def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
     scale = scaler.get_scale() if scaler is not None else 1.0  # half-precision gradients vanish without it
     norms = {}
     for name, term in terms.items():
+        if name in run.distiller.method.rivals:
+            continue
         gradients = torch.autograd.grad(term * scale, parameters, retain_graph=True, materialize_grads=True)
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         norms[name] = float(run.accelerator.reduce(flat, "mean").norm()) / scale
@@ -182,17 +200,18 @@ def _read_back_steps(run: Run) -> int:
     return math.gcd(READ_BACK_STEPS, config.log_every_steps, config.eval_every_steps, config.save_every_steps)
 
 
-def _seed_step(seed: int, step: int, process: int) -> None:
-    digest = hashlib.blake2b(f"step {seed} {step} {process}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+def _draw_seed(purpose: str) -> int:
+    digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _set_learning_rate(run: Run) -> float:
-    """The learning rate of this step, now in the optimiser."""
+    """The learning rate of this step, now in the optimisers."""
     config, fraction = run.config, run.budget.fraction(run.state.step)
     lr = learning_rate(config.schedule, fraction, start=config.lr, end=config.min_lr, power=config.power)
-    for group in run.optimiser.param_groups:
-        group["lr"] = lr * group["factor"]
+    for optimiser in (run.optimiser, *run.rival_optimisers):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group["factor"]
     return lr
 
 
@@ -260,7 +279,7 @@ def _log(run: Run, lr: float) -> None:
     steps, seconds = sums.pop("steps"), sums.pop("seconds")
     parts = {part: sums.pop(part) / steps for part in PARTS}
     terms = {name: total / steps for name, total in sums.items()}
-    loss = sum(terms.values())
+    loss = sum(value for name, value in terms.items() if name not in run.distiller.method.rivals)
     timing = {"step_s": seconds / steps, "wait_s": parts[WAIT], "training_s": state.training_s}
     run.metrics.write("train", state.step, {"loss": loss, **terms, "lr": lr, **timing})
     if run.config.profile:

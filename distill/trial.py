@@ -22,7 +22,8 @@ from kdcache.distill.clock import Clock
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.inputs import Inputs
 from kdcache.distill.loader import DeviceCopier, read_batches
-from kdcache.distill.losses import METHODS, find_method
+from kdcache.distill.losses import LABELS, LossConfig
+from kdcache.distill.methods import METHODS, method_needs
 from kdcache.distill.order import FreshOrder
 from kdcache.distill.run import assemble_run, make_accelerator, require_trainable
 from kdcache.distill.targets import Batch, CachedTargets, FreshViews, OnlineTargets, ViewDataset
@@ -51,20 +52,24 @@ def choose_method(name: str | None, targets: Sequence[str]) -> str:
         UsageError: no method learns from these targets, or the one named needs others or none.
     """
     if name is None:
-        fitting = [key for key, method in METHODS.items() if method.needs and {*method.needs} <= {*targets}]
+        fitting = [key for key in METHODS if _targets_of(key) and {*_targets_of(key)} <= {*targets}]
         if not fitting:
             raise UsageError(
                 f"no method of `kdcache distill` learns from {', '.join(targets)} alone",
                 hint="`kdcache build --dry-run` sizes a store without a student",
             )
-        return max(fitting, key=lambda method: len(METHODS[method].needs))
-    needs = find_method(name).needs
+        return max(fitting, key=lambda method: len(_targets_of(method)))
+    needs = _targets_of(name)
     if not needs or not set(needs) <= set(targets):
         raise UsageError(
             f"--method {name} needs {', '.join(needs) or 'no teacher'}; the store would hold {', '.join(targets)}",
             hint="another --method, or --targets that it needs" if needs else "a method that has a teacher",
         )
     return name
+
+
+def _targets_of(method: str) -> tuple[str, ...]:
+    return tuple(need for need in method_needs(method, LossConfig()) if need != LABELS)
 
 
 def check_student(name: str, classes: int, batch_size: int) -> None:
@@ -88,7 +93,7 @@ def time_student(
     Raises:
         UsageError: student, method and teacher do not fit, or the batch is too small for a BatchNorm.
     """
-    needs = find_method(method).needs
+    needs = _targets_of(method)
     config = TrainConfig(
         out="none",  # nothing is written
         method=method,

@@ -6,15 +6,14 @@ into the original code, in evaluation mode, on a CPU, in float32. So a fixture p
 to logits.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from recipes import uniform
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,17 +24,6 @@ from kdcache.cache.resnet import DilatedResNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Values in [-1, 1) by SplitMix64 from a hash of the name: the same on every machine and in every version."""
-    seed = np.uint64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
-    z = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + seed
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    values = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-    return torch.from_numpy(values.reshape(shape))
 
 
 def recipe(name: str, shape: tuple[int, ...]) -> Tensor:

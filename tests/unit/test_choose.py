@@ -59,7 +59,7 @@ def test_a_tighter_promise_takes_more():
 
 def test_other_methods_have_a_say():
     sample = make_sample()
-    for methods in (("cwd",), ("dist",), ("cwd", "dist", "logit")):
+    for methods in (("cwd",), ("dist",), ("dkd",), ("cwd", "dist", "logit")):
         found = measure(choose_codec(Promise(1e-3, methods), sample), sample)
         assert all(found["divergence"][name] <= 1e-3 for name in methods)
 

@@ -39,7 +39,7 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
     "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
-    "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --logit-weight "
+    "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --kd-weight --kd-terms --logit-weight "
     "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --device --workers --seed --pool-units --check-crops "
     "--profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
@@ -446,6 +446,9 @@ CONFIGS = [
         gradnorm_every_steps=0,
         save_every_s=90.0,
         workers=0,
+        temperature=2.0,
+        kd_weight=0.5,
+        kd_terms="logit=2",
     ),
     TrainConfig(
         out="run",

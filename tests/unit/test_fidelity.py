@@ -140,6 +140,32 @@ def test_dist_is_one_less_pearsons_correlation(maps):
     assert found.tolist() == pytest.approx(expected, rel=1e-3)
 
 
+def test_dkd_parts_the_teachers_class_from_the_others(maps):
+    exact, stored, _ = maps
+    expected = torch.zeros(N, dtype=torch.float64)
+    for n in range(N):
+        for y in range(H):
+            for x in range(W):
+                chosen = int(exact[n, :, y, x].argmax())
+                p, q = (torch.softmax(logits[n, :, y, x].double() / 4, dim=0) for logits in (exact, stored))
+                pairs = [torch.stack([r[chosen], 1 - r[chosen]]) for r in (p, q)]
+                rest = [torch.cat([r[:chosen], r[chosen + 1 :]]) / (1 - r[chosen]) for r in (p, q)]
+                target, nontarget = (float((a * (a / b).log()).sum()) for a, b in (pairs, rest))
+                expected[n] += 16 * (target + 8 * nontarget) / (H * W)
+    found = DIVERGENCES["dkd"](exact, stored, torch.ones(N, H, W))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_between_classes_that_are_ruled_out_is_seen_by_dkd_alone():
+    exact = torch.zeros(1, C, H, W)
+    exact[:, 0] = 20.0
+    stored = exact.clone()
+    stored[:, 1] += 2.0
+    found = measured((exact, stored, torch.ones(1, H, W)))
+    assert found["kl"] < 1e-6 and found["kl_t4"] < 0.1
+    assert found["divergence"]["dkd"] > 1
+
+
 def test_features_are_judged_by_the_teachers_classifier():
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(2, 8, 5, 5, generator=generator)

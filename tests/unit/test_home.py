@@ -58,6 +58,23 @@ def test_the_newest_of_one_dataset_and_teacher(tmp_path: Path, stores: Makers) -
     assert built_at(chosen) == times["uniform"]
 
 
+def test_a_store_with_the_targets_comes_before_a_newer_one_without(tmp_path: Path, stores: Makers) -> None:
+    spec: StoreSpec = stores["spec"]()
+    narrow = replace(spec, targets={"logits": spec.targets["logits"]})
+    fill(stores, begin(stores, tmp_path, spec), "2026-01-01T00:00:00Z")
+    fill(stores, begin(stores, tmp_path, narrow), "2026-01-02T00:00:00Z")
+    chosen = {
+        targets: set(choose_store(str(tmp_path), trainable=True, targets=targets).spec.targets)
+        for targets in ((), ("logits",), ("features",), ("aux",))
+    }
+    assert chosen == {
+        (): {"logits"},
+        ("logits",): {"logits"},
+        ("features",): {"logits", "features"},
+        ("aux",): {"logits"},  # none has it: the newest, and the reader says what is missing
+    }
+
+
 def test_training_passes_over_stores_without_a_complete_pass(tmp_path: Path, stores: Makers) -> None:
     old, new = (begin(stores, tmp_path, stores["spec"](codec=codec)) for codec in ("fp16", "uniform"))
     fill(stores, new, "2026-01-02T00:00:00Z", units=1)

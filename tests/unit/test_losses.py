@@ -1,5 +1,9 @@
-"""The losses against slow references, pixel by pixel in plain Python, and the invariants that training rests on."""
+"""The plain losses against slow references, pixel by pixel in plain Python, and the invariants that training rests on.
 
+What holds for every method is in test_methods.py; what the methods' own code computes in test_golden_losses.py.
+"""
+
+import dataclasses
 import math
 
 import numpy as np
@@ -14,18 +18,11 @@ from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
 from kdcache.cache.maps import cell_weights, labelled_cell_weights
 from kdcache.cache.networks import NetworkConfig, NetworkOutput
-from kdcache.distill.losses import (
-    METHODS,
-    LossConfig,
-    Method,
-    Region,
-    Totals,
-    channel_mse,
-    find_method,
-    pixel_kl,
-    share_totals,
-)
+from kdcache.distill.losses import LossConfig, Method, channel_mse, pixel_kl
+from kdcache.distill.methods import build_method, find_method, method_needs
+from kdcache.distill.region import Region, Totals, share_totals
 
+PLAIN = ("none", "logit", "feature", "logit+feature")
 CLASSES, WIDTH, TEACHER_WIDTH = 4, 3, 5
 CROP, MAP = (16, 24), (2, 3)
 TEACHER_CHANNELS = {"logits": CLASSES, "features": TEACHER_WIDTH}
@@ -59,7 +56,13 @@ def make_batch(n: int = 3) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 
 def make_method(name: str, **config: object) -> Method:
-    return METHODS[name](LossConfig(**config), STUDENT, TEACHER_CHANNELS).double()  # type: ignore[arg-type]
+    return build_method(name, LossConfig(**config), STUDENT, TEACHER_CHANNELS).double()  # type: ignore[arg-type]
+
+
+def project(method: Method, features: Tensor) -> Tensor:
+    """The student's features as its method compares them."""
+    projected: Tensor = method.terms["feature"].projector(features)  # type: ignore[operator]
+    return projected
 
 
 def terms_of(
@@ -134,7 +137,8 @@ class TestTerms:
         assert set(terms) == {"ce", "aux", "logit", "feature"}
         expected = 2.0 * slow_kl(output.logits, targets["logits"], weights, temperature)
         assert terms["logit"].item() == pytest.approx(expected, rel=1e-6)
-        projected = torch.einsum("dc,nchw->ndhw", method.projector.weight[:, :, 0, 0], output.features)
+        weight = method.terms["feature"].projector.weight
+        projected = torch.einsum("dc,nchw->ndhw", weight[:, :, 0, 0], output.features)
         expected = 0.5 * slow_mse(projected.detach(), targets["features"], weights)
         assert terms["feature"].item() == pytest.approx(expected, rel=1e-6)
 
@@ -153,27 +157,12 @@ class TestTerms:
         output, (targets, labels, valid) = make_output()._replace(aux=None), make_batch()
         assert set(terms_of(make_method("none"), output, targets, labels, valid)) == {"ce"}
 
-    @pytest.mark.parametrize("name", METHODS)
-    def test_batch_order_does_not_matter(self, name: str) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
-        method, order = make_method(name), torch.tensor([2, 0, 1])
-        terms = terms_of(method, output, targets, labels, valid)
-        shuffled = terms_of(
-            method,
-            NetworkOutput(*(m[order] for m in output if m is not None)),
-            {key: t[order] for key, t in targets.items()},
-            labels[order],
-            valid[order],
-        )
-        for key, term in terms.items():
-            torch.testing.assert_close(shuffled[key], term)
-
     def test_zero_where_the_student_says_what_the_teacher_says(self) -> None:
         output, (targets, labels, valid) = make_output(), make_batch()
         method = make_method("logit+feature", temperature=2.0)
         targets = {
             "logits": output.logits.detach() + 7.0,  # a constant over classes changes no probability
-            "features": method.projector(output.features).detach(),
+            "features": project(method, output.features).detach(),
         }
         terms = terms_of(method, output, targets, labels, valid)
         assert terms["logit"].item() == pytest.approx(0.0, abs=1e-12)
@@ -240,7 +229,7 @@ class TestGradients:
         assert [term.item() for term in terms.values()] == [0.0] * 4
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_two_processes_average_to_the_whole_batch(name: str) -> None:
     output, (targets, labels, valid) = make_output(), make_batch()
     method = make_method(name)
@@ -330,22 +319,79 @@ def test_totals_are_at_least_one_pixel() -> None:
     assert share_totals(torch.tensor([0.0, 12.0]), 4) == Totals(torch.tensor(0.25), torch.tensor(3.0))
 
 
+class TestRecipes:
+    def test_weights_can_be_changed_one_by_one_and_all_together(self) -> None:
+        def weights(name: str, **config: object) -> dict[str, float]:
+            return make_method(name, **config).weights
+
+        assert weights("logit+feature") == {"logit": 1.0, "feature": 6.0}
+        assert weights("logit+feature", logit_weight=2.0, kd_weight=0.5) == {"logit": 1.0, "feature": 3.0}
+        assert weights("at", kd_terms="attention=5") == {"attention": 5.0, "logit": 1.0}
+        assert weights("logit+feature", kd_terms="logit=0") == {"feature": 6.0}
+
+    def test_a_term_of_weight_zero_is_neither_computed_nor_needed(self) -> None:
+        config = LossConfig(feature_weight=0.0)
+        assert method_needs("logit+feature", config) == ("logits",)
+        method = build_method("logit+feature", config, STUDENT, {"logits": CLASSES})
+        assert not [*method.parameters()]
+
+    def test_the_temperature_is_that_of_every_term_that_has_one(self) -> None:
+        assert make_method("logit").terms["logit"].temperature == 1.0
+        method = build_method(
+            "mgd", LossConfig(temperature=2.0), STUDENT, {"logits": CLASSES, "backbone": 16}
+        )
+        assert {name: term.temperature for name, term in method.terms.items()} == {
+            "generated": None,
+            "cwd": 2.0,
+        }
+
+
 class TestRefusals:
     def test_unknown_method(self) -> None:
-        with pytest.raises(UsageError, match=r"'cwd'; known: none, logit, feature, logit\+feature"):
-            find_method("cwd")
+        with pytest.raises(UsageError, match=r"'guess'; known: none, logit, feature, logit\+feature"):
+            find_method("guess")
 
     @pytest.mark.parametrize("name", ["feature", "logit+feature"])
     def test_missing_target(self, name: str) -> None:
         with pytest.raises(UsageError, match="needs the target 'features'; there is only logits"):
-            METHODS[name](LossConfig(), STUDENT, {"logits": CLASSES})
+            build_method(name, LossConfig(), STUDENT, {"logits": CLASSES})
 
     def test_other_classes(self) -> None:
         with pytest.raises(UsageError, match="the student has 4 classes, the teacher's logits 19"):
-            METHODS["logit"](LossConfig(), STUDENT, {"logits": 19})
+            build_method("logit", LossConfig(), STUDENT, {"logits": 19})
+
+    def test_a_student_without_the_head_that_a_term_compares(self) -> None:
+        headless = dataclasses.replace(STUDENT, aux_channels=0)
+        with pytest.raises(UsageError, match="'dist_aux' needs an auxiliary head") as caught:
+            build_method("dist", LossConfig(), headless, {"logits": CLASSES, "aux": CLASSES})
+        assert "--kd-terms dist_aux=0" in str(caught.value.hint)
 
     @pytest.mark.parametrize(
-        "field", [{"temperature": 0.0}, {"logit_weight": -1.0}, {"kd_ignore": "all"}, {"aux_weight": -0.1}]
+        ("config", "said"),
+        [
+            ({"kd_terms": "pair=1"}, "no term 'pair' whose weight could be set; it has logit"),
+            ({"feature_weight": 1.0}, "no term 'feature'"),
+            ({"kd_terms": "logit"}, "'logit' is no term and its weight"),
+            ({"kd_terms": "logit=-1"}, "'logit=-1' is no term"),
+        ],
+    )
+    def test_weights_of_terms_that_the_method_lacks(self, config: dict[str, object], said: str) -> None:
+        with pytest.raises(UsageError, match=said):
+            make_method("logit", **config)
+
+    def test_a_temperature_where_there_is_none(self) -> None:
+        with pytest.raises(UsageError, match="--temperature"):
+            make_method("feature", temperature=2.0)
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            {"temperature": 0.0},
+            {"logit_weight": -1.0},
+            {"kd_ignore": "all"},
+            {"aux_weight": -0.1},
+            {"kd_weight": 0.0},
+        ],
     )
     def test_config(self, field: dict[str, object]) -> None:
         with pytest.raises(UsageError, match=next(iter(field))):

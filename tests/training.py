@@ -1,0 +1,139 @@
+"""Training runs for tests: a random teacher, small stores, runs in processes of their own, and what runs leave."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.checkpoints import save_network
+from kdcache.cache.datasets import open_dataset
+from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.store import create_store
+from kdcache.cache.teacher import load_teacher
+from kdcache.cache.views import view_policy
+from kdcache.distill import inputs
+from kdcache.distill.checkpoint import load_state
+from kdcache.distill.config import TrainConfig
+
+DATASET = "streets:64x64:6"
+UNCOMPARED = ("kind", "step_s", "wait_s", "training_s")
+
+
+def make_teacher(path: Path) -> Path:
+    """A random PSPNet whose BatchNorms have seen one batch, so that its outputs are of ordinary size."""
+    torch.manual_seed(0)
+    images = open_dataset(DATASET, None, "train")
+    network = build_network(network_config("pspnet_resnet18", len(images.classes.names)))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    crops = torch.from_numpy(np.stack([images.image(index) for index in range(4)]))
+    network.train()(RGB_IMAGENET(crops, None))
+    save_network(path, network, normalisation=RGB_IMAGENET)
+    return path
+
+
+def build(url: Path, teacher_file: Path, *, passes: int = 2, targets=("logits", "features")) -> str:
+    images = inputs.open_dataset(DATASET, None, "train")
+    classes = len(images.classes.names)
+    teacher = load_teacher("pspnet_resnet18", weights=teacher_file, dataset_name=DATASET, classes=classes)
+    spec = plan_store(
+        images,
+        teacher,
+        view_policy(DATASET),
+        seed=0,
+        targets=dict.fromkeys(targets, "fp16"),
+        unit_entries=4,
+    )
+    store = create_store(str(url), spec, images.image_ids)
+    build_store(store, images, teacher, passes=passes, options=BuildOptions(batch_size=2, force=True))
+    return str(url)
+
+
+def lines_of(config: TrainConfig, kind: str = "train") -> list[dict]:
+    lines = [json.loads(line) for line in Path(config.out, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in UNCOMPARED} for line in lines if line["kind"] == kind]
+
+
+def tensors_of(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Everything learnt and everything that the optimiser remembers."""
+    state = load_state(Path(config.out, "checkpoint"))
+    momenta = {f"momentum {k}": v["momentum_buffer"] for k, v in state["optimiser"]["state"].items()}
+    return {**state["model"], **momenta}
+
+
+def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
+    mine, theirs = tensors_of(one), tensors_of(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert lines_of(one) == lines_of(other)
+
+
+def interrupt_after(step: int):
+    def progress(done: int, total: int, note: str) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+FROZEN = property(lambda module: False, lambda module, mode: None)
+
+SMALL_QUEUES = {"pixel_slots": 64, "region_slots": 8}  # of a memory: it is in every checkpoint
+
+SCRIPT = f"""
+import json, sys, torch
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.memory_losses import CrossImageMemory
+from kdcache.distill.train import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, slots in {SMALL_QUEUES}.items():
+        setattr(CrossImageMemory, name, slots)
+    if sys.argv[2] == "freeze":
+        for module in (torch.nn.BatchNorm2d, torch.nn.Dropout2d):
+            module.training = property(lambda module: False, lambda module, mode: None)
+    train(TrainConfig.from_dict(json.loads(sys.argv[1])))
+"""
+
+
+def start(
+    config: TrainConfig, *, freeze: bool = False, rank: int = 0, processes: int = 1, port: int = 0
+) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, one of several where `processes` says so, as `accelerate launch` starts them."""
+    script = Path(config.out).parent / "run.py"
+    script.write_text(SCRIPT)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    launched = {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}} if processes > 1 else {}
+    arguments = [json.dumps(config.to_dict()), "freeze" if freeze else "learn"]
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments], env={**os.environ, **launched}, start_new_session=True
+    )
+
+
+def wait_until_gone(group: int) -> None:
+    """Nothing that a process started may outlive it for long."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("processes of a killed run are still there")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,61 @@
+"""One step of all optimisers: a rival's gradients are its own, whatever half precision makes of the student's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcache.distill.clock import Clock
+from kdcache.distill.train import update
+
+
+class ScaledOptimiser:
+    """As Accelerate wraps one: each step moves the scaler on."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        self.optimiser, self.scaler = optimiser, scaler
+
+    def step(self) -> None:
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def zero_grad(self) -> None:
+        self.optimiser.zero_grad()
+
+
+def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tuple[Tensor, Tensor]:
+    """A parameter of a student and one of its rival after three steps."""
+    student, rival = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    optimiser: Any = torch.optim.SGD([student], lr=0.1)
+    if scaler is not None:
+        optimiser = ScaledOptimiser(optimiser, scaler)
+    run: Any = SimpleNamespace(
+        distiller=SimpleNamespace(method=SimpleNamespace(rivals={"discriminator"})),
+        accelerator=SimpleNamespace(
+            scaler=scaler, backward=lambda loss: (scaler.scale(loss) if scaler else loss).backward()
+        ),
+        optimiser=optimiser,
+        rival_optimisers=[torch.optim.SGD([rival], lr=0.1)],
+    )
+    for step in range(3):
+        factor = 1e38 if overflow and step == 1 else 1.0
+        losses = {"ce": factor * student.square().sum(), "discriminator": rival.square().sum()}
+        update(run, losses, Clock(torch.device("cpu")))
+        assert student.grad is None and rival.grad is None
+    return student.detach(), rival.detach()
+
+
+@pytest.mark.parametrize("growth_interval", [1, 1000])
+def test_scaling_changes_neither(growth_interval: int) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=growth_interval)
+    for plain, scaled in zip(learn(None), learn(scaler), strict=True):
+        assert torch.equal(plain, scaled)
+
+
+def test_an_overflow_of_the_students_gradients_leaves_the_rivals_alone() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    (student, rival), (skipped, same) = learn(None), learn(scaler, overflow=True)
+    assert torch.equal(rival, same)
+    assert float(skipped) == pytest.approx(float(student) / 0.8)  # one step of three was left out
