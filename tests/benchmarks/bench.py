@@ -10,10 +10,14 @@ BENCHMARKS = {
     "build": "build throughput over a bare teacher loop on the same crops",
     "reader": "random entries: the own reader over zarr-python, tensorstore and a memory map",
     "datapath": "crops a second on one core, by where they come from, and what every stage costs",
+    "students": "mIoU of students from every codec, less that from exact targets",
     "memory": "peak memory of build and distill on a store and on one ten times as large",
 }
 
-CODECS_OPTIONS = ("--store", "--data-root", "--weights", "--student")
+OPTIONS = {
+    "codecs": ("store", "data_root", "weights", "student"),
+    "students": ("dataset", "data_root", "teacher", "weights", "crop", "steps", "seeds", "views", "method"),
+}
 
 
 def main() -> int:
@@ -23,13 +27,14 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    for option in CODECS_OPTIONS:
-        parser.add_argument(option, help="for codecs: measure the teacher of a store that stands")
+    for option in dict.fromkeys(option for options in OPTIONS.values() for option in options):
+        users = ", ".join(name for name, options in OPTIONS.items() if option in options)
+        parser.add_argument(f"--{option.replace('_', '-')}", help=f"for {users}: see its file")
     arguments = vars(parser.parse_args())
     name, quick, as_json = (arguments.pop(key) for key in ("name", "quick", "json"))
     given = {key: value for key, value in arguments.items() if value is not None}
-    if given and name != "codecs":
-        parser.error(f"{', '.join(given)}: for codecs alone")
+    if unknown := [option for option in given if option not in OPTIONS.get(name, ())]:
+        parser.error(f"{', '.join(unknown)}: not for {name}")
     benchmark = importlib.import_module(f"bench_{name}")
     return int(benchmark.run(quick=quick, as_json=as_json, **given))
 
