@@ -26,6 +26,7 @@ from kdcache.distill.config import (
     MIXED_PRECISIONS,
     OPTIONS,
     SOURCES,
+    WARM_UPS,
     TrainConfig,
 )
 from kdcache.distill.durations import duration_text
@@ -66,6 +67,7 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 @option("--split", metavar="SPLIT", help="Split to train on, where no store says it.")
 @option("--eval-split", metavar="SPLIT", help="Split of the scores; '' for none.")
 @option("--fresh-views", is_flag=True, help="Draw new views for ever; for --source none and online.")
+@option("--passes", type=options.COUNT, help="Take the store's first N passes alone.", show_default="all")
 @options.view_options("recipe", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio")
 @option("--teacher", metavar="NAME", help="The teacher of --source online, as `build` takes it.")
 @option("--weights", metavar="PATH|URL|auto", help="Its weights.")
@@ -118,6 +120,11 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
     "--compile",
     is_flag=True,
     help="Compile the student's forward pass and loss: minutes, then quicker steps.",
+)
+@option(
+    "--warm-up",
+    type=click.Choice(WARM_UPS),
+    help="What of a start counts as training: the first steps, compiling too (all), or none of it.",
 )
 @option("--device", type=click.Choice(["auto", "cpu"]), help="`auto` takes an accelerator if there is one.")
 @option(
