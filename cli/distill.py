@@ -30,6 +30,7 @@ from kdcache.distill.config import (
     TrainConfig,
 )
 from kdcache.distill.durations import duration_text
+from kdcache.distill.recipes import RECIPES, recipe_fields
 from kdcache.distill.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
 
 def make_config(console: Console, /, home: str, resume: bool, given: dict[str, Any]) -> TrainConfig:
     """The run that the options ask for, on top of the resumed run's own configuration."""
-    asked = _config_fields(given)
+    asked = config_fields(given)
     before = _resumed(asked) if resume else {}
     if any(name in asked for name in LENGTHS):
         before = {name: value for name, value in before.items() if name not in LENGTHS}
@@ -190,15 +191,21 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
     if "method" not in merged:
         raise UsageError("--method is missing", hint="--method none, logit, feature, cwd, ...")
     merged.setdefault("source", "none" if merged["method"] == "none" else "cache")
+    merged |= recipe_fields(merged.get("recipe", ""), merged)
     merged.setdefault("out", _default_out(merged))
     if all(merged.get(name) is None for name in LENGTHS):
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
-        merged["store"] = _find_store(console, home, asked.get("store"), merged)
+        targets = needs(merged) if merged["source"] == "cache" else ()
+        merged["store"] = find_store(console, home, asked.get("store"), merged.get("dataset"), targets)
+    if merged.get("store") and merged.get("recipe") in RECIPES:
+        del merged[
+            "recipe"
+        ]  # the views are the store's, and all that it sets for training stands field by field
     return TrainConfig.from_dict(merged)
 
 
-def _config_fields(given: dict[str, Any]) -> dict[str, Any]:
+def config_fields(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of TrainConfig that were given."""
     given = dict(given)
     views = options.view_overrides(given)
@@ -229,18 +236,21 @@ def _default_out(values: dict[str, Any]) -> str:
     return f"runs/{values['method']}-{values.get('student', DEFAULTS['student'])}"
 
 
-def _find_store(console: Console, home: str, store: str | None, run: dict[str, Any]) -> str:
-    from kdcache.cli.home import choose_store, describe, find_store
+def find_store(
+    console: Console, home: str, store: str | None, dataset: str | None, targets: tuple[str, ...]
+) -> str:
+    """URL of the store that was named, or of the home's newest one, before others one that holds the targets."""
+    from kdcache.cli.home import choose_store, describe
+    from kdcache.cli.home import find_store as find_named
 
     if store is not None:
-        return find_store(home, store).url
-    needs = _needs(run) if run["source"] == "cache" else ()
-    chosen = choose_store(home, dataset=run.get("dataset"), trainable=True, targets=needs)
+        return find_named(home, store).url
+    chosen = choose_store(home, dataset=dataset, trainable=True, targets=targets)
     console.note(f"store {describe(chosen)}")
     return chosen.url
 
 
-def _needs(run: dict[str, Any]) -> tuple[str, ...]:
+def needs(run: dict[str, Any]) -> tuple[str, ...]:
     """Targets that the run takes from its store."""
     from kdcache.distill.losses import LABELS, LossConfig
     from kdcache.distill.methods import method_needs

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kdcache.cache.errors import UsageError
+from kdcache.distill.recipes import RECIPES
 from kdcache.distill.schedule import SCHEDULES
 
 SOURCES = ("cache", "online", "none")
@@ -87,7 +88,7 @@ class TrainConfig:
 
     # Views, where no store says them; None takes the dataset's recipe (views.VIEW_RECIPES)
     recipe: str | None = None
-    """A name of views.RECIPES."""
+    """A name of views.RECIPES. What recipes.RECIPES has under that name stands in the fields."""
     crop_height_px: int | None = None
     crop_width_px: int | None = None
     scale_min: float | None = None
@@ -212,11 +213,12 @@ class TrainConfig:
         ]
 
     def command(self) -> str:
-        """The command line that asks for this run, `kdcache distill ...`; what has its default is left out."""
+        """The command line that asks for this run, `kdcache distill ...`; what it would be anyway is left out."""
         words = ["kdcache", "distill", "--method", self.method]
+        by_recipe = {name: figure.value for name, figure in RECIPES.get(self.recipe or "", {}).items()}
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "method" and value != field.default:
+            value, unsaid = getattr(self, field.name), by_recipe.get(field.name, field.default)
+            if field.name != "method" and value is not None and value != unsaid:
                 words += _arguments(field.name, value)
         if self.crop_height_px is not None:
             words += ["--crop", f"{self.crop_height_px}x{self.crop_width_px}"]

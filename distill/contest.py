@@ -13,7 +13,7 @@ in an order drawn anew, so that a machine that slows down slows all of them alik
 repeated at the very end: what differs between the two is the machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -98,6 +98,7 @@ class Contest:
     rungs: tuple[Rung, ...]  # those of the time before those of steps
     seeds: tuple[int, ...]
     run: Mapping[str, Any]  # fields of TrainConfig that all runs share
+    store_key: str  # of the store that all runs share, see spec.StoreSpec
     processes: int = 1  # of every run
     teacher: Mapping[str, Any] = field(default_factory=dict)
     """What is known of it: name, miou, pixel_accuracy, and build_s of each pass of the store."""
@@ -159,6 +160,7 @@ class Contest:
                 rungs=tuple(Rung(**rung) for rung in values["rungs"]),
                 seeds=tuple(values["seeds"]),
                 run=values["run"],
+                store_key=values["store_key"],
                 processes=values["processes"],
                 teacher=values["teacher"],
             )
@@ -182,9 +184,60 @@ class Contest:
             "methods": ",".join(contender.name for contender in self.contenders),
             "lengths": ",".join(rung.name for rung in self.rungs),
             "seeds": ",".join(map(str, self.seeds)),
+            "store": self.store_key,
             "--processes": self.processes,
             **run,
         }
+
+
+def make_contenders(
+    methods: Sequence[str], *, online: Sequence[str] = (), views: Sequence[int] = (), fresh_views: bool = True
+) -> tuple[Contender, ...]:
+    """The rows of a comparison, the baseline first: `none` where it is among the methods, else the first one.
+
+    Args:
+        online: methods whose teacher runs along too, over fresh views: the limit of what views can bring.
+        views: numbers of passes; each method from the cache is confined to each. Empty for all passes alone.
+        fresh_views: `none` draws fresh views, and a second row of it has the store's. Else the store's alone.
+    """
+    rows = []
+    for method in sorted(methods, key=lambda name: name != BASELINE):
+        if method == BASELINE and fresh_views:
+            rows.append(Contender(method=method, source="none", fresh_views=True))
+        if method == BASELINE:
+            rows.append(Contender(method=method, source="none"))
+        else:
+            rows += [Contender(method=method, passes=passes) for passes in views or (None,)]
+    rows += [Contender(method=method, source="online", fresh_views=True) for method in online]
+    return tuple(rows)
+
+
+def make_rungs(
+    budgets_s: Sequence[float], steps: Sequence[int], clocks: Sequence[str] = ()
+) -> tuple[Rung, ...]:
+    """The ladder. Without `clocks`, all that the lengths allow.
+
+    Args:
+        steps: of the clock of steps; empty for those that the baseline reaches in each budget.
+
+    Raises:
+        UsageError: a clock without a length, or a length without a clock.
+    """
+    clocks = clocks or (CLOCKS if budgets_s else ("steps",))
+    if not budgets_s and not steps:
+        raise UsageError(
+            "nothing says how long a comparison is", hint="--budget 1h, --budget 30m,1h,2h or --steps 2000"
+        )
+    if ("time" in clocks) != bool(budgets_s) or (steps and "steps" not in clocks):
+        raise UsageError(
+            f"--clock {','.join(clocks)} does not go with the lengths given",
+            hint="the clock time takes --budget; steps takes --steps, or the baseline's in each budget of the clock time",
+        )
+    timed = [Rung(clock="time", budget_s=budget_s) for budget_s in budgets_s]
+    counted = [Rung(clock="steps", steps=count) for count in steps] or [
+        Rung(clock="steps", budget_s=budget_s) for budget_s in budgets_s
+    ]
+    return (*timed, *(counted if "steps" in clocks else ()))
 
 
 def find_steps(

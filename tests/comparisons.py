@@ -32,6 +32,7 @@ def make_contest(
         rungs=(*timed, *counted),
         seeds=tuple(seeds),
         run={"store": "stores/ab", "dataset": "", "teacher": "pspnet_resnet101", "backbone_weights": "none"},
+        store_key="0123456789ab",
         teacher={"name": "pspnet_resnet101", "miou": 0.8, "pixel_accuracy": 0.95, "build_s": [300.0, 300.0]},
     )
 
