@@ -13,6 +13,7 @@ in an order drawn anew, so that a machine that slows down slows all of them alik
 repeated at the very end: what differs between the two is the machine.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -147,6 +148,34 @@ class Contest:
         return TrainConfig.from_dict(
             {**self.run, **start.contender.fields, **length, "seed": start.seed, "out": out}
         )
+
+    def command(self) -> str:
+        """The command line that asks for it, but for its folder; options that have their defaults are left out."""
+        methods = dict.fromkeys(c.method for c in self.contenders if c.source != "online")
+        online = [c.method for c in self.contenders if c.source == "online"]
+        views = dict.fromkeys(str(c.passes) for c in self.contenders if c.passes is not None)
+        budgets = [f"{rung.budget_s:g}s" for rung in self.rungs if rung.clock == "time"]
+        steps = [str(rung.steps) for rung in self.rungs if rung.steps is not None]
+        lists = {
+            "--methods": methods,
+            "--online": online,
+            "--views": views,
+            "--budget": budgets,
+            "--steps": steps,
+            "--clock": self.clocks,
+        }
+        words = ["kdcache", "compare"]
+        for option, names in lists.items():
+            words += [option, ",".join(names)] if names else []
+        words += ["--seeds", str(len(self.seeds)), "--processes", str(self.processes)]
+        if not any(c.source == "none" and c.fresh_views for c in self.contenders):
+            words.append("--no-fresh-views")
+        shared = {**self.run, "method": BASELINE, "source": "none", "steps": 1, "out": "OUT"}
+        said = shlex.split(TrainConfig.from_dict(shared).command())
+        for option in ("--method", "--source", "--steps", "--out"):
+            at = said.index(option)
+            del said[at : at + 2]
+        return shlex.join([*words, *said[2:]])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -30,11 +30,17 @@ class Difference:
 def paired_difference(values: Sequence[float], base: Sequence[float]) -> Difference:
     """`values` minus `base`, pair by pair: both of the same seeds, in the same order, one at least."""
     differences = [value - other for value, other in zip(values, base, strict=True)]
-    mean, pairs = statistics.fmean(differences), len(differences)
-    if pairs == 1:
-        return Difference(mean=mean, pairs=1, low=None, high=None)
-    half = student_quantile(CONFIDENCE, pairs - 1) * statistics.stdev(differences) / math.sqrt(pairs)
-    return Difference(mean=mean, pairs=pairs, low=mean - half, high=mean + half)
+    low, high = mean_interval(differences) or (None, None)
+    return Difference(mean=statistics.fmean(differences), pairs=len(differences), low=low, high=high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Where the mean lies of what `values` are draws of, with CONFIDENCE; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, count = statistics.fmean(values), len(values)
+    half = student_quantile(CONFIDENCE, count - 1) * statistics.stdev(values) / math.sqrt(count)
+    return mean - half, mean + half
 
 
 def student_quantile(confidence: float, freedom: int) -> float:

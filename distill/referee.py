@@ -96,6 +96,7 @@ def _attempt(
         "wall_s": 0.0,
         "exit_code": None,
         "error": None,
+        "hint": None,
     }
     steps = find_steps(contest, start.rung, done) if start.rung.clock == "steps" else None
     if start.rung.clock == "steps" and steps is None:
@@ -104,20 +105,20 @@ def _attempt(
     try:
         config = contest.config(start, str(folder / RUNS / start.name), steps)
     except KDCacheError as error:
-        return {**attempt, "error": str(error), "exit_code": error.exit_code}
+        return {**attempt, "exit_code": error.exit_code, "error": str(error), "hint": error.hint}
     began = time.monotonic()
     try:
-        code, error_line = _train(folder, start.name, run_command(config, contest.processes), lock, report)
+        ended = _train(folder, start.name, run_command(config, contest.processes), lock, report)
     except KeyboardInterrupt:
         _record(folder, {**attempt, "wall_s": time.monotonic() - began})
         raise
-    return {**attempt, "wall_s": time.monotonic() - began, "exit_code": code, "error": error_line}
+    return {**attempt, **ended, "wall_s": time.monotonic() - began}
 
 
 def _train(
     folder: Path, name: str, command: list[str], lock: int, report: Callable[[str], None]
-) -> tuple[int, str | None]:
-    """Exit code of a run's process, and why it failed where it did."""
+) -> dict[str, Any]:
+    """The exit code of a run's process, and why it failed where it did."""
     (folder / LOGS).mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OF_DISTILL)}
     with open(folder / LOGS / f"{name}.log", "a") as log:
@@ -142,7 +143,7 @@ def _train(
             code = process.wait()
         finally:
             _end(process)
-    return code, None if code == 0 else _reason(code, said)
+    return {"exit_code": code, **(_reason(code, said) if code else {})}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -158,16 +159,16 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stderr.close()
 
 
-def _reason(code: int, said: list[str]) -> str:
-    """One line: the error that the run printed as JSON, or the last thing that it said."""
+def _reason(code: int, said: list[str]) -> dict[str, str | None]:
+    """The error that the run printed as JSON, on one line, or the last thing that it said."""
     for line in said:
-        if line.startswith("{"):
-            try:
-                return str(json.loads(line)["message"]).splitlines()[0]
-            except (ValueError, KeyError):
-                continue
+        try:
+            error = json.loads(line)
+            return {"error": error["message"].splitlines()[0], "hint": error["hint"]}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
     ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"ended with {ended}" + (f": {said[-1]}" if said else "")
+    return {"error": f"ended with {ended}" + (f": {said[-1]}" if said else "")}
 
 
 def _record(folder: Path, attempt: dict[str, Any]) -> None:

@@ -4,81 +4,23 @@
     runfolder.write_json(Path("standings.json"), standings.to_dict())
 
 A ranking is by the mean mIoU over seeds, of the last checkpoints. Differences are to the baseline, paired by seed.
-The cost of a step is a median over the steps between lines of metrics, over all runs on the clock named `time` where
-there is one. Shares of student, loss and teacher follow from differences between contenders: see `Cost`.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from kdcache.cache.errors import NotFoundError
+from kdcache.cache.objects import redact
 from kdcache.distill import runfolder
-from kdcache.distill.clock import BACKWARD, FORWARD, OPTIMISER, PARTS
-from kdcache.distill.contest import (
-    ATTEMPTS,
-    COMPARISON,
-    RUNS,
-    Contender,
-    Contest,
-    Rung,
-    Start,
-    find_steps,
-)
-from kdcache.distill.intervals import Difference, paired_difference
-from kdcache.distill.runrecord import RunRecord, RunSummary
+from kdcache.distill.account import COMPLETE, FAILED, Outcome, read_attempts, read_outcome
+from kdcache.distill.contest import COMPARISON, Contender, Contest, Rung, find_steps
+from kdcache.distill.intervals import Difference, mean_interval, paired_difference
+from kdcache.distill.stepcost import Cost, measure_costs
 
 FORMAT_VERSION = 1
-COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
-COMPUTE = (PARTS[FORWARD], PARTS[BACKWARD], PARTS[OPTIMISER])
-"""Parts of a step that the device computes in."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """One run. Seconds are those of all its processes one after another; None where there is no run yet."""
-
-    start: Start
-    folder: str  # from the comparison's
-    status: str  # COMPLETE, FAILED, UNFINISHED or WAITING
-    error: str | None  # one line, of a failed run
-    command: str | None  # repeats it
-    training_s: float | None  # the account
-    wait_s: float | None  # of it, waiting for data
-    evaluation_s: float | None  # outside of the account, as are the next three
-    saving_s: float | None
-    startup_s: float | None  # and the end: processes, imports, opening, the report
-    wall_s: float | None  # all of it
-    summary: RunSummary | None
-    record: RunRecord | None
-
-    @property
-    def miou(self) -> float | None:
-        return self.summary.miou if self.summary and self.status == COMPLETE else None
-
-    def to_dict(self) -> dict[str, Any]:
-        times = ("training_s", "wait_s", "evaluation_s", "saving_s", "startup_s", "wall_s")
-        summary = self.summary
-        return {
-            "name": self.start.name,
-            "folder": self.folder,
-            "contender": self.start.contender.name,
-            "rung": self.start.rung.name,
-            "seed": self.start.seed,
-            "again": self.start.again,
-            "status": self.status,
-            "error": self.error,
-            "steps": summary.steps if summary else None,
-            "planned_steps": summary.planned_steps if summary else None,
-            "step_s": summary.step_s if summary else None,
-            "miou": self.miou,
-            "pixel_accuracy": summary.pixel_accuracy if summary else None,
-            **{name: getattr(self, name) for name in times},
-            "command": self.command,
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +30,7 @@ class Row:
     rank: int | None  # 1 is best; None without a score
     contender: str
     miou: float | None
+    interval: tuple[float, float] | None  # of the mean mIoU; None for fewer than two seeds
     by_seed: Mapping[int, float]
     difference: Difference | None  # of mIoU to the baseline; None for itself, and without a common seed
     pixel_accuracy: float | None
@@ -120,24 +63,6 @@ class Move:
     steps_rung: str
     by_time: int  # ranks
     by_steps: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """A step of a contender, in seconds.
-
-    `student_s` is the computation of a baseline's step, `loss_s` what a method from the cache computes beyond that, and
-    `teacher_s` what the method computes beyond its cached self when its teacher runs along; None where the comparison
-    has no such contender.
-    """
-
-    contender: str
-    step_s: float
-    over_baseline: float | None  # a ratio; None where the baseline was not timed
-    parts: Mapping[str, float]  # by clock.PARTS' words
-    student_s: float | None
-    loss_s: float | None
-    teacher_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +112,7 @@ class Standings:
             )
         contest = Contest.from_dict(runfolder.read_json(folder / COMPARISON))
         attempts = read_attempts(folder)
-        outcomes = [_read_outcome(folder, start, attempts.get(start.name, [])) for start in contest.starts()]
+        outcomes = [read_outcome(folder, start, attempts.get(start.name, [])) for start in contest.starts()]
         teacher_cost = _teacher_cost(contest, outcomes)
         rankings = [_rank(contest, rung, outcomes, teacher_cost) for rung in contest.rungs]
         return cls(
@@ -195,7 +120,7 @@ class Standings:
             outcomes=outcomes,
             rankings=rankings,
             moves=list(_moves(rankings)),
-            costs=_costs(contest, outcomes),
+            costs=measure_costs(contest, outcomes),
             noise=list(_noise(contest, outcomes)),
             teacher_cost=teacher_cost,
         )
@@ -217,7 +142,10 @@ class Standings:
             "rungs": [{"name": rung.name, **asdict(rung)} for rung in contest.rungs],
             "seeds": list(contest.seeds),
             "processes": contest.processes,
-            "options": dict(contest.run),
+            "options": {**contest.run, "store": redact(str(contest.run.get("store", "")))},
+            "store_key": contest.store_key,
+            "command": contest.command(),
+            "student": next((o.summary.student for o in self.outcomes if o.summary), None),
             "dataset": self._dataset(),
             "environment": self._environment(),
             "teacher": {**contest.teacher, "cost": asdict(self.teacher_cost) if self.teacher_cost else None},
@@ -266,48 +194,6 @@ class Standings:
 _OF_ONE_RUN = frozenset({"term_weights", "in_flight_entries", "in_flight_entry_bytes", "in_flight_bytes"})
 
 
-def read_attempts(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of attempts.jsonl by run; the last one of a killed comparison may be half, and is left out."""
-    path = folder / ATTEMPTS
-    attempts: dict[str, list[dict[str, Any]]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            attempt = json.loads(line)
-        except ValueError:
-            continue
-        attempts.setdefault(attempt["run"], []).append(attempt)
-    return attempts
-
-
-def _read_outcome(folder: Path, start: Start, attempts: Sequence[Mapping[str, Any]]) -> Outcome:
-    place = Path(RUNS, start.name)
-    record = RunRecord.read(folder / place) if (folder / place / runfolder.CONFIG).is_file() else None
-    summary = record.summary() if record else None
-    error = attempts[-1]["error"] if attempts else None
-    done = summary is not None and summary.complete
-    status = COMPLETE if done else FAILED if error else UNFINISHED if record else WAITING
-    wall_s = sum(attempt["wall_s"] for attempt in attempts) if attempts else None
-    spent = {
-        "training_s": summary.training_s if summary else None,
-        "evaluation_s": record.seconds_of("eval") if record else None,
-        "saving_s": record.seconds_of("save") if record else None,
-    }
-    known_s = sum(seconds for seconds in spent.values() if seconds is not None)
-    return Outcome(
-        start=start,
-        folder=place.as_posix(),
-        status=status,
-        error=None if done else error,
-        command=record.repeat_command() if record else None,
-        **spent,
-        wait_s=summary.wait_share * summary.training_s if summary else None,
-        startup_s=None if wall_s is None or record is None else max(0.0, wall_s - known_s),
-        wall_s=wall_s,
-        summary=summary,
-        record=record,
-    )
-
-
 def _rank(
     contest: Contest, rung: Rung, outcomes: Sequence[Outcome], teacher_cost: TeacherCost | None
 ) -> Ranking:
@@ -316,17 +202,13 @@ def _rank(
     base = _by_seed(by_contender[contest.baseline])
     rows = [_row(contest, c, of_it, base, teacher_cost) for c, of_it in by_contender.items()]
     scored = sorted((row for row in rows if row.miou is not None), key=lambda row: -(row.miou or 0))
-    ranked = [_with_rank(row, rank) for rank, row in enumerate(scored, start=1)]
+    ranked = [replace(row, rank=rank) for rank, row in enumerate(scored, start=1)]
     steps = {o.start.name: o.summary.steps for o in outcomes if o.miou is not None and o.summary}
     return Ranking(
         rung=rung,
         steps=find_steps(contest, rung, steps) if rung.clock == "steps" else None,
         rows=[*ranked, *(row for row in rows if row.miou is None)],
     )
-
-
-def _with_rank(row: Row, rank: int) -> Row:
-    return Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "rank": rank})
 
 
 def _row(
@@ -347,6 +229,7 @@ def _row(
         rank=None,
         contender=contender.name,
         miou=miou,
+        interval=mean_interval(list(by_seed.values())),
         by_seed=by_seed,
         difference=paired_difference([by_seed[s] for s in common], [base[s] for s in common])
         if compared
@@ -400,73 +283,6 @@ def _moves(rankings: Sequence[Ranking]) -> Iterable[Move]:
                     by_time=place,
                     by_steps=other,
                 )
-
-
-def _costs(contest: Contest, outcomes: Sequence[Outcome]) -> list[Cost]:
-    measured: dict[Contender, tuple[float, dict[str, float]]] = {}
-    for contender in contest.contenders:
-        of_it = [o for o in outcomes if o.start.contender == contender and o.record and o.status == COMPLETE]
-        timed = [o for o in of_it if o.start.rung.clock == contest.clocks[0] and not o.start.again]
-        if timed:
-            step_s = statistics.median(o.summary.step_s for o in timed if o.summary)
-            profiles = [profile for o in timed if o.record and (profile := o.record.profile())]
-            measured[contender] = (step_s, _mean_parts(profiles))
-    base = measured.get(contest.baseline)
-    return [
-        Cost(
-            contender=contender.name,
-            step_s=step_s,
-            over_baseline=step_s / base[0] if base and base[0] else None,
-            parts=parts,
-            student_s=_compute_s(base[1]) if base else None,
-            loss_s=_loss_s(contender, measured, base and base[1]),
-            teacher_s=_teacher_s(contender, measured),
-        )
-        for contender, (step_s, parts) in measured.items()
-    ]
-
-
-def _mean_parts(profiles: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {
-        words: statistics.fmean(p[words] for p in profiles) for words in (PARTS.values() if profiles else ())
-    }
-
-
-def _compute_s(parts: Mapping[str, float]) -> float | None:
-    return sum(parts[words] for words in COMPUTE) if parts else None
-
-
-def _loss_s(
-    contender: Contender,
-    measured: Mapping[Contender, tuple[float, Mapping[str, float]]],
-    base: Mapping[str, float] | None,
-) -> float | None:
-    """Of a method from the cache; that of an online contender is its cached self's."""
-    if contender.source == "none" or not base:
-        return None
-    own, student = _cached_s(contender, measured), _compute_s(base)
-    return None if own is None or student is None else own - student
-
-
-def _teacher_s(
-    contender: Contender, measured: Mapping[Contender, tuple[float, Mapping[str, float]]]
-) -> float | None:
-    if contender.source != "online":
-        return None
-    own, with_teacher = _cached_s(contender, measured), _compute_s(measured[contender][1])
-    return None if own is None or with_teacher is None else with_teacher - own
-
-
-def _cached_s(
-    contender: Contender, measured: Mapping[Contender, tuple[float, Mapping[str, float]]]
-) -> float | None:
-    """What the method computes in a step from the cache: the contender itself, or its first one that does."""
-    if contender.source == "cache":
-        return _compute_s(measured[contender][1])
-    cached = (
-        parts for c, (_, parts) in measured.items() if c.method == contender.method and c.source == "cache"
-    )
-    return _compute_s(next(cached, {}))
 
 
 def _noise(contest: Contest, outcomes: Sequence[Outcome]) -> Iterable[Noise]:

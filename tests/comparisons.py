@@ -46,7 +46,7 @@ def make_comparison(folder: Path, contest: Contest, *, failed: Mapping[str, str]
         error = (failed or {}).get(start.name)
         attempt = {"run": start.name, "began": "2026-01-02T03:04:05Z", "exit_code": 1 if error else 0}
         wall_s = 2.0 if error else make_run(folder / RUNS / start.name, contest, start)
-        attempts.append({**attempt, "wall_s": wall_s, "error": error})
+        attempts.append({**attempt, "wall_s": wall_s, "error": error, "hint": None})
     (folder / ATTEMPTS).write_text("".join(json.dumps(line) + "\n" for line in attempts))
     return folder
 

@@ -14,10 +14,11 @@ from comparisons import FEATURE, LOGIT, NONE, make_contest
 
 from kdcache.cache.errors import UsageError
 from kdcache.distill import referee
+from kdcache.distill.account import COMPLETE, FAILED, UNFINISHED, WAITING, read_attempts
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.contest import COMPARISON, Contender, Contest
 from kdcache.distill.referee import enter, run_contest
-from kdcache.distill.standings import COMPLETE, FAILED, UNFINISHED, WAITING, Standings, read_attempts
+from kdcache.distill.standings import Standings
 
 RUN = textwrap.dedent("""
     import json, pathlib, sys

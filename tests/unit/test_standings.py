@@ -18,7 +18,8 @@ from comparisons import (
 )
 
 from kdcache.cache.errors import NotFoundError, UsageError
-from kdcache.distill.standings import COMPLETE, FAILED, WAITING, Move, Standings
+from kdcache.distill.account import COMPLETE, FAILED, WAITING
+from kdcache.distill.standings import Move, Standings
 
 
 @pytest.fixture(scope="module")
