@@ -57,6 +57,15 @@ def test_a_start_is_a_run_of_distill() -> None:
     assert (config.method, config.source, config.budget_seconds, config.steps) == ("logit", "cache", None, 44)
 
 
+def test_a_method_takes_the_weights_and_the_temperature_that_it_has() -> None:
+    contest = make_contest((NONE, LOGIT, FEATURE))
+    options = {"kd_terms": "logit=2,feature=0.5", "temperature": 4.0}
+    contest = dataclasses.replace(contest, run={**contest.run, **options})
+    by_method = {s.contender.method: contest.config(s, "out", 5) for s in contest.starts()}
+    found = {method: (config.kd_terms, config.temperature) for method, config in by_method.items()}
+    assert found == {"none": ("", None), "logit": ("logit=2.0", 4.0), "feature": ("feature=0.5", None)}
+
+
 def test_steps_are_those_of_the_baselines_first_seed() -> None:
     contest, rung = make_contest((NONE, LOGIT)), Rung(clock="steps", budget_s=100.0)
     assert find_steps(contest, rung, {"time-100s-none-seed-1": 7}) is None
