@@ -263,4 +263,6 @@ def _show(console: Console, standings: "Standings", out: Path) -> None:
         console.line(ranking_title(ranking))
         console.table(*ranking_table(ranking))
         console.line("")
+    for caution in standings.cautions:
+        console.line(f"mind: {caution}")
     console.line(f"report: {out}/report.md")

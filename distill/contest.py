@@ -88,7 +88,9 @@ class Start:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"{self.rung.name}-{self.contender.name}-seed-{self.seed}" + ("-again" if self.again else "")
+        return f"{self.rung.name}-{self.contender.name}-seed-{self.seed}" + (
+            "-repeated" if self.again else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
