@@ -31,7 +31,7 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
     from kdcache.distill.report import write_report
 
     summaries = compare_runs(runs)
-    scores = _teacher_scores(teacher) if teacher else None
+    scores = read_teacher_scores("--teacher", teacher) if teacher else None
     if len(runs) == 1 and not out and not teacher:
         report = write_report(runs[0])
     else:
@@ -46,26 +46,26 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
     console.line(f"report: {report}")
 
 
-def _teacher_scores(source: str) -> dict[str, Any]:
-    """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`."""
-    from kdcache.distill.comparison import compare_runs
+def read_teacher_scores(option: str, source: str) -> dict[str, Any]:
+    """Name, mIoU, IoU by class and pixel accuracy out of a run's folder or a file of `evaluate --json`, which an option named."""
     from kdcache.distill.runfolder import read_json
+    from kdcache.distill.runrecord import RunRecord
 
     path, name = Path(source), "teacher"
     if path.is_file():
         scores = read_json(path)
     elif path.is_dir():
-        summary = compare_runs([path])[0]
-        scores = {"miou": summary.miou, "pixel_accuracy": summary.pixel_accuracy}
-        name = f"teacher, {summary.student}"
+        run = RunRecord.read(path)
+        scores, name = dict(run.scores or {}), f"teacher, {run.config['student']}"
     else:
         raise NotFoundError(
-            f"--teacher {source}: no such run or file",
+            f"{option} {source}: no such run or file",
             hint="a run's folder, or a file of `kdcache evaluate --teacher NAME --json`",
         )
     if not isinstance(scores.get("miou"), float):
         raise UsageError(
-            f"--teacher {source} has no mIoU",
+            f"{option} {source} has no mIoU",
             hint="name a finished run, or a file of `kdcache evaluate --json`",
         )
-    return {"name": name, "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}
+    known = {key: scores.get(key) for key in ("pixel_accuracy", "iou")}
+    return {"name": name, "miou": scores["miou"], **known}
