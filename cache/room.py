@@ -33,7 +33,7 @@ def look_ahead(
 ) -> Outlook:
     """What these units, each (pass, unit), will take. `teacher_s` is an entry's, where this process has measured it."""
     entries = sum(len(store.spec.unit_rows(unit)) for _, unit in units)
-    pace = _recorded_pace(store) if teacher_s is None else teacher_s
+    pace = recorded_pace(store) if teacher_s is None else teacher_s
     return Outlook(
         entries_left=entries,
         bytes_left=entries * sum(calibrated_bytes(store).values()),
@@ -74,7 +74,7 @@ def _plausible(store: Store, name: str, value: Any) -> Any:
     return value
 
 
-def _recorded_pace(store: Store) -> float | None:
+def recorded_pace(store: Store) -> float | None:
     """Seconds an entry of the unit that was committed last, by any builder."""
     for index in reversed(store.begun_passes()):
         if units := store.committed_units(index):

@@ -246,6 +246,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "photometric": False,
         "cat_max_ratio": 1.0,
     },
+    # Views of distill.recipes. Colours are in a digest of arXiv 2604.25530; its abstract leaves the rest open, which is
+    # mmsegmentation's here.
+    "paper-cityscapes": {"crop_height_px": 512, "crop_width_px": 1024, "photometric": True},
+    "paper-ade20k": {"crop_height_px": 512, "crop_width_px": 512, "photometric": True},
+    "teacher-cityscapes": {"crop_height_px": 512, "crop_width_px": 1024, "photometric": True},
+    "teacher-ade20k": {"crop_height_px": 512, "crop_width_px": 512, "photometric": True},
+    "camvid": {},
+    "streets": {},
+    "teacher-streets": {},
 }
 
 

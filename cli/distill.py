@@ -26,9 +26,11 @@ from kdcache.distill.config import (
     MIXED_PRECISIONS,
     OPTIONS,
     SOURCES,
+    WARM_UPS,
     TrainConfig,
 )
 from kdcache.distill.durations import duration_text
+from kdcache.distill.recipes import RECIPES, recipe_fields
 from kdcache.distill.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 @option("--split", metavar="SPLIT", help="Split to train on, where no store says it.")
 @option("--eval-split", metavar="SPLIT", help="Split of the scores; '' for none.")
 @option("--fresh-views", is_flag=True, help="Draw new views for ever; for --source none and online.")
+@option("--passes", type=options.COUNT, help="Take the store's first N passes alone.", show_default="all")
 @options.view_options("recipe", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio")
 @option("--teacher", metavar="NAME", help="The teacher of --source online, as `build` takes it.")
 @option("--weights", metavar="PATH|URL|auto", help="Its weights.")
@@ -118,6 +121,11 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
     "--compile",
     is_flag=True,
     help="Compile the student's forward pass and loss: minutes, then quicker steps.",
+)
+@option(
+    "--warm-up",
+    type=click.Choice(WARM_UPS),
+    help="What of a start counts as training: the first steps, compiling too (all), or none of it.",
 )
 @option("--device", type=click.Choice(["auto", "cpu"]), help="`auto` takes an accelerator if there is one.")
 @option(
@@ -175,7 +183,7 @@ def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
 
 def make_config(console: Console, /, home: str, resume: bool, given: dict[str, Any]) -> TrainConfig:
     """The run that the options ask for, on top of the resumed run's own configuration."""
-    asked = _config_fields(given)
+    asked = config_fields(given)
     before = _resumed(asked) if resume else {}
     if any(name in asked for name in LENGTHS):
         before = {name: value for name, value in before.items() if name not in LENGTHS}
@@ -183,15 +191,21 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
     if "method" not in merged:
         raise UsageError("--method is missing", hint="--method none, logit, feature, cwd, ...")
     merged.setdefault("source", "none" if merged["method"] == "none" else "cache")
+    merged |= recipe_fields(merged.get("recipe", ""), merged)
     merged.setdefault("out", _default_out(merged))
     if all(merged.get(name) is None for name in LENGTHS):
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
-        merged["store"] = _find_store(console, home, asked.get("store"), merged)
+        targets = needs(merged) if merged["source"] == "cache" else ()
+        merged["store"] = find_store(console, home, asked.get("store"), merged.get("dataset"), targets)
+    if merged.get("store") and merged.get("recipe") in RECIPES:
+        del merged[
+            "recipe"
+        ]  # the views are the store's, and all that it sets for training stands field by field
     return TrainConfig.from_dict(merged)
 
 
-def _config_fields(given: dict[str, Any]) -> dict[str, Any]:
+def config_fields(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of TrainConfig that were given."""
     given = dict(given)
     views = options.view_overrides(given)
@@ -222,18 +236,21 @@ def _default_out(values: dict[str, Any]) -> str:
     return f"runs/{values['method']}-{values.get('student', DEFAULTS['student'])}"
 
 
-def _find_store(console: Console, home: str, store: str | None, run: dict[str, Any]) -> str:
-    from kdcache.cli.home import choose_store, describe, find_store
+def find_store(
+    console: Console, home: str, store: str | None, dataset: str | None, targets: tuple[str, ...]
+) -> str:
+    """URL of the store that was named, or of the home's newest one, before others one that holds the targets."""
+    from kdcache.cli.home import choose_store, describe
+    from kdcache.cli.home import find_store as find_named
 
     if store is not None:
-        return find_store(home, store).url
-    needs = _needs(run) if run["source"] == "cache" else ()
-    chosen = choose_store(home, dataset=run.get("dataset"), trainable=True, targets=needs)
+        return find_named(home, store).url
+    chosen = choose_store(home, dataset=dataset, trainable=True, targets=targets)
     console.note(f"store {describe(chosen)}")
     return chosen.url
 
 
-def _needs(run: dict[str, Any]) -> tuple[str, ...]:
+def needs(run: dict[str, Any]) -> tuple[str, ...]:
     """Targets that the run takes from its store."""
     from kdcache.distill.losses import LABELS, LossConfig
     from kdcache.distill.methods import method_needs

@@ -19,6 +19,7 @@ COMMANDS = {  # name, which is also the module's -> its line in the help
     "build": "Run a teacher once over augmented crops and store its outputs.",
     "estimate": "Say what a store would take to build, keep and read, and when it has paid for itself.",
     "distill": "Train a student, from a store or with its teacher running along.",
+    "compare": "Train every method for the same time and the same steps, and rank them.",
     "evaluate": "Score a checkpoint, a run or a teacher: mIoU, IoU by class, pixel accuracy.",
     "report": "Write a run's report, or compare several runs in one table.",
     "ls": "List the stores of the home.",

@@ -125,7 +125,10 @@ def device_option(function: Decorated) -> Decorated:
 _RECIPE: dict[str, Any] = {"show_default": "the recipe's"}
 VIEW_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "recipe": option(
-        "--recipe", metavar="mmseg|cirkd|skd", show_default="mmseg", help="Scales and colours of views."
+        "--recipe",
+        metavar="NAME",
+        show_default="mmseg",
+        help="Scales and colours of views: mmseg, cirkd or skd; or a whole recipe, as paper-cityscapes: README.",
     ),
     "crop": option("--crop", type=size, metavar="HxW", help="Size of a crop, in pixels.", **_RECIPE),
     "base": option(

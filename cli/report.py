@@ -31,7 +31,7 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
     from kdcache.distill.report import write_report
 
     summaries = compare_runs(runs)
-    scores = _teacher_scores(teacher) if teacher else None
+    scores = read_teacher_scores("--teacher", teacher) if teacher else None
     if len(runs) == 1 and not out and not teacher:
         report = write_report(runs[0])
     else:
@@ -46,8 +46,8 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
     console.line(f"report: {report}")
 
 
-def _teacher_scores(source: str) -> dict[str, Any]:
-    """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`."""
+def read_teacher_scores(option: str, source: str) -> dict[str, Any]:
+    """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`, which an option named."""
     from kdcache.distill.comparison import compare_runs
     from kdcache.distill.runfolder import read_json
 
@@ -60,12 +60,12 @@ def _teacher_scores(source: str) -> dict[str, Any]:
         name = f"teacher, {summary.student}"
     else:
         raise NotFoundError(
-            f"--teacher {source}: no such run or file",
+            f"{option} {source}: no such run or file",
             hint="a run's folder, or a file of `kdcache evaluate --teacher NAME --json`",
         )
     if not isinstance(scores.get("miou"), float):
         raise UsageError(
-            f"--teacher {source} has no mIoU",
+            f"{option} {source} has no mIoU",
             hint="name a finished run, or a file of `kdcache evaluate --json`",
         )
     return {"name": name, "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}

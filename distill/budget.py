@@ -11,7 +11,7 @@ from typing import Any
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.schedule import HOLD_STEPS, spent_fraction
 
-_WARM_UP_STEPS = 2  # not timed, at every start: caches fill, kernels are chosen, workers begin
+WARM_UP_STEPS = 2  # not timed, at every start: caches fill, kernels are chosen, workers begin
 
 
 class Budget:
@@ -24,7 +24,7 @@ class Budget:
         self.total_steps = _asked_steps(config, n_images)
         """The steps of the whole run; None while a wall-clock budget is not yet timed."""
         self._seconds = config.budget_seconds
-        self._warm_from_step = _WARM_UP_STEPS
+        self._warm_from_step = WARM_UP_STEPS
         self._seen_step = 0
         self._seen_s = 0.0
         self._timed_steps = 0
@@ -72,7 +72,7 @@ class Budget:
         self.total_steps = state["total_steps"]
         self._seen_step, self._seen_s = state["seen_step"], state["seen_s"]
         self._timed_steps, self._timed_s = state["timed_steps"], state["timed_s"]
-        self._warm_from_step = self._seen_step + _WARM_UP_STEPS
+        self._warm_from_step = self._seen_step + WARM_UP_STEPS
 
     def _step_s(self) -> float:
         """Seconds a step; over all of them where resuming or rare readings left none to time."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kdcache.cache.errors import UsageError
+from kdcache.distill.recipes import RECIPES
 from kdcache.distill.schedule import SCHEDULES
 
 SOURCES = ("cache", "online", "none")
@@ -19,6 +20,7 @@ CROP_CHECKS = {"always": 1, "sample": 16, "off": 0}
 KD_IGNORES = ("none", "void", "published")
 """Pixels that distillation leaves out: padding alone, void too, or nothing at all, as the methods' own code has it."""
 EVALUATION_MODES = ("whole", "slide")
+WARM_UPS = ("steps", "all", "none")
 DEFAULT_STEPS = 40_000
 """What the command line takes where no length is given: mmsegmentation's and CIRKD's short schedule."""
 
@@ -81,10 +83,12 @@ class TrainConfig:
     """Split of the scores; empty for none."""
     fresh_views: bool = False
     """Draw new views for ever instead of taking the store's. For `none` and `online` only."""
+    passes: int | None = None
+    """Passes of the store that the run is confined to, the first ones; None for all that are complete."""
 
     # Views, where no store says them; None takes the dataset's recipe (views.VIEW_RECIPES)
     recipe: str | None = None
-    """A name of views.RECIPES."""
+    """A name of views.RECIPES. What recipes.RECIPES has under that name stands in the fields."""
     crop_height_px: int | None = None
     crop_width_px: int | None = None
     scale_min: float | None = None
@@ -150,6 +154,8 @@ class TrainConfig:
     """`no`, `bf16` or `fp16`: the student's forward pass, by Accelerate. Losses stay in float32."""
     compile: bool = False
     """torch.compile of the student's forward pass and its loss: minutes at the start, quicker steps after."""
+    warm_up: str = "steps"
+    """What of every start the account holds: `steps`, the first ones but not compiling; `all`; or `none` of it."""
     device: str = "auto"
     """`auto` takes what Accelerate finds; `cpu` stays off the accelerator."""
     workers: int | None = None
@@ -207,11 +213,12 @@ class TrainConfig:
         ]
 
     def command(self) -> str:
-        """The command line that asks for this run, `kdcache distill ...`; what has its default is left out."""
+        """The command line that asks for this run, `kdcache distill ...`; what it would be anyway is left out."""
         words = ["kdcache", "distill", "--method", self.method]
+        by_recipe = {name: figure.value for name, figure in RECIPES.get(self.recipe or "", {}).items()}
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "method" and value != field.default:
+            value, unsaid = getattr(self, field.name), by_recipe.get(field.name, field.default)
+            if field.name != "method" and value is not None and value != unsaid:
                 words += _arguments(field.name, value)
         if self.crop_height_px is not None:
             words += ["--crop", f"{self.crop_height_px}x{self.crop_width_px}"]
@@ -233,6 +240,7 @@ class TrainConfig:
             "check_crops": CROP_CHECKS,
             "kd_ignore": KD_IGNORES,
             "eval_mode": EVALUATION_MODES,
+            "warm_up": WARM_UPS,
         }
         for name, known in choices.items():
             value = getattr(self, name)
@@ -287,6 +295,11 @@ class TrainConfig:
                 "--fresh-views with --source cache: the store holds the teacher's outputs for its own views only",
                 hint="leave --fresh-views out, or --source online",
             )
+        if self.passes is not None and (self.fresh_views or not self.store):
+            raise UsageError(
+                "--passes: fresh views are of no pass of a store", hint="leave --passes or --fresh-views out"
+            )
+        _require(self.passes is None or self.passes >= 1, "passes", self.passes, "at least 1")
         if self.source == "online" and not self.teacher:
             raise UsageError(
                 "--source online needs a teacher", hint="--teacher pspnet_resnet101 --weights auto"

@@ -165,7 +165,12 @@ def _passes(
     if reader is None or config.fresh_views:
         return ()
     if pinned is None:
-        return reader.passes
+        if config.passes is not None and config.passes > len(reader.passes):
+            raise StoreMismatchError(
+                f"--passes {config.passes}: {config.store} has {len(reader.passes)} complete passes",
+                hint=f"kdcache build --views {config.passes} adds passes to it",
+            )
+        return reader.passes[: config.passes]
     return tuple(sorted(int(index) for index in pinned.get("manifests", {})))
 
 

@@ -1,5 +1,6 @@
 """What a run leaves: checkpoints while it goes on, then the student's file, its scores and the report."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def evaluate_student(run: Run) -> Scores | None:
     accelerator, dataset = run.accelerator, run.inputs.evaluation
     if dataset is None:
         return None
+    began = time.perf_counter()
     confusion = evaluate_confusion(
         run.distiller.student,
         dataset,
@@ -72,7 +74,8 @@ def evaluate_student(run: Run) -> Scores | None:
     )
     scores = score_confusion(accelerator.reduce(confusion, "sum"), dataset.classes, images=len(dataset))
     means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
-    run.metrics.write("eval", run.state.step, {**means, "training_s": run.state.training_s})
+    times = {"training_s": run.state.training_s, "seconds": time.perf_counter() - began}
+    run.metrics.write("eval", run.state.step, {**means, **times})
     return scores
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from kdcache.cache.classes import ClassSet
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.objects import redact
-from kdcache.distill.config import TrainConfig
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import draw_class_iou, draw_losses, draw_miou, draw_samples
 from kdcache.distill.runrecord import RunRecord, RunSummary, loss_terms
@@ -61,7 +60,7 @@ def write_report(
         f"# {run.name}",
         _headline(run),
         markdown_table(["", ""], [[name, value] for name, value in _facts(run).items() if value]),
-        _repeat(run),
+        f"## To repeat it\n\n```sh\n{run.repeat_command()}\n```",
         figure(run.folder, "samples", "Sample predictions"),
         _class_table(run),
         figure(run.folder, "class_iou", "IoU by class, drawn"),
@@ -147,20 +146,6 @@ def _facts(run: RunRecord) -> dict[str, str | None]:
         "time a step, median": f"{summary.step_s:.3g} s",
         "waiting for data": f"{100 * summary.wait_share:.1f} % of the training time",
     }
-
-
-def _repeat(run: RunRecord) -> str:
-    """The command line that repeats the run; with the steps that a budget held in the place of the budget."""
-    summary = run.summary()
-    asked = TrainConfig.from_dict(run.config)
-    if asked.budget_seconds is not None and summary.planned_steps is not None:
-        asked = replace(asked, budget_seconds=None, steps=summary.planned_steps)
-    command = replace(asked, out=f"{asked.out}-again").command()
-    processes = run.environment.get("processes", 1)
-    if processes > 1:
-        arguments = command.removeprefix("kdcache")
-        command = f"accelerate launch --num_processes {processes} -m kdcache.cli{arguments}"
-    return f"## To repeat it\n\n```sh\n{command}\n```"
 
 
 def _class_table(run: RunRecord) -> str:

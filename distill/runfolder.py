@@ -3,7 +3,7 @@
     config.json         TrainConfig
     inputs.json         store key, calibration and manifests, dataset fingerprint: what the run learns from
     environment.json    versions, device, threads, processes, memory for data in flight
-    metrics.jsonl       one object a line: kind "train" | "gradnorm" | "eval" | "budget" | "profile", step, values
+    metrics.jsonl       one object a line: kind "train" | "profile" | "gradnorm" | "eval" | "save" | "budget", step, values
     events/             the same for TensorBoard
     checkpoint/         the latest training state (checkpoint.py)
     profile/            torch's trace of a few steps, where it was asked for (profile.py)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from kdcache.cache.errors import NotFoundError
 from kdcache.distill import runfolder
 from kdcache.distill.clock import PARTS
+from kdcache.distill.config import TrainConfig
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import Curve
 
@@ -115,7 +116,7 @@ class RunRecord:
         )
 
     def profile(self) -> dict[str, float]:
-        """Seconds of a step by its parts, in clock.PARTS' words; empty for a run without --profile."""
+        """Seconds of a step by its parts, in clock.PARTS' words; empty before the first line of metrics."""
         lines = self.of_kind("profile")
         steps = sum(line["steps"] for line in lines)
         return {
@@ -123,6 +124,23 @@ class RunRecord:
             for part, words in PARTS.items()
             if lines
         }
+
+    def seconds_of(self, kind: str) -> float:
+        """Seconds outside of the account that lines of a kind, "eval" or "save", say they took."""
+        return sum(line.get("seconds", 0.0) for line in self.of_kind(kind))
+
+    def repeat_command(self) -> str:
+        """The command line that repeats the run; with the steps that a budget held in the place of the budget."""
+        summary = self.summary()
+        asked = TrainConfig.from_dict(self.config)
+        if asked.budget_seconds is not None and summary.planned_steps is not None:
+            asked = replace(asked, budget_seconds=None, steps=summary.planned_steps)
+        command = replace(asked, out=f"{asked.out}-again").command()
+        processes = self.environment.get("processes", 1)
+        if processes > 1:
+            arguments = command.removeprefix("kdcache")
+            command = f"accelerate launch --num_processes {processes} -m kdcache.cli{arguments}"
+        return command
 
     def summary(self) -> RunSummary:
         lines = self.of_kind("train")

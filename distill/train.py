@@ -18,6 +18,7 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 from kdcache.cache.errors import TrainingError
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
+from kdcache.distill.budget import WARM_UP_STEPS
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, OTHER, PARTS, WAIT, Clock, WaitWatch
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.loader import DeviceCopier, read_batches
@@ -78,14 +80,14 @@ def fit(run: Run) -> None:
     config, state, budget = run.config, run.state, run.budget
     read_back_steps, saved_s = _read_back_steps(run), state.training_s
     losses: list[Tensor] = []
-    compiled = not config.compile
+    uncounted = _uncounted_steps(config)
     clock, watch, copy = Clock(run.accelerator.device), WaitWatch(), DeviceCopier(run.accelerator.device)
     with closing(open_batches(run)) as batches, _tracer(run) as tracer:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
-            # The first step of a compiled student compiles it, which is start-up: nobody looks at that step's clock.
-            terms = take_step(run, batches, copy, clock if compiled else Clock(run.accelerator.device))
-            compiled = True
+            # Nobody looks at the clock of a step that is start-up, such as the one that compiles the student.
+            terms = take_step(run, batches, copy, clock if uncounted <= 0 else Clock(run.accelerator.device))
+            uncounted -= 1
             if tracer is not None:
                 tracer.step()
             losses.append(torch.stack([term.detach() for term in terms.values()]))
@@ -103,7 +105,9 @@ def fit(run: Run) -> None:
                     evaluate_student(run)
             if ended or _save_is_due(run, saved_s):
                 with clock.stopped():
+                    began = time.perf_counter()
                     save_checkpoint(run)
+                    run.metrics.write("save", state.step, {"seconds": time.perf_counter() - began})
                 saved_s = state.training_s
 
 
@@ -190,6 +194,13 @@ def _tracer(run: Run) -> AbstractContextManager[Tracer | None]:
     if run.config.profile and run.accelerator.is_main_process:
         return Tracer(run.folder, run.accelerator.device)
     return nullcontext()
+
+
+def _uncounted_steps(config: TrainConfig) -> int:
+    """Steps of every start that are outside of the account, see TrainConfig.warm_up."""
+    if config.warm_up == "none":
+        return WARM_UP_STEPS
+    return int(config.compile and config.warm_up == "steps")
 
 
 def _read_back_steps(run: Run) -> int:
@@ -282,8 +293,7 @@ def _log(run: Run, lr: float) -> None:
     loss = sum(value for name, value in terms.items() if name not in run.distiller.method.rivals)
     timing = {"step_s": seconds / steps, "wait_s": parts[WAIT], "training_s": state.training_s}
     run.metrics.write("train", state.step, {"loss": loss, **terms, "lr": lr, **timing})
-    if run.config.profile:
-        run.metrics.write("profile", state.step, {"steps": steps, **parts})
+    run.metrics.write("profile", state.step, {"steps": steps, **parts})
     report_progress(run, f"loss {loss:.4f}, lr {lr:.2g}, {seconds / steps:.2f} s a step")
 
 

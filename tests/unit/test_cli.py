@@ -37,11 +37,16 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "build": f"{REQUEST} --dry-run",
     "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
-    "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views {VIEWS} "
+    "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views --passes {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --kd-weight --kd-terms --logit-weight "
-    "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --device --workers --seed --pool-units --check-crops "
+    "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers --seed --pool-units --check-crops "
     "--profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "compare": "--methods --budget --steps --clock --seeds --online --views --fresh-views --no-fresh-views --processes "
+    "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
+    "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
+    "--temperature --kd-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
+    "--pool-units --check-crops --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
     "report": "--teacher --out --json",
@@ -99,7 +104,14 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["build", "--help"], ["estimate", "--help"], ["distill", "--help"], ["evaluate", "--help"]],
+    [
+        ["--help"],
+        ["build", "--help"],
+        ["estimate", "--help"],
+        ["distill", "--help"],
+        ["compare", "--help"],
+        ["evaluate", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     probe = (
@@ -139,6 +151,14 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
             "got --steps 5, --budget 7200s",
         ),
         (["distill", "--resume"], "--resume needs the run's folder"),
+        (["compare"], "Missing option '--methods'"),
+        (["compare", "--methods", "none,none"], "'none,none' is not a list of different names"),
+        (["compare", "--methods", "none", "--steps", "1,x"], "'1,x' is not a list of numbers"),
+        (["compare", "--methods", "none,logic", "--steps", "1"], "unknown method 'logic'"),
+        (["compare", "--methods", "none", "--steps", "1", "--clock", "moon"], "unknown clock 'moon'"),
+        (["compare", "--methods", "none", "--online", "none", "--steps", "1"], "it asks no teacher"),
+        (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' lacks its unit"),
+        (["compare", "--methods", "none", "--steps", "1", "--recipe", "mmseg"], "no recipe for training"),
         (["evaluate"], "--checkpoint and --teacher"),
         (["evaluate", "--checkpoint", "x", "--weights", "y"], "--weights is the teacher's"),
         (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),

@@ -1,0 +1,253 @@
+"""`kdcache compare`: every method under one clock.
+
+    kdcache compare --methods none,logit,feature --budget 1h --seeds 3
+    kdcache compare --methods none,logit --views 1,2,4 --online logit --weights auto --budget 30m
+    kdcache compare --methods none,logit,cwd --budget 30m,1h,2h,4h --dry-run
+
+What training itself is asked are the options of `kdcache distill`, with its defaults.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cache.errors import IncompleteError, UsageError
+from kdcache.cli import distill, options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console
+from kdcache.cli.report import read_teacher_scores
+from kdcache.distill.durations import duration_text, parse_duration
+
+if TYPE_CHECKING:
+    from kdcache.distill.contest import Contest
+    from kdcache.distill.standings import Standings
+
+# Options of `distill` that a comparison sets run by run, has of its own, or leaves to the store; and weights of single
+# terms, which not every method has.
+NOT_SHARED = frozenset(
+    {
+        *("method", "source", "fresh_views", "passes", "budget", "steps", "epochs", "seed", "out", "resume"),
+        *("recipe", "split", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio"),
+        *("profile", "kd_terms", "logit_weight", "feature_weight"),
+    }
+)
+DEVICE_HOURS = "dh"
+
+
+def training_options(function: options.Decorated) -> options.Decorated:
+    """The options of `kdcache distill` that all runs of a comparison share."""
+    shared = [p for p in distill.command.params if p.name not in NOT_SHARED and p.expose_value]
+    held: list[click.Parameter] = getattr(function, "__click_params__", [])
+    function.__click_params__ = [*held, *reversed(shared)]  # type: ignore[attr-defined]
+    return function
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, each at least 1."""
+    found = options.names(text)
+    if not all(name.isdigit() and int(name) for name in found):
+        raise click.BadParameter(f"{text!r} is not a list of numbers, such as 1,2,4")
+    return tuple(int(name) for name in found)
+
+
+@options.command()
+@option(
+    "--methods",
+    type=options.names,
+    metavar="NAME,...",
+    required=True,
+    help="As `distill --method` takes them.",
+)
+@option(
+    "--budget",
+    type=options.names,
+    metavar="DURATION,...",
+    help="Training time of each run, or several; 8dh are device-hours, shared by --processes.",
+)
+@option(
+    "--steps",
+    type=counts,
+    metavar="N,...",
+    help="Steps of each run, or several.",
+    show_default="what the baseline reaches in each budget",
+)
+@option(
+    "--clock",
+    type=options.names,
+    metavar="time,steps",
+    help="Equal time, equal steps, or both.",
+    show_default="both; steps without --budget",
+)
+@option(
+    "--seeds", type=options.COUNT, default=1, help="Runs of each method, paired over methods by their seed."
+)
+@option("--online", type=options.names, metavar="NAME,...", help="Methods whose teacher runs along too.")
+@option(
+    "--views",
+    type=counts,
+    metavar="N,...",
+    help="Rows of each method with so many passes of the store.",
+    show_default="all passes, in one row",
+)
+@option(
+    "--fresh-views/--no-fresh-views",
+    default=True,
+    help="`none` draws fresh views, and a second row of it has the store's; or the store's alone.",
+)
+@option("--processes", type=options.COUNT, default=1, help="Of each run, one a GPU: `accelerate launch`.")
+@option(
+    "--teacher-run", metavar="RUN|FILE", help="The teacher's scores: its run, or what `evaluate --json` said."
+)
+@option("--recipe", metavar="NAME", help="A whole training recipe, as paper-cityscapes; README lists all.")
+@training_options
+@option("--out", metavar="DIR", default="runs/comparison", help="The comparison's folder.")
+@option("--dry-run", is_flag=True, help="Say what would run, in which order and how long; train nothing.")
+@options.json_option
+@click.pass_obj
+def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None:
+    """Train every method for the same time and for the same number of steps, and rank them on both clocks.
+
+    Runs are in processes of their own, in an order drawn anew for every seed and length, and the baseline is repeated
+    at the end. The same command again goes on where it was; failed runs are tried once more. Exit code 3: some failed.
+    """
+    from kdcache.distill.referee import enter, run_contest
+    from kdcache.distill.standings import Standings
+    from kdcache.distill.standingsreport import write_standings
+
+    out = Path(given.pop("out"))
+    contest = make_contest(console, home, given)
+    if dry_run:
+        _show_plan(console, contest)
+        return
+    enter(out, contest)
+    try:
+        run_contest(out, contest, console.note)
+    finally:
+        write_standings(out)
+    standings = Standings.read(out)
+    _show(console, standings, out)
+    if standings.failed:
+        names = ", ".join(outcome.start.name for outcome in standings.failed)
+        raise IncompleteError(
+            f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {names}",
+            hint=f"{out}/report.md says why; the same command tries them again",
+        )
+
+
+def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
+    """What the options ask for."""
+    from kdcache.cache.store import open_store
+    from kdcache.distill.contest import BASELINE, CLOCKS, Contest, make_contenders, make_rungs
+    from kdcache.distill.methods import find_method
+
+    own = ("methods", "budget", "steps", "clock", "seeds", "online", "views", "fresh_views", "processes")
+    asked = {name: given.pop(name) for name in own}
+    teacher_run = given.pop("teacher_run")
+    for name in (*asked["methods"], *(asked["online"] or ())):
+        find_method(name)
+    if unknown := set(asked["clock"] or ()) - set(CLOCKS):
+        raise UsageError(f"--clock: unknown clock {min(unknown)!r}", hint="time, steps, or time,steps")
+    if BASELINE in (asked["online"] or ()):
+        raise UsageError("--online none: it asks no teacher", hint="--online logit")
+    budgets_s = [_budget_s(text, asked["processes"]) for text in asked["budget"] or ()]
+    run = _shared_fields(console, home, given, asked["methods"])
+    store = open_store(run["store"])
+    scores = read_teacher_scores("--teacher-run", teacher_run) if teacher_run else {}
+    return Contest(
+        contenders=make_contenders(
+            asked["methods"],
+            online=asked["online"] or (),
+            views=asked["views"] or (),
+            fresh_views=asked["fresh_views"],
+        ),
+        rungs=make_rungs(budgets_s, asked["steps"] or (), asked["clock"] or ()),
+        seeds=tuple(range(asked["seeds"])),
+        run=run,
+        store_key=store.spec.key,
+        processes=asked["processes"],
+        teacher={**scores, "name": store.spec.teacher["name"], "build_s": _build_seconds(store)},
+    )
+
+
+def _shared_fields(
+    console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
+) -> dict[str, Any]:
+    """Fields of TrainConfig that all runs have: those given, the recipe's, and the store's URL."""
+    from kdcache.distill.recipes import RECIPES, recipe_fields
+
+    run = distill.config_fields(given)
+    recipe = run.pop("recipe", None)
+    if recipe is not None and recipe not in RECIPES:
+        raise UsageError(
+            f"--recipe: no recipe for training is named {recipe!r}", hint=f"one of: {', '.join(RECIPES)}"
+        )
+    run |= recipe_fields(recipe or "", run)
+    run.pop("steps", None)
+    from_cache = [{"method": method, "source": "cache", **run} for method in methods if method != "none"]
+    needs = dict.fromkeys(need for asked in from_cache for need in distill.needs(asked))
+    run["store"] = distill.find_store(console, home, run.get("store"), run.get("dataset"), tuple(needs))
+    return run
+
+
+def _budget_s(text: str, processes: int) -> float:
+    """Seconds of training in "2h", or in "16dh": device-hours, which all processes of a run share."""
+    try:
+        if text.endswith(DEVICE_HOURS):
+            return parse_duration(text.removesuffix(DEVICE_HOURS) + "h") / processes
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}", hint="--budget 30m,2h, or 16dh for device-hours") from None
+
+
+def _build_seconds(store: Any) -> list[float]:
+    """What each complete pass took to build, at the pace that the last unit has on record; empty where none is."""
+    from kdcache.cache.room import recorded_pace
+
+    pace = recorded_pace(store)
+    return [] if pace is None else [pace * store.spec.dataset.images for _ in store.complete_passes()]
+
+
+def _show_plan(console: Console, contest: "Contest") -> None:
+    starts = contest.starts()
+    if console.json:
+        runs = [
+            {"name": start.name, "budget_s": start.rung.budget_s, "steps": start.rung.steps}
+            for start in starts
+        ]
+        console.document({"contest": contest.to_dict(), "runs": runs})
+        return
+    console.table(
+        ["run", "name", "training"],
+        [[number, start.name, _length_text(start.rung)] for number, start in enumerate(starts, start=1)],
+    )
+    timed = [start.rung.budget_s for start in starts if start.rung.budget_s is not None]
+    counted = sum(start.rung.steps is not None for start in starts)
+    console.line("")
+    console.line(
+        f"{len(starts)} runs, about {duration_text(sum(timed))} of training"
+        + (", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else "")
+        + (f"; {counted} runs of steps that are not timed yet" if counted else "")
+        + "; start-up and evaluation come on top"
+    )
+
+
+def _length_text(rung: Any) -> str:
+    if rung.steps is not None:
+        return f"{rung.steps} steps"
+    text = duration_text(rung.budget_s)
+    return text if rung.clock == "time" else f"the baseline's steps in {text}"
+
+
+def _show(console: Console, standings: "Standings", out: Path) -> None:
+    from kdcache.distill.standingsreport import ranking_table, ranking_title
+
+    if console.json:
+        console.document({"report": f"{out}/report.md", **standings.to_dict()})
+        return
+    for ranking in standings.rankings:
+        console.line(ranking_title(ranking))
+        console.table(*ranking_table(ranking))
+        console.line("")
+    console.line(f"report: {out}/report.md")

@@ -1,0 +1,85 @@
+"""What a comparison is made of: rows, lengths, the order of runs, and what a changed request differs in."""
+
+import dataclasses
+import json
+
+import pytest
+from comparisons import FEATURE, LOGIT, NONE, make_contest
+
+from kdcache.cache.errors import UsageError
+from kdcache.distill.contest import Contest, Rung, find_steps, make_contenders, make_rungs
+
+
+def test_the_baseline_comes_first_and_has_a_row_on_the_stores_views() -> None:
+    rows = make_contenders(["logit", "none", "cwd"], online=["logit"])
+    assert [row.name for row in rows] == ["none", "none-bank", "logit", "cwd", "logit-online"]
+    assert [row.fresh_views for row in rows] == [True, False, False, False, True]
+    assert [row.source for row in rows] == ["none", "none", "cache", "cache", "online"]
+    rows = make_contenders(["none", "logit"], views=[1, 4], fresh_views=False)
+    assert [row.name for row in rows] == ["none-bank", "logit-views-1", "logit-views-4"]
+    assert [row.passes for row in rows] == [None, 1, 4]
+
+
+def test_lengths_become_rungs() -> None:
+    assert [rung.name for rung in make_rungs([60, 120], [])] == [
+        *("time-60s", "time-120s", "steps-of-60s", "steps-of-120s"),
+    ]
+    assert [rung.name for rung in make_rungs([60], [500])] == ["time-60s", "steps-500"]
+    assert [rung.name for rung in make_rungs([], [500])] == ["steps-500"]
+    assert [rung.name for rung in make_rungs([60], [], ["time"])] == ["time-60s"]
+    for lengths in (([], [], []), ([60], [], ["steps"]), ([60], [500], ["time"]), ([], [500], ["time"])):
+        with pytest.raises(UsageError):
+            make_rungs(*lengths)
+
+
+def test_rounds_hold_every_contender_once_in_an_order_of_their_own() -> None:
+    contest = make_contest((NONE, LOGIT, FEATURE), seeds=range(6))
+    starts = contest.starts()
+    assert len({start.name for start in starts}) == len(starts) == 6 * 2 * 3 + 1
+    rounds = [starts[i : i + 3] for i in range(0, 36, 3)]
+    for of_round in rounds:
+        assert {start.contender for start in of_round} == set(contest.contenders)
+        assert len({(start.seed, start.rung) for start in of_round}) == 1
+    assert len({tuple(start.contender for start in of_round) for of_round in rounds}) > 2
+    assert [start.rung.clock for start in starts[:6]] == ["time"] * 3 + ["steps"] * 3
+    assert (starts[-1].again, starts[-1].contender, starts[-1].seed) == (True, NONE, 0)
+    assert starts == make_contest((NONE, LOGIT, FEATURE), seeds=range(6)).starts()
+
+
+def test_a_start_is_a_run_of_distill() -> None:
+    contest = make_contest((NONE, LOGIT))
+    by_time = next(start for start in contest.starts() if start.name == "time-100s-none-seed-1")
+    config = contest.config(by_time, "out")
+    assert (config.method, config.source, config.fresh_views, config.seed) == ("none", "none", True, 1)
+    assert (config.budget_seconds, config.steps, config.store) == (100, None, "stores/ab")
+    by_steps = next(start for start in contest.starts() if start.name == "steps-of-100s-logit-seed-2")
+    config = contest.config(by_steps, "out", 44)
+    assert (config.method, config.source, config.budget_seconds, config.steps) == ("logit", "cache", None, 44)
+
+
+def test_steps_are_those_of_the_baselines_first_seed() -> None:
+    contest, rung = make_contest((NONE, LOGIT)), Rung(clock="steps", budget_s=100.0)
+    assert find_steps(contest, rung, {"time-100s-none-seed-1": 7}) is None
+    assert find_steps(contest, rung, {"time-100s-none-seed-0": 9}) == 9
+    assert find_steps(contest, Rung(clock="steps", steps=5), {}) == 5
+
+
+def test_a_contest_survives_json() -> None:
+    contest = make_contest()
+    again = Contest.from_dict(json.loads(json.dumps(contest.to_dict())))
+    assert again == contest and again.differences(contest) == []
+
+
+def test_differences_name_what_changed_and_nothing_free() -> None:
+    contest = make_contest((NONE, LOGIT))
+    moved = dataclasses.replace(contest, run={**contest.run, "store": "elsewhere", "workers": 3})
+    assert contest.differences(moved) == []
+    changed = dataclasses.replace(contest, seeds=(0,), run={**contest.run, "lr": 0.02})
+    assert contest.differences(changed) == ["seeds: 0,1,2, 0", "--lr: None, 0.02"]
+
+
+def test_nothing_stands_twice() -> None:
+    with pytest.raises(UsageError, match=r"contenders, each once; got \['none', 'none'\]"):
+        make_contest((NONE, NONE))
+    with pytest.raises(UsageError, match="seeds, each once"):
+        make_contest((NONE, LOGIT), seeds=())

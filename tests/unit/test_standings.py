@@ -1,0 +1,153 @@
+"""Standings of made-up comparisons: every number in them follows by hand from tests/comparisons.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+from comparisons import (
+    BANK,
+    EVALUATION_S,
+    FEATURE,
+    LOGIT,
+    NONE,
+    ONLINE,
+    SAVING_S,
+    STARTUP_S,
+    make_comparison,
+    make_contest,
+)
+
+from kdcache.cache.errors import NotFoundError, UsageError
+from kdcache.distill.account import COMPLETE, FAILED, WAITING
+from kdcache.distill.standings import Move, Standings
+
+
+@pytest.fixture(scope="module")
+def standings(tmp_path_factory: pytest.TempPathFactory) -> Standings:
+    return Standings.read(make_comparison(tmp_path_factory.mktemp("made-up") / "out", make_contest()))
+
+
+def test_methods_are_ranked_on_both_clocks(standings: Standings) -> None:
+    by_time, by_steps = standings.rankings
+    assert [row.contender for row in by_time.rows] == [
+        "logit",
+        "logit-online",
+        "feature",
+        "none",
+        "none-bank",
+    ]
+    assert [row.contender for row in by_steps.rows] == [
+        "feature",
+        "logit",
+        "logit-online",
+        "none",
+        "none-bank",
+    ]
+    assert [row.rank for row in by_time.rows] == [1, 2, 3, 4, 5]
+    assert by_time.steps is None and by_steps.steps == 200
+    logit = by_time.rows[0]
+    assert logit.miou == pytest.approx(0.601) and logit.steps == 160
+    assert logit.by_seed == pytest.approx({0: 0.6, 1: 0.601, 2: 0.602})
+    assert logit.class_iou == pytest.approx({"road": 0.701, "car": 0.501, "sky": None})
+    assert logit.over_teacher == pytest.approx(0.601 / 0.8)
+
+
+def test_what_changed_place_is_named(standings: Standings) -> None:
+    where = {"time_rung": "time-100s", "steps_rung": "steps-of-100s"}
+    assert list(standings.moves) == [
+        Move(contender="logit", by_time=1, by_steps=2, **where),
+        Move(contender="logit-online", by_time=2, by_steps=3, **where),
+        Move(contender="feature", by_time=3, by_steps=1, **where),
+    ]
+
+
+def test_differences_are_paired_by_seed(standings: Standings) -> None:
+    rows = {row.contender: row for row in standings.rankings[0].rows}
+    assert rows["none"].difference is None
+    difference = rows["logit"].difference
+    assert difference is not None and difference.pairs == 3 and difference.separable
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_step_is_priced_by_part(standings: Standings) -> None:
+    costs = {cost.contender: cost for cost in standings.costs}
+    assert costs["none"].over_baseline == 1 and costs["logit"].over_baseline == pytest.approx(1.25)
+    assert costs["logit"].parts == pytest.approx(
+        {
+            "data wait": 0.0625,
+            "copy to the device": 0,
+            "forward and loss": 0.25,
+            "backward": 0.25,
+            "optimiser": 0.03125,
+            "other": 0.03125,
+        }
+    )
+    assert costs["logit"].student_s == pytest.approx(0.85 * 0.5)
+    assert costs["logit"].loss_s == pytest.approx(0.85 * 0.125)
+    assert costs["logit"].teacher_s is None and costs["none"].loss_s is None
+    assert costs["logit-online"].loss_s == pytest.approx(0.85 * 0.125)
+    assert costs["logit-online"].teacher_s == pytest.approx(0.85 * 1.375)
+
+
+def test_noise_is_the_baseline_twice(standings: Standings) -> None:
+    (noise,) = standings.noise
+    assert (noise.rung, noise.seed, noise.steps) == ("time-100s", 0, (200, 181))
+    assert noise.miou == (0.5, 0.5) and noise.step_drift == pytest.approx(0.1)
+
+
+def test_the_teachers_cost_is_shown_whole_and_shared(standings: Standings) -> None:
+    assert standings.teacher_cost is not None
+    assert (standings.teacher_cost.build_s, standings.teacher_cost.runs) == (600, 12)
+    rows = {row.contender: row for row in standings.rankings[0].rows}
+    assert rows["logit"].with_teacher_s == pytest.approx(100 + 600)
+    assert rows["logit"].with_shared_teacher_s == pytest.approx(100 + 50)
+    assert rows["none"].with_teacher_s == rows["none"].training_s == pytest.approx(100)
+
+
+def test_a_runs_time_is_told_apart(standings: Standings) -> None:
+    for outcome in standings.outcomes:
+        assert outcome.status == COMPLETE
+        assert outcome.evaluation_s == EVALUATION_S and outcome.saving_s == SAVING_S
+        assert outcome.startup_s == pytest.approx(STARTUP_S)
+        assert outcome.wait_s == pytest.approx(0.1 * (outcome.training_s or 0))
+        assert outcome.command is not None and " --steps " in outcome.command
+
+
+def test_the_document_is_json_and_says_what_html_needs(standings: Standings) -> None:
+    document = json.loads(json.dumps(standings.to_dict(), allow_nan=False))
+    assert document["dataset"]["classes"] == ["road", "car", "sky"]
+    assert document["environment"]["device"] == "cpu" and document["environment"]["differing"] == []
+    assert document["contenders"][2] | {"name": "logit", "terms": {"logit": 1.0}} == document["contenders"][2]
+    assert len(document["curves"]) == len(document["runs"]) == 31
+    assert document["teacher"]["cost"]["build_s"] == 600
+    assert document["rankings"][0]["rows"][0]["difference"]["separable"] is True
+
+
+def test_failed_and_missing_runs_are_left_out_of_the_ranking(tmp_path: Path) -> None:
+    contest = make_contest((NONE, LOGIT), seeds=(0, 1))
+    error = "--method logit: the loss term 'logit' is nan at step 3"
+    folder = make_comparison(tmp_path / "out", contest, failed={"time-100s-logit-seed-1": error})
+    standings = Standings.read(folder)
+    (failed,) = standings.failed
+    assert (failed.status, failed.error, failed.miou) == (FAILED, error, None)
+    logit = next(row for row in standings.rankings[0].rows if row.contender == "logit")
+    assert logit.by_seed == pytest.approx({0: 0.6})
+    assert logit.difference is not None
+    assert (logit.difference.pairs, logit.difference.separable) == (1, None)
+
+
+def test_a_comparison_that_has_not_begun_has_standings(tmp_path: Path) -> None:
+    contest = make_contest((NONE, BANK, LOGIT, FEATURE, ONLINE), seeds=(0,))
+    (tmp_path / "comparison.json").write_text(json.dumps(contest.to_dict()))
+    standings = Standings.read(tmp_path)
+    assert {outcome.status for outcome in standings.outcomes} == {WAITING}
+    assert [row.rank for row in standings.rankings[0].rows] == [None] * 5
+    json.dumps(standings.to_dict(), allow_nan=False)
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no comparison in"):
+        Standings.read(tmp_path)
+    (tmp_path / "comparison.json").write_text('{"contenders": [{"colour": "red"}]}')
+    with pytest.raises(UsageError, match=r"comparison.json does not describe a comparison"):
+        Standings.read(tmp_path)
