@@ -10,6 +10,7 @@ FONT_PX = 13.0
 CHARACTER_PX = 7.6  # of a wide sans at FONT_PX: labels are given room before any font is known
 LINE_PX = 16.0
 LONGEST_LABEL = 24  # characters
+TITLE_CHARACTERS = 44  # of an axis
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,14 @@ def x_axis(scale: Scale, ticks: Mapping[float, str], y: float, top: float, title
             for at, text in ticks.items()
         ),
         tag("line", x1=scale.start_px, x2=scale.end_px, y1=y, y2=y, class_="axis"),
-        label(title, (scale.start_px + scale.end_px) / 2, y + 32, anchor="middle", class_="tick"),
+        label(
+            title,
+            (scale.start_px + scale.end_px) / 2,
+            y + 32,
+            anchor="middle",
+            class_="tick",
+            longest=TITLE_CHARACTERS,
+        ),
     )
 
 

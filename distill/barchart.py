@@ -1,6 +1,6 @@
 """Bars: seconds stacked by part, and differences on both sides of zero; inline SVGs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdcache.distill.axes import Scale, drawing, label, nice_ticks, number_text, width_px, x_axis
@@ -8,7 +8,6 @@ from kdcache.distill.markup import Markup, join, tag
 
 WIDTH_PX, ROW_PX, TOP_PX, BOTTOM_PX = 480.0, 26.0, 8.0, 44.0
 BAR_PX = 17.0
-PARTS = 7  # colours p0 to p6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +29,8 @@ class Bar:
     text: str
 
 
-def draw_stacks(stacks: Sequence[Stack], parts: Sequence[str], *, title: str, x_title: str) -> Markup:
-    """One bar a stack, its parts in the colours p0, p1 ... of the legend."""
-    assert len(parts) <= PARTS
+def draw_stacks(stacks: Sequence[Stack], parts: Mapping[str, str], *, title: str, x_title: str) -> Markup:
+    """One bar a stack; `parts` are names and classes of the style sheet, p0 to p6."""
     height = TOP_PX + ROW_PX * len(stacks) + BOTTOM_PX
     left = width_px([stack.name for stack in stacks]) + 8
     right = WIDTH_PX - width_px([stack.text for stack in stacks]) - 12
@@ -43,15 +41,15 @@ def draw_stacks(stacks: Sequence[Stack], parts: Sequence[str], *, title: str, x_
         y = TOP_PX + ROW_PX * (place + 0.5)
         drawn.append(label(stack.name, left - 6, y, anchor="end"))
         begin = 0.0
-        for index, (part, value) in enumerate(zip(parts, stack.values, strict=True)):
-            drawn.append(_segment(part, index, x(begin), x(begin + value), y, value))
+        for (part, class_), value in zip(parts.items(), stack.values, strict=True):
+            drawn.append(_segment(part, class_, x(begin), x(begin + value), y, value))
             begin += value
         drawn.append(label(stack.text, WIDTH_PX, y, anchor="end", class_="tick"))
     ticks = {at: number_text(at) for at in nice_ticks(0.0, longest, 4)}
     return drawing(WIDTH_PX, height, title, x_axis(x, ticks, height - BOTTOM_PX, TOP_PX, x_title), *drawn)
 
 
-def _segment(part: str, index: int, start: float, end: float, y: float, value: float) -> Markup:
+def _segment(part: str, class_: str, start: float, end: float, y: float, value: float) -> Markup:
     return tag(
         "rect",
         tag("title", f"{part}: {value:.3g} s"),
@@ -59,13 +57,13 @@ def _segment(part: str, index: int, start: float, end: float, y: float, value: f
         y=y - BAR_PX / 2,
         width=max(0.0, end - start),
         height=BAR_PX,
-        class_=f"p{index}",
+        class_=class_,
     )
 
 
-def legend(parts: Sequence[str]) -> Markup:
+def legend(parts: Mapping[str, str]) -> Markup:
     """The parts' colours and names, as a list that wraps."""
-    entries = (tag("li", tag("span", class_=f"swatch p{index}"), part) for index, part in enumerate(parts))
+    entries = (tag("li", tag("span", class_=f"swatch {class_}"), part) for part, class_ in parts.items())
     return tag("ul", *entries, class_="legend")
 
 

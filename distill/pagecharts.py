@@ -1,25 +1,28 @@
 """The page's figures: what standings hold, drawn. Every function gives "" where there is nothing to draw."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from kdcache.distill.account import COMPLETE
-from kdcache.distill.answer import points
-from kdcache.distill.barchart import Bar, Stack, draw_differences, draw_stacks, legend
-from kdcache.distill.clock import COPY, OTHER, PARTS, WAIT
 from kdcache.distill.dotchart import DotRow, Mark, draw_rows, stretch_of
 from kdcache.distill.durations import duration_text
+from kdcache.distill.figures import TIME_UNITS
 from kdcache.distill.linechart import Limit, Line, draw_lines
-from kdcache.distill.looks import Look
-from kdcache.distill.markup import Markup, join, tag
+from kdcache.distill.looks import PLAIN, Look
+from kdcache.distill.markup import Markup, tag
 from kdcache.distill.rankchart import RankColumn, draw_rankings
 from kdcache.distill.standings import Ranking, Row, Standings
-from kdcache.distill.stepcost import Cost
-from kdcache.distill.figures import TIME_UNITS
 
 Looks = Mapping[str, Look]
 NOTHING = Markup("")
-MOST_CLASSES = 24
+EARLY_SHARE = 2.0  # of the stretch of the ends: what lies deeper below them is left out of curves
+PRICE_TICKS = (0.5, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
 CLOCK_WORDS = {"time": "equal time", "steps": "equal steps"}
+
+
+def in_charts(standings: Standings, ranking: Ranking) -> Ranking:
+    """Without the rows of less than the whole store, which have a figure of their own."""
+    partial = {contender.name for contender in standings.contest.contenders if contender.passes is not None}
+    return replace(ranking, rows=[row for row in ranking.rows if row.contender not in partial])
 
 
 def figure(title: str, about: str, *drawn: Markup) -> Markup:
@@ -37,7 +40,9 @@ def rank_figure(by_steps: Ranking, by_time: Ranking, looks: Looks) -> Markup:
     if not left.names or not right.names:
         return NOTHING
     moved = sum(left.names.index(n) != right.names.index(n) for n in left.names if n in right.names)
-    about = f"Mean mIoU in percent, the best at the top. {moved or 'None'} of {len(right.names)} change place."
+    about = (
+        f"Mean mIoU in percent, the best at the top. {moved or 'None'} of {len(right.names)} change place."
+    )
     title = f"Ranking at equal steps: {', '.join(left.names)}. At equal time: {', '.join(right.names)}."
     return figure("What the clock changes", about, draw_rankings(left, right, looks, title=title))
 
@@ -79,36 +84,73 @@ def curve_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup
             if stroke:
                 curves.setdefault(outcome.start.contender.name, []).append(stroke)
     order = [row.contender for row in ranking.rows if row.contender in curves]
-    longest = max((stroke[-1][0] for strokes in curves.values() for stroke in strokes), default=0.0)
-    unit, unit_s = time_unit(longest) if timed else ("steps", 1)
+    ends = [stroke[-1] for name in order for stroke in curves[name]]
+    if not ends:
+        return NOTHING
+    unit, unit_s = time_unit(max(at for at, _ in ends)) if timed else ("steps", 1)
+    limits = teacher_limit(standings)
+    lowest = min(miou for _, miou in ends)
+    highest = max([miou for _, miou in ends] + [limit.y for limit in limits])
+    floor = lowest - EARLY_SHARE * (highest - lowest)
     lines = [
         Line(
             name=name,
             look=looks[name],
-            strokes=[[(at / unit_s, miou) for at, miou in stroke] for stroke in curves[name]],
+            strokes=[
+                [(at / unit_s, miou) for at, miou in stroke if miou >= floor or at == stroke[-1][0]]
+                for stroke in curves[name]
+            ],
         )
         for name in order
     ]
-    if not lines or all(len(stroke) < 2 for line in lines for stroke in line.strokes):
+    if all(len(stroke) < 2 for line in lines for stroke in line.strokes):
         return NOTHING
+    early = (
+        " Earlier values lie below the axis."
+        if min(v for n in order for s in curves[n] for _, v in s) < floor
+        else ""
+    )
     return figure(
         "mIoU over time" if timed else "mIoU over steps",
-        "A line a seed, named at the mean of its ends. Time is of training alone."
-        if timed
-        else "A line a seed, named at the mean of its ends.",
+        f"A line a seed, named at the mean of its ends.{' Time is of training alone.' if timed else ''}{early}",
         draw_lines(
             lines,
             title=f"mIoU over {'time' if timed else 'steps'} of {', '.join(order)}",
             x_title=f"{unit} of training" if timed else "steps",
             y_title="mIoU, %",
+            limits=limits,
+        ),
+    )
+
+
+def worth_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup:
+    """What a method gives against what its step costs, over the baseline's."""
+    price = {cost.contender: cost.over_baseline for cost in standings.costs if cost.over_baseline}
+    rows = [row for row in ranking.rows if row.miou is not None and row.contender in price]
+    if len(rows) < 2:
+        return NOTHING
+    found = [price[row.contender] for row in rows]
+    ticks = [at for at in PRICE_TICKS if min(found) * 0.95 <= at <= max(found) * 1.05]
+    return figure(
+        f"Gain and price, at {CLOCK_WORDS[ranking.rung.clock]}",
+        "Further up is a better student, further left a cheaper step; bars are 95 % intervals.",
+        draw_lines(
+            [_ladder(row.contender, [(price[row.contender], row)], looks[row.contender]) for row in rows],
+            title="; ".join(
+                f"{row.contender}: {price[row.contender]:.2f} times the baseline's step" for row in rows
+            ),
+            x_title="time of a step over the baseline's",
+            y_title="mIoU, %",
             limits=teacher_limit(standings),
+            logarithmic=True,
+            x_ticks={at: f"{at:g}" for at in ticks},
         ),
     )
 
 
 def ladder_figure(standings: Standings, looks: Looks) -> Markup:
     """mIoU over budgets, where there are several."""
-    timed = [ranking for ranking in standings.rankings if ranking.rung.clock == "time"]
+    timed = [in_charts(standings, ranking) for ranking in standings.rankings if ranking.rung.clock == "time"]
     if len(timed) < 2:
         return NOTHING
     by_name: dict[str, list[tuple[float, Row]]] = {}
@@ -155,14 +197,14 @@ def views_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup
         if contenders[name].source == "online" and contenders[name].method in by_method
     ]
     lines = [
-        _ladder(method, sorted(found, key=lambda at_row: at_row[0]), looks.get(method, next(iter(looks.values()))))
+        _ladder(method, sorted(found, key=lambda at_row: at_row[0]), looks.get(method, PLAIN))
         for method, found in by_method.items()
     ]
     ticks = sorted({at for found in by_method.values() for at, _ in found})
-    about = "At the longest budget, means with 95 % intervals. The limit is the teacher running along on fresh views."
+    about = f"At {CLOCK_WORDS[ranking.rung.clock]}, the longest: means with 95 % intervals."
     return figure(
         "How many views are enough",
-        about if limits else "At the longest budget, means with 95 % intervals.",
+        about + (" The limit is the teacher running along on fresh views." if limits else ""),
         draw_lines(
             lines,
             title=f"mIoU over stored views for {', '.join(by_method)}",
@@ -175,71 +217,6 @@ def views_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup
     )
 
 
-def cost_figures(standings: Standings) -> list[Markup]:
-    """A step by whose work it is, and by the parts that the clock saw."""
-    costs = standings.costs
-    if not costs:
-        return []
-    profiled = [cost for cost in costs if cost.parts]
-    about = "Seconds of a step, and over the baseline."
-    if not profiled:
-        bars = [Stack(name=cost.contender, values=[cost.step_s], text=_cost_text(cost)) for cost in costs]
-        return [figure("Cost of a step", about, _stacks(bars, ["a step"]))]
-    whose = ["data", "student", "loss", "teacher", "other"]
-    by_whose = [Stack(name=c.contender, values=_whose(c), text=_cost_text(c)) for c in profiled]
-    parts = list(PARTS.values())
-    by_part = [
-        Stack(name=c.contender, values=[c.parts.get(part, 0.0) for part in parts], text=f"{sum(c.parts.values()):.3g} s")
-        for c in profiled
-    ]
-    said = (
-        "Student: what the baseline computes; loss: what the method computes beyond it; teacher: what it computes "
-        "beyond that when the teacher runs along."
-    )
-    return [
-        figure("Cost of a step, by whose work it is", f"{about} {said}", _stacks(by_whose, whose)),
-        figure("Cost of a step, by part", "Seconds that the clock gave to each part.", _stacks(by_part, parts)),
-    ]
-
-
-def class_figure(standings: Standings, ranking: Ranking) -> Markup:
-    """IoU by class of the best method that is not the baseline, over the baseline's."""
-    baseline = standings.contest.baseline.name
-    best = next((row for row in ranking.rows if row.contender != baseline and row.class_iou), None)
-    base = next((row for row in ranking.rows if row.contender == baseline and row.class_iou), None)
-    if best is None or base is None:
-        return NOTHING
-    seeds = [_class_iou_by_seed(standings, ranking, name) for name in (best.contender, baseline)]
-    common = sorted(seeds[0].keys() & seeds[1].keys())
-    bars = []
-    for name, iou in best.class_iou.items():
-        other = base.class_iou.get(name)
-        if iou is None or other is None:
-            continue
-        by_seed = [
-            100 * (one - two)
-            for seed in common
-            if (one := seeds[0][seed].get(name)) is not None and (two := seeds[1][seed].get(name)) is not None
-        ]
-        value = 100 * (iou - other)
-        shown = by_seed if len(by_seed) > 1 else []
-        bars.append(Bar(name=name, value=value, seeds=shown, text=points(value / 100)))
-    bars.sort(key=lambda bar: -bar.value)
-    shown_bars = bars if len(bars) <= MOST_CLASSES else bars[: MOST_CLASSES // 2] + bars[-MOST_CLASSES // 2 :]
-    if not shown_bars:
-        return NOTHING
-    left_out = f" The {len(shown_bars)} that differ most of {len(bars)}." if len(bars) > len(shown_bars) else ""
-    return figure(
-        f"{best.contender} over {baseline}, by class",
-        f"Points of IoU; dots are seeds.{left_out}",
-        draw_differences(
-            shown_bars,
-            title="; ".join(f"{bar.name} {bar.text}" for bar in shown_bars),
-            x_title=f"points of IoU over {baseline}",
-        ),
-    )
-
-
 def teacher_limit(standings: Standings) -> list[Limit]:
     miou = standings.contest.teacher.get("miou")
     return [] if miou is None else [Limit(name="teacher", y=100 * miou)]
@@ -247,7 +224,9 @@ def teacher_limit(standings: Standings) -> list[Limit]:
 
 def time_unit(longest_s: float) -> tuple[str, int]:
     """The unit in which a time reads well, and its seconds."""
-    return next((name, seconds) for name, seconds in TIME_UNITS.items() if longest_s >= 2 * seconds or seconds == 1)
+    return next(
+        (name, seconds) for name, seconds in TIME_UNITS.items() if longest_s >= 2 * seconds or seconds == 1
+    )
 
 
 def _column(ranking: Ranking) -> RankColumn:
@@ -289,44 +268,4 @@ def _row_limit(name: str, row: Row) -> Limit:
         y=100 * (row.miou or 0),
         low=None if low is None else 100 * low,
         high=None if high is None else 100 * high,
-    )
-
-
-def _cost_text(cost: Cost) -> str:
-    over = "" if cost.over_baseline is None else f"  {cost.over_baseline:.2f}×"
-    return f"{cost.step_s:.3g} s{over}"
-
-
-def _whose(cost: Cost) -> list[float]:
-    """Seconds for data, student, loss, teacher and the rest. A loss within the noise of its step can be below zero."""
-    parts = cost.parts
-    data = parts.get(PARTS[WAIT], 0.0) + parts.get(PARTS[COPY], 0.0)
-    computed = (max(0.0, seconds or 0.0) for seconds in (cost.student_s, cost.loss_s, cost.teacher_s))
-    return [data, *computed, parts.get(PARTS[OTHER], 0.0)]
-
-
-def _stacks(bars: Sequence[Stack], parts: Sequence[str]) -> Markup:
-    title = "; ".join(
-        f"{bar.name}: " + ", ".join(f"{part} {value:.3g} s" for part, value in zip(parts, bar.values, strict=True))
-        for bar in bars
-    )
-    drawn = draw_stacks(bars, parts, title=title, x_title="seconds a step")
-    return join(legend(parts) if len(parts) > 1 else None, drawn)
-
-
-def _class_iou_by_seed(
-    standings: Standings, ranking: Ranking, contender: str
-) -> dict[int, Mapping[str, float | None]]:
-    return {
-        o.start.seed: o.record.scores["iou"]
-        for o in _done(standings, ranking)
-        if o.start.contender.name == contender and o.record and o.record.scores
-    }
-
-
-def _done(standings: Standings, ranking: Ranking) -> Iterable:  # type: ignore[type-arg]
-    return (
-        o
-        for o in standings.outcomes
-        if o.status == COMPLETE and o.start.rung == ranking.rung and not o.start.again
     )

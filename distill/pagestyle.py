@@ -37,7 +37,7 @@ DARK_INK: Final = {
     "loss": "#ee8f52",
     "unmoved": "#6b7580",
 }
-LIGHT_PARTS: Final = ("#b9c2cc", "#6b7680", "#5aa0e0", "#17497d", "#c9a227", "#d4633a", "#8d6a9f")
+LIGHT_PARTS: Final = ("#bcc5cf", "#6b7680", "#5aa0e0", "#17497d", "#c9a227", "#d4633a", "#8d6a9f")
 DARK_PARTS: Final = ("#5b6672", "#b3bcc6", "#2f6fb0", "#9fd0ff", "#dcc052", "#e8835a", "#b391c6")
 
 _RULES = """
@@ -55,9 +55,9 @@ pre{background:var(--raised);border:1px solid var(--rule);border-radius:6px;padd
 .answer{font-size:1.2rem;line-height:1.45;max-width:66ch;margin:.2em 0 .8em}
 .about,.note,figcaption,.muted{color:var(--muted)}
 .note{font-size:.9rem}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;background:var(--rule);
+.facts{display:flex;flex-wrap:wrap;gap:1px;background:var(--rule);
 border:1px solid var(--rule);border-radius:8px;overflow:hidden;margin:1.2em 0;padding:0}
-.facts div{background:var(--paper);padding:10px 14px}
+.facts div{background:var(--paper);padding:10px 14px;flex:1 1 220px}
 .facts dt{color:var(--muted);font-size:.82rem}
 .facts dd{margin:0;font-size:1.02rem;font-weight:600;overflow-wrap:anywhere}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px 32px;align-items:start}
@@ -77,6 +77,7 @@ svg .halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 .limit{stroke:var(--muted);stroke-width:1.4;stroke-dasharray:2 3}
 .band{fill:var(--muted);opacity:.14}
 .line{stroke:var(--c);stroke-width:2;fill:none;stroke-linejoin:round;stroke-linecap:round}
+.rest.line{stroke-width:1.2;opacity:.75}
 .unmoved{stroke:var(--unmoved);stroke-width:1.4}
 .interval{stroke:var(--c);stroke-width:3;opacity:.55}
 .mark{fill:var(--c);stroke:var(--paper);stroke-width:1}
@@ -87,7 +88,7 @@ svg .halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 .baseline{--c:var(--ink)}.plain{--c:var(--c0)}.rest{--c:var(--muted)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;padding:0;margin:.4em 0;font-size:.88rem}
 .swatch{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:7px;vertical-align:-1px}
-.scroll{overflow-x:auto;margin:.6em 0}
+.scroll{overflow-x:auto;margin:1.3em 0}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:min(100%,420px)}
 caption{text-align:left;color:var(--muted);font-size:.9rem;padding-bottom:.4em}
 th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
@@ -105,7 +106,7 @@ table.heat th.n{padding-right:10px}
 footer{margin-top:3em;color:var(--muted);font-size:.88rem}
 @media (max-width:560px){
 body{font-size:15px}main{padding:18px 14px 40px}h1{font-size:1.5rem}.answer{font-size:1.08rem}
-.samples{grid-template-columns:repeat(2,1fr)}.facts{grid-template-columns:repeat(2,1fr)}
+.samples{grid-template-columns:repeat(2,1fr)}.facts div{flex-basis:130px}
 }
 @page{size:A4;margin:14mm 13mm}
 @media print{
