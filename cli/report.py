@@ -47,17 +47,16 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
 
 
 def read_teacher_scores(option: str, source: str) -> dict[str, Any]:
-    """Name, mIoU and pixel accuracy out of a run's folder or a file of `evaluate --json`, which an option named."""
-    from kdcache.distill.comparison import compare_runs
+    """Name, mIoU, IoU by class and pixel accuracy out of a run's folder or a file of `evaluate --json`, which an option named."""
     from kdcache.distill.runfolder import read_json
+    from kdcache.distill.runrecord import RunRecord
 
     path, name = Path(source), "teacher"
     if path.is_file():
         scores = read_json(path)
     elif path.is_dir():
-        summary = compare_runs([path])[0]
-        scores = {"miou": summary.miou, "pixel_accuracy": summary.pixel_accuracy}
-        name = f"teacher, {summary.student}"
+        run = RunRecord.read(path)
+        scores, name = dict(run.scores or {}), f"teacher, {run.config['student']}"
     else:
         raise NotFoundError(
             f"{option} {source}: no such run or file",
@@ -68,4 +67,5 @@ def read_teacher_scores(option: str, source: str) -> dict[str, Any]:
             f"{option} {source} has no mIoU",
             hint="name a finished run, or a file of `kdcache evaluate --json`",
         )
-    return {"name": name, "miou": scores["miou"], "pixel_accuracy": scores.get("pixel_accuracy")}
+    known = {key: scores.get(key) for key in ("pixel_accuracy", "iou")}
+    return {"name": name, "miou": scores["miou"], **known}

@@ -15,7 +15,7 @@ repeated at the very end: what differs between the two is the machine.
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from kdcache.cache.errors import UsageError
@@ -28,6 +28,9 @@ BASELINE = "none"
 COMPARISON = "comparison.json"
 ATTEMPTS = "attempts.jsonl"
 RUNS = "runs"
+
+_BY_RUN = {"method", "source", "fresh_views", "passes", "steps", "epochs", "budget_seconds", "seed", "out"}
+_SHARED = {option.name for option in fields(TrainConfig)} - _BY_RUN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +108,7 @@ class Contest:
     """What is known of it: name, miou, pixel_accuracy, and build_s of each pass of the store."""
 
     def __post_init__(self) -> None:
-        parts = {
+        parts: dict[str, list[Any]] = {
             "contenders": [contender.name for contender in self.contenders],
             "rungs": [rung.name for rung in self.rungs],
             "seeds": list(self.seeds),
@@ -208,7 +211,8 @@ class Contest:
         ]
 
     def _identity(self) -> dict[str, Any]:
-        run = {option_of(name): value for name, value in self.run.items() if name not in FREE_ON_RESUME}
+        options = {field.name: self.run.get(field.name, field.default) for field in fields(TrainConfig)}
+        run = {option_of(n): v for n, v in options.items() if n not in FREE_ON_RESUME and n in _SHARED}
         return {
             "methods": ",".join(contender.name for contender in self.contenders),
             "lengths": ",".join(rung.name for rung in self.rungs),

@@ -127,7 +127,7 @@ class RunRecord:
 
     def seconds_of(self, kind: str) -> float:
         """Seconds outside of the account that lines of a kind, "eval" or "save", say they took."""
-        return sum(line.get("seconds", 0.0) for line in self.of_kind(kind))
+        return float(sum(line.get("seconds", 0.0) for line in self.of_kind(kind)))
 
     def repeat_command(self) -> str:
         """The command line that repeats the run; with the steps that a budget held in the place of the budget."""

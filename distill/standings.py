@@ -222,6 +222,7 @@ def _row(
     common = sorted(by_seed.keys() & base.keys())
     compared = common and contender != contest.baseline
     miou = statistics.fmean(by_seed.values()) if by_seed else None
+    summaries = [outcome.summary for outcome in done if outcome.summary]
     training_s = _mean(outcome.training_s for outcome in done)
     stored = teacher_cost if contender.source == "cache" else None
     teacher_miou = contest.teacher.get("miou")
@@ -234,9 +235,9 @@ def _row(
         difference=paired_difference([by_seed[s] for s in common], [base[s] for s in common])
         if compared
         else None,
-        pixel_accuracy=_mean(outcome.summary and outcome.summary.pixel_accuracy for outcome in done),
+        pixel_accuracy=_mean(summary.pixel_accuracy for summary in summaries),
         class_iou=_mean_class_iou(done),
-        steps=_mean(outcome.summary and outcome.summary.steps for outcome in done),
+        steps=_mean(summary.steps for summary in summaries),
         training_s=training_s,
         with_teacher_s=None if training_s is None else training_s + (stored.build_s if stored else 0.0),
         with_shared_teacher_s=None

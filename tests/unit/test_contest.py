@@ -72,10 +72,12 @@ def test_a_contest_survives_json() -> None:
 
 def test_differences_name_what_changed_and_nothing_free() -> None:
     contest = make_contest((NONE, LOGIT))
-    moved = dataclasses.replace(contest, run={**contest.run, "store": "elsewhere", "workers": 3})
+    moved = dataclasses.replace(
+        contest, run={**contest.run, "store": "elsewhere", "workers": 3, "momentum": 0.9}
+    )
     assert contest.differences(moved) == []
     changed = dataclasses.replace(contest, seeds=(0,), run={**contest.run, "lr": 0.02})
-    assert contest.differences(changed) == ["seeds: 0,1,2, 0", "--lr: None, 0.02"]
+    assert contest.differences(changed) == ["seeds: 0,1,2, 0", "--lr: 0.01, 0.02"]
 
 
 def test_nothing_stands_twice() -> None:
