@@ -168,7 +168,7 @@ def ladder_figure(standings: Standings, looks: Looks) -> Markup:
         draw_lines(
             lines,
             title=f"mIoU over the budget of training, for {', '.join(by_name)}",
-            x_title="budget (each step of the axis the same factor)",
+            x_title="budget of training, logarithmic",
             y_title="mIoU, %",
             limits=teacher_limit(standings),
             logarithmic=True,

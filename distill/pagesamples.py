@@ -29,13 +29,13 @@ def sample_section(folder: Path, standings: Standings, ranking: Ranking) -> Mark
     found = {name: files for name, place in places.items() if (files := SampleFiles.read(place))}
     if not found:
         return NOTHING
-    first = next(iter(found.values()))
-    rows = [_row(found, image, index) for index, image in enumerate(first.images[:MOST_IMAGES])]
+    first = next((files for name, files in found.items() if name != TEACHER), found.get(TEACHER))
+    assert first is not None
+    rows = [_row(found, first, image, index) for index, image in enumerate(first.images[:MOST_IMAGES])]
     return join(_legend(list(found.values())), *rows)
 
 
-def _row(found: Mapping[str, SampleFiles], image: str, index: int) -> Markup:
-    first = next(iter(found.values()))
+def _row(found: Mapping[str, SampleFiles], first: SampleFiles, image: str, index: int) -> Markup:
     shown = [(name, first.picture(index, name)) for name in ("image", "label")]
     shown += [
         (name, files.picture(index, "prediction"))

@@ -37,7 +37,7 @@ DARK_INK: Final = {
     "loss": "#ee8f52",
     "unmoved": "#6b7580",
 }
-LIGHT_PARTS: Final = ("#bcc5cf", "#6b7680", "#5aa0e0", "#17497d", "#c9a227", "#d4633a", "#8d6a9f")
+LIGHT_PARTS: Final = ("#bcc5cf", "#6b7680", "#5aa0e0", "#17497d", "#c9a227", "#d4633a", "#9a5fb0")
 DARK_PARTS: Final = ("#5b6672", "#b3bcc6", "#2f6fb0", "#9fd0ff", "#dcc052", "#e8835a", "#b391c6")
 
 _RULES = """

@@ -7,6 +7,7 @@ Maps are PNGs with the classes' palette: they show as they are, and their pixels
 """
 
 import base64
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ def write_sample_files(folder: Path, samples: Sequence[Sample], classes: ClassSe
         "legend": [[name, "#{:02x}{:02x}{:02x}".format(*rgb)] for name, rgb in legend_of(present, classes)],
     }
     runfolder.write_json(folder / INDEX, document)
+
+
+def copy_sample_files(run_folder: Path, folder: Path) -> None:
+    """Those of a run, where it has left any, to another folder."""
+    if (run_folder / SAMPLES / INDEX).is_file():
+        shutil.copytree(run_folder / SAMPLES, folder / SAMPLES, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
