@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from kdcache.distill.contest import Contest
     from kdcache.distill.standings import Standings
 
-# Options of `distill` that a comparison sets run by run, has of its own, or leaves to the store; and weights of single
-# terms, which not every method has.
+# Options of `distill` that a comparison sets run by run, has of its own, or leaves to the store; --kd-terms says what the
+# last two say.
 NOT_SHARED = frozenset(
     {
         *("method", "source", "fresh_views", "passes", "budget", "steps", "epochs", "seed", "out", "resume"),
         *("recipe", "split", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio"),
-        *("profile", "kd_terms", "logit_weight", "feature_weight"),
+        *("profile", "logit_weight", "feature_weight"),
     }
 )
 DEVICE_HOURS = "dh"
@@ -113,7 +113,6 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     at the end. The same command again goes on where it was; failed runs are tried once more. Exit code 3: some failed.
     """
     from kdcache.distill.referee import enter, run_contest
-    from kdcache.distill.standings import Standings
     from kdcache.distill.standingsreport import write_standings
 
     out = Path(given.pop("out"))
@@ -125,8 +124,7 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     try:
         run_contest(out, contest, console.note)
     finally:
-        write_standings(out)
-    standings = Standings.read(out)
+        standings = write_standings(out)
     _show(console, standings, out)
     if standings.failed:
         names = ", ".join(outcome.start.name for outcome in standings.failed)
@@ -175,6 +173,7 @@ def _shared_fields(
     console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
 ) -> dict[str, Any]:
     """Fields of TrainConfig that all runs have: those given, the recipe's, and the store's URL."""
+    from kdcache.distill.methods import own_options
     from kdcache.distill.recipes import RECIPES, recipe_fields
 
     run = distill.config_fields(given)
@@ -185,10 +184,24 @@ def _shared_fields(
         )
     run |= recipe_fields(recipe or "", run)
     run.pop("steps", None)
-    from_cache = [{"method": method, "source": "cache", **run} for method in methods if method != "none"]
-    needs = dict.fromkeys(need for asked in from_cache for need in distill.needs(asked))
+    _require_known_terms(run.get("kd_terms", ""), methods)
+    asked = [{**own_options(method, run), "method": method} for method in methods]
+    needs = dict.fromkeys(need for of_method in asked for need in distill.needs(of_method))
     run["store"] = distill.find_store(console, home, run.get("store"), run.get("dataset"), tuple(needs))
     return run
+
+
+def _require_known_terms(weights: str, methods: Sequence[str]) -> None:
+    """Each method takes the weights of its own terms; raises UsageError for one that no method has."""
+    from kdcache.distill.config import parse_weights
+    from kdcache.distill.methods import find_method
+
+    known = dict.fromkeys(term for method in methods for term in find_method(method))
+    if unknown := [term for term in parse_weights(weights) if term not in known]:
+        raise UsageError(
+            f"--kd-terms: no method has a term {unknown[0]!r}",
+            hint=f"they have: {', '.join(known) or 'none'}",
+        )
 
 
 def _budget_s(text: str, processes: int) -> float:
@@ -250,4 +263,6 @@ def _show(console: Console, standings: "Standings", out: Path) -> None:
         console.line(ranking_title(ranking))
         console.table(*ranking_table(ranking))
         console.line("")
+    for caution in standings.cautions:
+        console.line(f"mind: {caution}")
     console.line(f"report: {out}/report.md")

@@ -21,6 +21,7 @@ from typing import Any, Self
 from kdcache.cache.errors import UsageError
 from kdcache.cache.shuffle import permutation
 from kdcache.distill.config import FREE_ON_RESUME, TrainConfig, option_of
+from kdcache.distill.methods import own_options
 
 CLOCKS = ("time", "steps")
 BASELINE = "none"
@@ -87,7 +88,9 @@ class Start:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"{self.rung.name}-{self.contender.name}-seed-{self.seed}" + ("-again" if self.again else "")
+        return f"{self.rung.name}-{self.contender.name}-seed-{self.seed}" + (
+            "-repeated" if self.again else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +104,9 @@ class Contest:
     contenders: tuple[Contender, ...]  # the first one is the baseline
     rungs: tuple[Rung, ...]  # those of the time before those of steps
     seeds: tuple[int, ...]
-    run: Mapping[str, Any]  # fields of TrainConfig that all runs share
+    run: Mapping[
+        str, Any
+    ]  # fields of TrainConfig that all runs share; a method takes weights of its own terms alone
     store_key: str  # of the store that all runs share, see spec.StoreSpec
     processes: int = 1  # of every run
     teacher: Mapping[str, Any] = field(default_factory=dict)
@@ -148,8 +153,9 @@ class Contest:
             UsageError: the method, the store and the options do not go together.
         """
         length = {"budget_seconds": start.rung.budget_s} if start.rung.clock == "time" else {"steps": steps}
+        shared = own_options(start.contender.method, self.run)
         return TrainConfig.from_dict(
-            {**self.run, **start.contender.fields, **length, "seed": start.seed, "out": out}
+            {**shared, **start.contender.fields, **length, "seed": start.seed, "out": out}
         )
 
     def command(self) -> str:

@@ -9,11 +9,13 @@ without it.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from kdcache.cache.errors import UsageError
 from kdcache.cache.networks import NetworkConfig
 from kdcache.distill.adversarial_losses import Holistic, HolisticBySGD
 from kdcache.distill.attention_losses import AttentionTransfer, CategorySimilarity, PixelSimilarity
+from kdcache.distill.config import parse_weights
 from kdcache.distill.generative_losses import MaskedGeneration, OmniContrast
 from kdcache.distill.logit_losses import (
     AuxiliaryCorrelation,
@@ -100,6 +102,17 @@ def find_method(name: str) -> Recipe:
 def method_needs(name: str, config: LossConfig) -> tuple[str, ...]:
     """Targets of the teacher, and losses.LABELS, that a run needs. Raises UsageError for what the method lacks."""
     return recipe_needs(find_method(name), config)
+
+
+def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig that several methods share, without the weights and the temperature that a method lacks."""
+    recipe, own = find_method(name), dict(options)
+    if "kd_terms" in own:
+        weights = parse_weights(own["kd_terms"]).items()
+        own["kd_terms"] = ",".join(f"{term}={weight!r}" for term, weight in weights if term in recipe)
+    if all(loss.temperature is None for loss, _ in recipe.values()):
+        own.pop("temperature", None)
+    return own
 
 
 def build_method(

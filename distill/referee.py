@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,8 @@ def run_contest(folder: Path, contest: Contest, report: Callable[[str], None]) -
                 if attempt["error"]:
                     report(f"{start.name} failed: {attempt['error']}")
             if (out / runfolder.SCORES).exists():
+                # The training state of a finished run is of no more use, and hundreds of runs would fill a disk.
+                shutil.rmtree(out / runfolder.CHECKPOINT, ignore_errors=True)
                 done[start.name] = runfolder.read_json(out / runfolder.SCORES)["steps"]
 
 

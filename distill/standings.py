@@ -16,11 +16,15 @@ from kdcache.cache.errors import NotFoundError
 from kdcache.cache.objects import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED, Outcome, read_attempts, read_outcome
+from kdcache.distill.comparison import CLOSE_MIOU
 from kdcache.distill.contest import COMPARISON, Contender, Contest, Rung, find_steps
 from kdcache.distill.intervals import Difference, mean_interval, paired_difference
 from kdcache.distill.stepcost import Cost, measure_costs
 
 FORMAT_VERSION = 1
+
+STEADY = 0.05
+"""A machine whose steps drift by more than this is worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,37 @@ class Standings:
         )
 
     @property
+    def cautions(self) -> list[str]:
+        """What keeps the numbers from meaning what they seem to, a sentence each."""
+        found = [
+            f"on {noise.rung} a step of the baseline took {100 * noise.step_drift:+.0f} % at the end: costs, and places "
+            "by time, are no surer than that"
+            for noise in self.noise
+            if abs(noise.step_drift) > STEADY
+        ]
+        early = [o.start.name for o in self.outcomes if o.summary and o.summary.ended_by_clock]
+        if early:
+            found.append(
+                f"the time of {len(early)} runs was up before the learning rate was at its end: {', '.join(early)}"
+            )
+        if differing := self._environment()["differing"]:
+            found.append(f"runs differ in {', '.join(differing)}")
+        teacher_miou = self.contest.teacher.get("miou")
+        base = [
+            row.miou
+            for ranking in self.rankings
+            for row in ranking.rows
+            if row.contender == self.contest.baseline.name
+        ]
+        best = max((miou for miou in base if miou is not None), default=None)
+        if teacher_miou is not None and best is not None and teacher_miou - best < CLOSE_MIOU:
+            found.append(
+                f"the teacher is less than {100 * CLOSE_MIOU:.0f} points above the baseline: this says little about "
+                "distillation"
+            )
+        return found
+
+    @property
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.status == FAILED]
 
@@ -150,6 +185,7 @@ class Standings:
             "environment": self._environment(),
             "teacher": {**contest.teacher, "cost": asdict(self.teacher_cost) if self.teacher_cost else None},
             "rankings": [_ranking_dict(ranking) for ranking in self.rankings],
+            "cautions": self.cautions,
             "moves": [asdict(move) for move in self.moves],
             "costs": [asdict(cost) for cost in self.costs],
             "noise": [{**asdict(noise), "step_drift": noise.step_drift} for noise in self.noise],
@@ -291,7 +327,7 @@ def _noise(contest: Contest, outcomes: Sequence[Outcome]) -> Iterable[Noise]:
     for outcome in done.values():
         if not outcome.start.again:
             continue
-        first = done.get(outcome.start.name.removesuffix("-again"))
+        first = done.get(replace(outcome.start, again=False).name)
         if first and first.summary and outcome.summary:
             one, other = first.summary, outcome.summary
             yield Noise(

@@ -96,6 +96,7 @@ def _parts(folder: Path, standings: Standings) -> list[str]:
     return [
         "# Comparison",
         _summary(standings),
+        "\n".join(f"- **{caution}**" for caution in standings.cautions),
         *(
             f"## {ranking_title(ranking)}\n\n{markdown_table(*ranking_table(ranking))}"
             for ranking in standings.rankings
@@ -128,7 +129,6 @@ def _summary(standings: Standings) -> str:
         "device": place.get("device"),
         "processes a run": contest.processes,
         "packages": ", ".join(f"{k} {v}" for k, v in place.get("packages", {}).items() if v),
-        "**differs between runs**": ", ".join(place["differing"]),
     }
     notes = (
         f"mIoU is the mean over seeds of the last checkpoints. Differences to {contest.baseline.name} are paired by "
@@ -256,8 +256,9 @@ def _failures(standings: Standings) -> str:
 
 
 def _repeat(standings: Standings) -> str:
-    lines = [outcome.command for outcome in standings.outcomes if outcome.command]
-    return "## To repeat the runs\n\n```sh\n" + "\n".join(lines) + "\n```" if lines else ""
+    lines = [standings.contest.command()]
+    lines += [outcome.command for outcome in standings.outcomes if outcome.command]
+    return "## To repeat it, or a run of it\n\n```sh\n" + "\n".join(lines) + "\n```"
 
 
 def _draw(folder: Path, standings: Standings) -> None:

@@ -64,6 +64,8 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     rows = {row["contender"]: row for row in document["rankings"][0]["rows"]}
     assert rows["logit"]["difference"]["separable"] is None and rows["logit"]["steps"] == 2
     assert document["noise"][0]["miou"][0] == document["noise"][0]["miou"][1]  # the same run, bit by bit
+    assert not (out / "runs/steps-2-logit-seed-0/checkpoint").exists()
+    assert (out / "runs/steps-2-logit-seed-0/student.safetensors").exists()
     runs = {run["name"]: run for run in document["runs"]}
     logit = runs["steps-2-logit-seed-0"]
     assert logit["evaluation_s"] > 0 and logit["saving_s"] > 0 and logit["startup_s"] > 0

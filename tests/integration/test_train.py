@@ -289,6 +289,35 @@ def test_what_cannot_work_is_refused_before_anything_is_written(config, tmp_path
     assert not Path(config.out).exists()
 
 
+def test_a_run_can_be_confined_to_the_first_passes(config):
+    def passes_of(config: TrainConfig) -> set[str]:
+        return set(inputs.open_inputs(config, device=torch.device("cpu")).identity["manifests"])
+
+    assert passes_of(config) == {"0", "1"}
+    assert passes_of(dataclasses.replace(config, passes=1)) == {"0"}
+    with pytest.raises(StoreMismatchError, match=r"--passes 3: .* has 2 complete passes"):
+        passes_of(dataclasses.replace(config, passes=3))
+    with pytest.raises(UsageError, match="--passes: fresh views"):
+        dataclasses.replace(config, method="none", source="none", fresh_views=True, passes=1)
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "compiles", "uncounted"),
+    [("steps", False, 0), ("steps", True, 1), ("all", True, 0), ("none", False, 2), ("none", True, 2)],
+)
+def test_what_of_a_start_counts(config, warm_up, compiles, uncounted):
+    config = dataclasses.replace(config, warm_up=warm_up, compile=compiles)
+    assert train_module._uncounted_steps(config) == uncounted
+
+
+def test_steps_that_do_not_count_are_outside_of_the_account(config, whole):
+    train(dataclasses.replace(config, warm_up="none"))
+    metrics = Path(config.out, "metrics.jsonl").read_text().splitlines()
+    seconds = [line["step_s"] for line in map(json.loads, metrics) if line["kind"] == "train"]
+    assert seconds[:2] == [0, 0] and min(seconds[2:]) > 0
+    assert_same_run(config, whole)
+
+
 def test_a_profile_changes_nothing_that_is_learnt(config, whole):
     train(dataclasses.replace(config, profile=True))
     assert_same_run(config, whole)

@@ -45,7 +45,7 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "compare": "--methods --budget --steps --clock --seeds --online --views --fresh-views --no-fresh-views --processes "
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
-    "--temperature --kd-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
+    "--temperature --kd-weight --kd-terms --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
     "--pool-units --check-crops --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
@@ -159,6 +159,10 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["compare", "--methods", "none", "--online", "none", "--steps", "1"], "it asks no teacher"),
         (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' lacks its unit"),
         (["compare", "--methods", "none", "--steps", "1", "--recipe", "mmseg"], "no recipe for training"),
+        (
+            ["compare", "--methods", "none,cwd", "--steps", "1", "--kd-terms", "logit=2"],
+            "no method has a term 'logit'",
+        ),
         (["evaluate"], "--checkpoint and --teacher"),
         (["evaluate", "--checkpoint", "x", "--weights", "y"], "--weights is the teacher's"),
         (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from comparisons import FEATURE, LOGIT, NONE, make_contest
+from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_contest
 
 from kdcache.cache.errors import UsageError
 from kdcache.distill.contest import Contest, Rung, find_steps, make_contenders, make_rungs
@@ -57,11 +57,31 @@ def test_a_start_is_a_run_of_distill() -> None:
     assert (config.method, config.source, config.budget_seconds, config.steps) == ("logit", "cache", None, 44)
 
 
+def test_a_method_takes_the_weights_and_the_temperature_that_it_has() -> None:
+    contest = make_contest((NONE, LOGIT, FEATURE))
+    options = {"kd_terms": "logit=2,feature=0.5", "temperature": 4.0}
+    contest = dataclasses.replace(contest, run={**contest.run, **options})
+    by_method = {s.contender.method: contest.config(s, "out", 5) for s in contest.starts()}
+    found = {method: (config.kd_terms, config.temperature) for method, config in by_method.items()}
+    assert found == {"none": ("", None), "logit": ("logit=2.0", 4.0), "feature": ("feature=0.5", None)}
+
+
 def test_steps_are_those_of_the_baselines_first_seed() -> None:
     contest, rung = make_contest((NONE, LOGIT)), Rung(clock="steps", budget_s=100.0)
     assert find_steps(contest, rung, {"time-100s-none-seed-1": 7}) is None
     assert find_steps(contest, rung, {"time-100s-none-seed-0": 9}) == 9
     assert find_steps(contest, Rung(clock="steps", steps=5), {}) == 5
+
+
+def test_a_contest_says_the_command_that_asks_for_it() -> None:
+    contest = make_contest((NONE, BANK, LOGIT, ONLINE), budgets_s=(100, 3600), seeds=(0, 1))
+    contest = dataclasses.replace(contest, run={**contest.run, "lr": 0.02})
+    assert contest.command() == (
+        "kdcache compare --methods none,logit --online logit --budget 100s,3600s --clock time,steps --seeds 2 "
+        "--processes 1 --store stores/ab --backbone-weights none --teacher pspnet_resnet101 --lr 0.02"
+    )
+    alone = make_contest((BANK, dataclasses.replace(LOGIT, passes=2)))
+    assert "--views 2" in alone.command() and "--no-fresh-views" in alone.command()
 
 
 def test_a_contest_survives_json() -> None:

@@ -95,6 +95,25 @@ def test_noise_is_the_baseline_twice(standings: Standings) -> None:
     assert noise.miou == (0.5, 0.5) and noise.step_drift == pytest.approx(0.1)
 
 
+def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Path) -> None:
+    (drift,) = standings.cautions
+    assert drift.startswith("on time-100s a step of the baseline took +10 % at the end")
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
+    contest = json.loads((folder / "comparison.json").read_text())
+    contest["teacher"]["miou"] = 0.51
+    (folder / "comparison.json").write_text(json.dumps(contest))
+    run = folder / "runs" / "time-100s-logit-seed-0"
+    place = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**place, "device": "another"}))
+    scores = json.loads((run / "scores.json").read_text())
+    (run / "scores.json").write_text(json.dumps({**scores, "planned_steps": scores["planned_steps"] + 1}))
+    assert [caution.partition(":")[0] for caution in Standings.read(folder).cautions[1:]] == [
+        "the time of 1 runs was up before the learning rate was at its end",
+        "runs differ in device",
+        "the teacher is less than 2 points above the baseline",
+    ]
+
+
 def test_the_teachers_cost_is_shown_whole_and_shared(standings: Standings) -> None:
     assert standings.teacher_cost is not None
     assert (standings.teacher_cost.build_s, standings.teacher_cost.runs) == (600, 12)
