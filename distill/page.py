@@ -159,7 +159,7 @@ def _other_clock(standings: Standings, main: Ranking) -> Ranking | None:
     """The ranking on the other clock that belongs to the main one: of the same budget, or the longest."""
     others = [ranking for ranking in standings.rankings if ranking.rung.clock != main.rung.clock]
     same = [ranking for ranking in others if ranking.rung.budget_s == main.rung.budget_s]
-    return (same or others or [None])[-1]
+    return next(reversed(same or others), None)
 
 
 def _teacher_cost(standings: Standings, main: Ranking) -> Iterator[Markup]:
