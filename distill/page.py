@@ -74,7 +74,7 @@ def page(folder: Path, standings: Standings) -> str:
             ),
         ),
         _section("What a step costs", pair(*cost_figures(standings))),
-        _section("Classes", pair(*class_figures(standings, charted)), class_table(charted, baseline)),
+        _section("Classes", pair(*class_figures(standings, charted)), class_table(standings, charted)),
         _section("Sample predictions", sample_section(folder, standings, charted)),
         _section("The teacher's cost", *_teacher_cost(standings, main)),
         _section("Noise of the machine", noise_table(standings)),

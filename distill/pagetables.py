@@ -107,10 +107,13 @@ def teacher_cost_table(rankings: Sequence[Ranking]) -> Markup:
     return table("Time of a run, with the store's one-off cost both ways", header, rows, words=2)
 
 
-def class_table(ranking: Ranking, baseline: str) -> Markup:
+def class_table(standings: Standings, ranking: Ranking) -> Markup:
     """IoU by class: the baseline's, and every other method's as points above it, the most gained first."""
+    baseline = standings.contest.baseline.name
     iou = {row.contender: row.class_iou for row in ranking.rows if row.class_iou}
     base = iou.pop(baseline, None)
+    if teacher := standings.contest.teacher.get("iou"):
+        iou["teacher"] = teacher
     if not base or not iou:
         return NOTHING
     gains = {

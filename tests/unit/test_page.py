@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -147,6 +148,15 @@ def test_its_numbers_are_the_standings(tmp_path: Path) -> None:
     assert "60.10" in cells and "+10.00 (10.00 to 10.00)" in cells
     assert "10 min 1 s" not in cells and "75.1 %" in cells  # 0.601 of the teacher's 0.8
     assert "+10.0 %" in cells  # the repeated baseline was slower
+
+
+def test_the_teacher_stands_beside_the_methods_by_class(tmp_path: Path) -> None:
+    contest = make_contest((NONE, LOGIT))
+    taught = replace(contest, teacher={**contest.teacher, "iou": {"road": 0.9, "car": 0.7, "sky": None}})
+    folder, standings = make(tmp_path / "c", taught)
+    document = Document(page(folder, standings))
+    assert document.texts["th"].count("teacher") == 1
+    assert "+29.90" in document.texts["td"]  # road: 0.9 over 0.601
 
 
 def test_figures_of_everything_there_is(tmp_path: Path) -> None:
