@@ -241,5 +241,5 @@ def _hardware(place: Mapping[str, Any], processes: int) -> str:
     if not place.get("device"):
         return "unknown"
     cuda = f", CUDA {place['cuda']}" if place.get("cuda") else ""
-    threads = f", {place['threads']} threads" if place.get("threads") else ""
+    threads = f", threads: {place['threads']}" if place.get("threads") else ""
     return f"{processes} x {place['device']}{cuda}; {place.get('processors', '?')} processors{threads}"

@@ -104,11 +104,14 @@ def _cost_text(cost: Cost) -> str:
 
 
 def _whose(cost: Cost) -> list[float]:
-    """Seconds for data, student, loss, teacher and the rest. A loss within the noise of its step can be below zero."""
-    parts = cost.parts
+    """Seconds for data, student, loss, teacher and the rest, which sum up to the step.
+
+    A loss within the noise of its step can come out below zero: then the student's part is that much shorter.
+    """
+    parts, beyond = cost.parts, (cost.loss_s or 0.0, cost.teacher_s or 0.0)
     data = parts.get(PARTS[WAIT], 0.0) + parts.get(PARTS[COPY], 0.0)
-    computed = (max(0.0, seconds or 0.0) for seconds in (cost.student_s, cost.loss_s, cost.teacher_s))
-    return [data, *computed, parts.get(PARTS[OTHER], 0.0)]
+    student = max(0.0, (cost.student_s or 0.0) + sum(min(0.0, seconds) for seconds in beyond))
+    return [data, student, *(max(0.0, seconds) for seconds in beyond), parts.get(PARTS[OTHER], 0.0)]
 
 
 def _stacks(bars: Sequence[Stack], parts: Mapping[str, str]) -> Markup:

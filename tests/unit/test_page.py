@@ -159,6 +159,22 @@ def test_the_teacher_stands_beside_the_methods_by_class(tmp_path: Path) -> None:
     assert "+29.90" in document.texts["td"]  # road: 0.9 over 0.601
 
 
+def test_the_bars_of_a_step_are_as_long_as_the_step(tmp_path: Path) -> None:
+    """Also of a method whose step came out shorter than the baseline's, whose loss would be less than nothing."""
+    contest = make_contest((NONE, LOGIT), seeds=(0,))
+    folder, _ = make(tmp_path / "c", contest)
+    metrics = folder / "runs/time-100s-none-seed-0/metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    slower = [line | {"forward_s": 2.0} if line["kind"] == "profile" else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in slower))
+    pictures = Document(page(folder, Standings.read(folder))).named("svg")
+    titles = [str(values.get("aria-label")) for values in pictures]
+    (whose,) = (title for title in titles if ", student " in title)
+    logit = whose.partition("; logit: ")[2]
+    seconds = [float(word) for word in logit.replace(",", "").split() if word[0].isdigit()]
+    assert len(seconds) == 5 and sum(seconds) == pytest.approx(0.625, rel=0.02)
+
+
 def test_figures_of_everything_there_is(tmp_path: Path) -> None:
     partial = Contender(method="logit", passes=1)
     folder, standings = make(
