@@ -112,25 +112,31 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     Runs are in processes of their own, in an order drawn anew for every seed and length, and the baseline is repeated
     at the end. The same command again goes on where it was; failed runs are tried once more. Exit code 3: some failed.
     """
+    from kdcache.distill.page import write_page
+    from kdcache.distill.pagesamples import TEACHER
     from kdcache.distill.referee import enter, run_contest
+    from kdcache.distill.samplefiles import copy_sample_files
     from kdcache.distill.standingsreport import write_standings
 
-    out = Path(given.pop("out"))
+    out, teacher_run = Path(given.pop("out")), given["teacher_run"]
     contest = make_contest(console, home, given)
     if dry_run:
         _show_plan(console, contest)
         return
     enter(out, contest)
+    if teacher_run:
+        copy_sample_files(Path(teacher_run), out / TEACHER)
     try:
         run_contest(out, contest, console.note)
     finally:
         standings = write_standings(out)
+        write_page(out, standings)
     _show(console, standings, out)
     if standings.failed:
         names = ", ".join(outcome.start.name for outcome in standings.failed)
         raise IncompleteError(
             f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {names}",
-            hint=f"{out}/report.md says why; the same command tries them again",
+            hint=f"{out}/report.html says why; the same command tries them again",
         )
 
 
@@ -257,7 +263,7 @@ def _show(console: Console, standings: "Standings", out: Path) -> None:
     from kdcache.distill.standingsreport import ranking_table, ranking_title
 
     if console.json:
-        console.document({"report": f"{out}/report.md", **standings.to_dict()})
+        console.document({"report": f"{out}/report.html", **standings.to_dict()})
         return
     for ranking in standings.rankings:
         console.line(ranking_title(ranking))
@@ -265,4 +271,4 @@ def _show(console: Console, standings: "Standings", out: Path) -> None:
         console.line("")
     for caution in standings.cautions:
         console.line(f"mind: {caution}")
-    console.line(f"report: {out}/report.md")
+    console.line(f"report: {out}/report.html")

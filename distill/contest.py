@@ -3,7 +3,7 @@
     OUT/comparison.json      the contest
     OUT/attempts.jsonl       a line for every process that trained: run, seconds, exit code, error
     OUT/runs/NAME/           a folder of `kdcache distill` for every run
-    OUT/standings.json       what came of it (standings.py), with standings.csv, report.md and figures/
+    OUT/standings.json       what came of it (standings.py), with standings.csv, report.md, figures/ and report.html
 
 Two clocks: `time` gives every contender the same seconds of training, `steps` the same number of steps. A rung is one
 length on one clock; the steps of a rung are, where nobody named them, those that the baseline reached in the time.

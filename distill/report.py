@@ -1,6 +1,6 @@
 """The report of a run: what it came to, as Markdown with figures beside it. comparison.py sets runs side by side.
 
-    RUN/report.md  RUN/figures/{losses,miou,class_iou,samples}.png
+    RUN/report.md  RUN/figures/{losses,miou,class_iou,samples}.png  RUN/samples/
 
 A report is made from the files of the run's folder (runfolder.py), so it can be written again at any time. The
 headline score is the last checkpoint's on the evaluation split: the best of several evaluations would be selected on
@@ -19,6 +19,7 @@ from kdcache.cache.objects import redact
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import draw_class_iou, draw_losses, draw_miou, draw_samples
 from kdcache.distill.runrecord import RunRecord, RunSummary, loss_terms
+from kdcache.distill.samplefiles import write_sample_files
 from kdcache.distill.samples import Sample
 
 REPORT = "report.md"
@@ -56,6 +57,7 @@ def write_report(
         draw_class_iou(figures / "class_iou.png", list(iou), {run.name: list(iou.values())})
     if samples and classes is not None:
         draw_samples(figures / "samples.png", samples, classes)
+        write_sample_files(run.folder, samples, classes)
     parts = [
         f"# {run.name}",
         _headline(run),

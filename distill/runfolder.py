@@ -7,7 +7,7 @@
     events/             the same for TensorBoard
     checkpoint/         the latest training state (checkpoint.py)
     profile/            torch's trace of a few steps, where it was asked for (profile.py)
-    student.safetensors scores.json report.md figures/
+    student.safetensors scores.json report.md figures/ samples/
 
 Small files appear whole or not at all. metrics.jsonl is appended to; resuming cuts it back to where it
 was at the checkpoint, so that nothing stands in it twice. Only the first process writes.

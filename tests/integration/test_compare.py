@@ -74,6 +74,7 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
         table = {line["name"]: line for line in csv.DictReader(file)}
     assert table.keys() == runs.keys() and table["steps-2-mgd-seed-0"]["status"] == "failed"
     assert "## Failed" in (out / "report.md").read_text()
+    assert "holds features, logits, not backbone" in (out / "report.html").read_text()
 
     code, _, stderr = kdcache(*arguments, "--lr", "0.02")
     assert code == 2 and "--lr: 0.01, 0.02" in stderr

@@ -1,0 +1,104 @@
+"""Colours of the page: told apart by every kind of sight, and readable on light and dark paper."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from kdcache.distill.looks import DARK, LIGHT, SHAPES, give_looks
+from kdcache.distill.pagestyle import DARK_INK, DARK_PARTS, LIGHT_INK, LIGHT_PARTS, style_sheet
+
+# Dichromatic sight in linear RGB, by Machado, Oliveira and Fernandes (2009), severity 1.
+SIGHTS = {
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+}
+RGB_TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def linear(colour: str) -> np.ndarray:
+    values = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def cielab(rgb: np.ndarray) -> np.ndarray:
+    ratio = RGB_TO_XYZ @ rgb / (RGB_TO_XYZ @ np.ones(3))
+    x, y, z = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2: from 1 to 21."""
+    low, high = sorted(float(RGB_TO_XYZ[1] @ linear(colour)) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def least_distance(colours: tuple[str, ...], sight: str) -> float:
+    seen = [cielab(np.clip(SIGHTS[sight] @ linear(colour), 0, 1)) for colour in colours]
+    return min(float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2))
+
+
+def test_the_simulation_is_right() -> None:
+    """Red and green of one lightness are as good as one colour to a deuteranope, and blue and yellow are not."""
+    assert least_distance(("#d04040", "#7d7b00"), "normal") > 50
+    assert least_distance(("#d04040", "#7d7b00"), "deuteranopia") < 20
+    assert least_distance(("#0000ff", "#ffff00"), "deuteranopia") > 100
+    assert cielab(np.ones(3)) == pytest.approx([100, 0, 0], abs=0.01)
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize(
+    ("colours", "least"),
+    [(LIGHT, 25), (DARK, 25), (LIGHT_PARTS, 15), (DARK_PARTS, 15)],
+    ids=("light", "dark", "light parts", "dark parts"),
+)
+def test_colours_are_told_apart(colours: tuple[str, ...], least: float, sight: str) -> None:
+    assert least_distance(colours, sight) > least
+
+
+@pytest.mark.parametrize("ink", [LIGHT_INK, DARK_INK], ids=("light", "dark"))
+def test_text_is_readable(ink: dict[str, str]) -> None:
+    for paper in ("paper", "raised"):
+        for text in ("ink", "muted", "link"):
+            assert contrast(ink[text], ink[paper]) >= 4.5, (text, paper)
+    for paper in ("good", "good-strong", "bad", "bad-strong"):
+        assert contrast(ink["ink"], ink[paper]) >= 4.5, paper
+
+
+@pytest.mark.parametrize(("ink", "lines"), [(LIGHT_INK, LIGHT), (DARK_INK, DARK)], ids=("light", "dark"))
+def test_drawings_stand_out(ink: dict[str, str], lines: tuple[str, ...]) -> None:
+    for colour in (*lines, ink["gain"], ink["loss"]):
+        assert contrast(colour, ink["paper"]) >= 3, colour
+
+
+def test_every_variable_has_a_colour() -> None:
+    sheet = style_sheet()
+    used = {part.partition(")")[0] for part in sheet.split("var(--")[1:]} - {"c"}
+    light, dark = sheet.split("@media screen and (prefers-color-scheme:dark)", 1)
+    dark = dark.partition("}}")[0]
+    for name in used:
+        assert f"--{name}:#" in light and f"--{name}:#" in dark, name
+
+
+def test_looks_differ_in_more_than_colour() -> None:
+    looks = give_looks([f"m{n}" for n in range(12)], "none")
+    assert len({(look.shape, look.dash) for name, look in looks.items() if look.class_[0] == "c"}) == len(
+        LIGHT
+    )
+    assert len(LIGHT) == len(DARK) == len(SHAPES)
+    assert looks["none"].class_ == "baseline" and looks["m11"].class_ == "rest"
