@@ -6,7 +6,6 @@ once, kept as float32 bytes, adopted by every builder and reader.
 """
 
 import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,9 @@ import torch
 from torch import Tensor
 
 MAX_CHANNELS = 2**14
+
+_LARGEST_MEAN = 2.0**96  # far from where float32 overflows
+_LARGEST_OF_A_VECTOR = 1.001  # of length 1, rounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +100,9 @@ class ChannelBasis:
         if len(mean) != 4 * channels or len(vectors) != 4 * channels * components:
             raise ValueError(f"a basis of {len(vectors)} bytes for {channels} x {components} numbers")
         basis = cls(channels=channels, components=components, mean=mean, vectors=vectors)
-        if not all(math.isfinite(float(t.abs().max())) for t in basis._tensors(torch.device("cpu"))):
-            raise ValueError("a basis that is not finite")
+        mean_size, vector_size = (float(t.abs().max()) for t in basis._tensors(torch.device("cpu")))
+        if not (mean_size <= _LARGEST_MEAN and vector_size <= _LARGEST_OF_A_VECTOR):  # false for NaN too
+            raise ValueError(f"a basis of vectors up to {vector_size:g} about a mean up to {mean_size:g}")
         return basis
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,16 +4,17 @@ It holds the fitted codecs and what they lose, the teacher's check against the l
 digests tell a joining builder at once that its image libraries disagree with those the store was begun with.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from kdcache.cache.codecs import Codec, codec_from_dict
+from kdcache.cache.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.objects import sha256
-from kdcache.cache.spec import canonical_json
+from kdcache.cache.spec import canonical_json, short
 
 _TOLD = ("step", "components")  # of a codec's summary
 _MEASURED = {
@@ -65,9 +66,9 @@ class Calibration:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Calibration":
         """Raises StoreDamagedError for bytes that are no calibration."""
+        fields = parse_json(data, "the store's calibration", dict)
         try:
-            fields = json.loads(data)
-            return cls(
+            calibration = cls(
                 spec_key=str(fields["spec"]),
                 codecs={str(target): codec_from_dict(codec) for target, codec in fields["codecs"].items()},
                 canaries=tuple(tuple(int(word) for word in row) for row in fields["canaries"]),
@@ -75,5 +76,19 @@ class Calibration:
                 input_bytes={str(array): int(size) for array, size in fields["input_bytes"].items()},
                 fidelity={str(target): dict(lost) for target, lost in fields["fidelity"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreDamagedError(f"the store's calibration cannot be read: {error!r}") from None
+            calibration._check()
+            require_same_text(calibration.to_bytes(), data)
+        except MALFORMED as error:
+            raise StoreDamagedError(f"the store's calibration cannot be read: {short(error)}") from None
+        return calibration
+
+    def _check(self) -> None:
+        """Raises ValueError for numbers that no calibration has."""
+        if not all(-(2**31) <= word < 2**31 for row in self.canaries for word in row):
+            raise ValueError("a canary that is no row of views")
+        if not all(0 <= size < 2**40 for size in self.input_bytes.values()):
+            raise ValueError("sizes of inputs that cannot be")
+        for lost in self.fidelity.values():
+            for value in (lost.get(name) for name in _MEASURED):
+                if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+                    raise ValueError(f"a fidelity of {str(value)[:20]!r}")

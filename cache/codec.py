@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MAX_STEP_EXPONENT = 64  # of a codec out of a store: beyond it float32 would overflow
+
 FAULTS = {1: "not finite", 2: "outside the range of the codec"}
 
 Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
@@ -59,6 +61,10 @@ class Codec(ABC):
         sample: Sequence[Tensor],  # each (N, C, h, w) float32
     ) -> "Codec":
         """The codec with all that `argument` leaves open measured on `sample`."""
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether it can have been fitted to targets of that shape; its numbers come from a store."""
+        return True
 
     @abstractmethod
     def packing(self, shape: Shape) -> Packing:
@@ -111,6 +117,13 @@ class Codec(ABC):
     @abstractmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """The inverse of to_dict. Raises KeyError, TypeError or ValueError on values that cannot be."""
+
+
+def require_step(codec: str, step: float) -> float:
+    """The step of a codec out of a store. Raises ValueError for one that decodes to nothing or to infinity."""
+    if not 2.0**-MAX_STEP_EXPONENT <= step <= 2.0**MAX_STEP_EXPONENT:  # false for NaN too
+        raise ValueError(f"{codec} codec with step {step}")
+    return step
 
 
 def find_faults(

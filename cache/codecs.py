@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdcache.cache.choose import AUTO, Promise, Sample, choose_codec
 from kdcache.cache.codec import FAULTS, Codec
+from kdcache.cache.documents import MALFORMED
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.rangecoded import RangeDct
 from kdcache.cache.scalar import Delta, Fp16, Uniform
@@ -75,10 +76,10 @@ def codec_from_dict(fields: dict[str, Any]) -> Codec:
     """The codec that a store's calibration describes. Raises StoreDamagedError for one that cannot be."""
     try:
         return CODECS[fields["name"]].from_dict(fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         known = ", ".join(CODECS)
         raise StoreDamagedError(
-            f"the calibration names a codec that cannot be used: {error!r} (known: {known})",
+            f"the calibration names a codec that cannot be used: {repr(error)[:200]} (known: {known})",
             hint="the store may need a newer kdcache",
         ) from None
 

@@ -29,6 +29,7 @@ LABELS = "labels"
 
 _DEFAULT_QUALITY = 95
 _HEADER_BYTES = 4  # the length of the file
+_WEBP_LOSSLESS = 0x2F  # the signature of its bit stream
 _SLACK_BYTES = 4096  # by which a file may be longer than the pixels themselves
 
 
@@ -103,6 +104,10 @@ def unpack_crop(
 
 def _decode(file: bytes, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
     """The pixels of a file, (height, width, 3), whose size is checked before anything is decoded."""
+    if (
+        file[:4] == b"RIFF" and _webp_size(file) != size
+    ):  # Pillow makes room for the pixels before it tells their size
+        raise StoreDamagedError(f"{where} is no lossless WebP of {size[0]}x{size[1]}")
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "WEBP")) as opened:
             if (opened.height, opened.width) != size or opened.mode != "RGB":
@@ -111,6 +116,14 @@ def _decode(file: bytes, size: tuple[int, int], where: str) -> NDArray[np.uint8]
             return np.asarray(opened)
     except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
         raise StoreDamagedError(f"{where} cannot be decoded: {error}") from None
+
+
+def _webp_size(file: bytes) -> tuple[int, int] | None:
+    """(height, width) from the header of a plain lossless WebP; None for any other."""
+    if file[8:16] != b"WEBPVP8L" or len(file) < 25 or file[20] != _WEBP_LOSSLESS:
+        return None
+    bits = int.from_bytes(file[21:25], "little")
+    return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
 
 
 _ENCODERS: Mapping[str, Callable[[str], dict[str, Any]]] = {

@@ -2,17 +2,17 @@
 
 A record names each object of its unit by array, size and sha256; the path follows from pass, unit and array and is
 never taken from the record. Records are create-only: a repair adds the record of the next generation, and the
-highest generation counts. The manifest of a pass lists all its units in one object.
+highest generation counts. The manifest of a pass lists all its units in one object. Each carries its own digest.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdcache.cache.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.objects import sha256
-from kdcache.cache.spec import canonical_json
+from kdcache.cache.spec import canonical_json, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Commit:
         )
 
     def to_bytes(self) -> bytes:
-        return canonical_json(self.to_dict())
+        return _sealed(self.to_dict())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,26 +98,36 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Says nothing of machines and times, so that any builder puts the same bytes."""
-        return canonical_json(
+        return _sealed(
             {"pass": self.pass_index, "units": [commit.to_dict(built=False) for commit in self.commits]}
         )
 
 
 def read_commit(data: bytes, where: str) -> Commit:
     """Raises StoreDamagedError, naming `where`, for bytes that are no commit record."""
+    fields = parse_json(data, where, dict)
     try:
-        return Commit.from_dict(json.loads(data))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreDamagedError(f"{where} is no commit record: {error!r}") from None
+        commit = Commit.from_dict(fields)
+        require_same_text(commit.to_bytes(), data)
+    except MALFORMED as error:
+        raise StoreDamagedError(f"{where} is no commit record: {short(error)}") from None
+    return commit
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
     """Raises StoreDamagedError, naming `where`, for bytes that are no manifest."""
+    fields = parse_json(data, where, dict)
     try:
-        fields = json.loads(data)
         commits = tuple(Commit.from_dict(unit) for unit in fields["units"])
         if not commits or [commit.unit for commit in commits] != list(range(len(commits))):
             raise ValueError("its units are not 0, 1, 2, ...")
-        return Manifest(pass_index=int(fields["pass"]), commits=commits)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreDamagedError(f"{where} is no manifest: {error!r}") from None
+        manifest = Manifest(pass_index=int(fields["pass"]), commits=commits)
+        require_same_text(manifest.to_bytes(), data)
+    except MALFORMED as error:
+        raise StoreDamagedError(f"{where} is no manifest: {short(error)}") from None
+    return manifest
+
+
+def _sealed(fields: Mapping[str, Any]) -> bytes:
+    """Canonical JSON with its own sha256 as one more field: nothing else says that a record is whole."""
+    return canonical_json({**fields, "seal": sha256(canonical_json(fields))})

@@ -15,7 +15,7 @@ import socket
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
@@ -56,6 +56,13 @@ class Objects(ABC):
     @abstractmethod
     def put_new(self, path: str, data: bytes) -> bool:
         """Create the object, atomically; False, and nothing changed, where another stands already."""
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Put the object in the place of what stands there: for repairs alone, which nobody may be building beside.
+
+        Raises KDCacheError where another changed it in the same moment.
+        """
 
     @abstractmethod
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
@@ -113,12 +120,19 @@ class LocalObjects(Objects):
             return (self.root / path).read_bytes()
 
     def put_new(self, path: str, data: bytes) -> bool:
+        return self._write(path, data, _link_new)
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._write(path, data, _move_over)
+        self._open.cache_clear()  # a file that is open would go on giving the old bytes
+
+    def _write(self, path: str, data: bytes, place: Callable[[Path, Path, bytes], bool]) -> bool:
         target = self.root / path
         temp = self.root / TEMP_FOLDER / f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         try:
             _make_folder(target.parent)
             _make_folder(temp.parent)
-            return _link_new(temp, target, data)
+            return place(temp, target, data)
         except OSError as error:
             raise KDCacheError(
                 f"cannot write {target}: {error.strerror}", hint=_WRITE_HINTS.get(error.errno or 0)
@@ -212,6 +226,16 @@ class RemoteObjects(Objects):
                 raise KDCacheError(f"cannot write {self.url}/{path}: {_reason(error)}") from error
         # A retry after a lost reply meets its own object: the bytes decide whose it is.
         return self.get(path) == data
+
+    def replace(self, path: str, data: bytes) -> None:
+        full = self._full(path)
+        try:
+            stands = self.fs.info(full) if self.fs.exists(full) else {}
+            # One request, whatever its size: of several, only the first could carry the condition.
+            match = {"IfMatch": stands["ETag"], "chunksize": len(data) + 1} if "ETag" in stands else {}
+            self.fs.pipe_file(full, data, **match)
+        except Exception as error:  # every file system has errors of its own
+            raise KDCacheError(f"cannot write {self.url}/{path}: {_reason(error)}") from error
 
     def _create(self, full: str, data: bytes) -> bool:
         for pause_s in _CONFLICT_PAUSES_S:
@@ -378,6 +402,16 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
             temp.unlink()
     _sync_folder(target.parent)
     return created
+
+
+def _move_over(temp: Path, target: Path, data: bytes) -> bool:
+    with open(temp, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temp, target)
+    _sync_folder(target.parent)
+    return True
 
 
 def _make_folder(folder: Path) -> None:

@@ -115,7 +115,7 @@ class RangeDct(Dct):
         planes = len(plain.order) // 4
         if not starts or starts[0] != 0 or list(starts) != sorted(set(starts)) or starts[-1] >= planes:
             raise ValueError(f"classes of planes that start at {starts[:4]}...")
-        if len(limits) != _BLOCK_CLASSES - 1 or list(limits) != sorted(limits):
+        if len(limits) != _BLOCK_CLASSES - 1 or not 0 <= limits[0] <= limits[1] <= limits[2] < 2**31:
             raise ValueError(f"classes of blocks that start at {limits[:4]}...")
         frequencies = np.frombuffer(tables, "<u2")
         if frequencies.size != len(starts) * _BLOCK_CLASSES * _SYMBOLS or not frequencies.all():

@@ -14,13 +14,14 @@ import numpy as np
 
 from kdcache.cache.codec import Codec
 from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
+from kdcache.cache.documents import parse_json, require_document
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
-from kdcache.cache.objects import ByteRange, Objects, redact, require_object
+from kdcache.cache.objects import ByteRange, Objects, redact
 from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
-from kdcache.cache.store import Store, array_path, open_store, parse_json
+from kdcache.cache.store import Store, array_path, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,12 @@ class StoreReader:
     def _entry(
         self, arrays: Mapping[str, "ShardedArray"], position: int, rows: Mapping[str, np.ndarray]
     ) -> Entry:
-        row = parse_entry_row(rows[VIEWS])
+        where = f"{arrays[VIEWS].path}: entry {position}"
+        row = require_row_of(self.spec, rows[VIEWS], where)
         codes = {name: self._codes(arrays[name], position, rows[name]) for name in self.targets}
         crop = None
         if self.has_crops:
-            where = f"{arrays[CROPS].path}: entry {position}"
-            crop = unpack_crop(rows[CROPS], rows[LABELS], (row.view.height, row.view.width), where)
+            crop = read_crop(self.spec, rows, row, f"{arrays[CROPS].path}: entry {position}")
         return Entry(row, codes, crop)
 
     def _codes(self, array: "ShardedArray", position: int, row: np.ndarray) -> np.ndarray:
@@ -165,7 +166,11 @@ class ShardedArray:
         """All rows of a unit, (n, *row_shape), by reading its shard whole."""
         start = unit * self.layout.unit_entries
         n = min(self.layout.unit_entries, self.layout.rows - start)
-        return self.layout.decode(require_object(self.objects, self._shard_path(unit)), n)
+        path = self._shard_path(unit)
+        (shard,) = _read([ByteRange(path, 0, int(self.shard_sizes[unit]) + 1)], [self])
+        if len(shard) != self.shard_sizes[unit]:
+            raise StoreDamagedError(f"{path} is not of the size that the ledger says")
+        return self.layout.decode(shard, n)
 
     def index_range(self, unit: int) -> ByteRange:
         """Where the index of a unit's shard stands: at its end."""
@@ -220,19 +225,42 @@ def _read(ranges: Sequence[ByteRange], arrays: Sequence[ShardedArray]) -> list[b
         return arrays[0].objects.read_ranges(ranges) if ranges else []
     except FileNotFoundError as error:
         raise StoreDamagedError(
-            f"{error} is missing", hint="the ledger lists it: restore it from a copy"
+            f"{error} is missing",
+            hint="the ledger lists it: restore it from a copy, or make it again by kdcache verify --repair",
         ) from None
+
+
+def require_row_of(spec: StoreSpec, row: np.ndarray, where: str) -> EntryRow:
+    """A row of views, parsed. Raises StoreDamagedError, naming `where`, for one that no entry of the store has."""
+    entry = parse_entry_row(row)
+    height, width = spec.views.crop_size
+    if entry.image_index >= spec.dataset.images or entry.view.height > height or entry.view.width > width:
+        raise StoreDamagedError(
+            f"{where} is view {entry.view.height}x{entry.view.width} of image {entry.image_index}: "
+            f"the store has {spec.dataset.images} images and crops of {height}x{width}"
+        )
+    return entry
+
+
+def read_crop(spec: StoreSpec, rows: Mapping[str, np.ndarray], entry: EntryRow, where: str) -> Crop:
+    """The stored crop of an entry. Raises StoreDamagedError, naming `where`."""
+    crop = unpack_crop(rows[CROPS], rows[LABELS], (entry.view.height, entry.view.width), where)
+    classes = len(spec.dataset.class_names)
+    if (largest := int((crop.label + np.uint8(1)).max())) > classes:  # void is 255, and wraps to 0
+        raise StoreDamagedError(f"{where} is labelled {largest - 1}, of {classes} classes")
+    return crop
 
 
 def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout) -> None:
     """Refuse an array whose Zarr metadata is not what the spec and the calibration lead to."""
     path = f"{array_path(pass_index, name)}/zarr.json"
-    stored = parse_json(require_object(store.objects, path), path, dict)
+    stored = parse_json(require_document(store.objects, path), path, dict)
     expected: dict[str, Any] = json.loads(layout.metadata())
     for key in ("shape", "data_type", "chunk_grid", "codecs"):
         if stored.get(key) != expected[key]:
             raise StoreDamagedError(
-                f"{redact(store.url)}: array {name} of pass {pass_index} has another {key}"
+                f"{redact(store.url)}: array {name} of pass {pass_index} has another {key}",
+                hint="kdcache verify --repair writes it again",
             )
 
 

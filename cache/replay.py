@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.cache.classes import IGNORE
-from kdcache.cache.errors import DataError, StoreDamagedError
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.pixels import THUMBNAIL_SIDE, distort_colours, resize_image, thumbnail
 from kdcache.cache.views import View, ViewPolicy, crop_label
 
@@ -85,7 +85,7 @@ def replay(
     """The crop of a view, the same bytes for the same image in every process.
 
     Raises:
-        DataError: the image is smaller than the view's box, or the view larger than the policy's crop.
+        StoreMismatchError: the image is smaller than the view's box, or the view larger than the policy's crop.
     """
     crop_height, crop_width = policy.crop_height_px, policy.crop_width_px
     _check_fit(view, (crop_height, crop_width), image.shape[:2])
@@ -155,13 +155,13 @@ def parse_entry_row(
 def _check_fit(view: View, crop_size: tuple[int, int], image_size: tuple[int, ...]) -> None:
     bottom, right = view.top + view.box_height, view.left + view.box_width
     if bottom > image_size[0] or right > image_size[1]:
-        raise DataError(
+        raise StoreMismatchError(
             f"the view needs an image of at least {bottom}x{right} pixels, "
             f"this one is {image_size[0]}x{image_size[1]}",
             hint="the image is not the one that the view was drawn for",
         )
     if view.height > crop_size[0] or view.width > crop_size[1]:
-        raise DataError(
+        raise StoreMismatchError(
             f"the view fills {view.height}x{view.width} pixels, the crop is {crop_size[0]}x{crop_size[1]}"
         )
 

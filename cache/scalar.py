@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from kdcache.cache.codec import Codec, Packing, Shape, find_faults, unzigzag, zigzag
+from kdcache.cache.codec import Codec, Packing, Shape, find_faults, require_step, unzigzag, zigzag
 from kdcache.cache.errors import UsageError
 
 INT16_MAX = 32767
@@ -83,6 +83,9 @@ class Uniform(Codec):
         offsets = (means / step).round() - _MIDDLE
         return cls(step=step, offsets=tuple(int(o) for o in offsets.tolist()))
 
+    def fits(self, shape: Shape) -> bool:
+        return len(self.offsets) == shape[0]
+
     def packing(self, shape: Shape) -> Packing:
         return Packing(dtype="int16", shape=shape, axes=_MAP_AXES, shuffle="shuffle")
 
@@ -106,9 +109,9 @@ class Uniform(Codec):
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         step, offsets = float(fields["step"]), tuple(int(o) for o in fields["offsets"])
-        if not (math.isfinite(step) and step > 0) or any(abs(o) >= 2**23 for o in offsets):
-            raise ValueError(f"{cls.name} codec with step {step} and offsets {offsets[:4]}...")
-        return cls(step=step, offsets=offsets)
+        if any(abs(o) >= 2**23 for o in offsets):
+            raise ValueError(f"{cls.name} codec with offsets {offsets[:4]}...")
+        return cls(step=require_step(cls.name, step), offsets=offsets)
 
     def _offsets(self, device: torch.device) -> Tensor:
         return _offsets(self.offsets, device)

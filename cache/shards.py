@@ -33,6 +33,12 @@ EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
 # on that; 256 kB stay in a core's cache, and take the same room within half a percent.
 _BLOCK_BYTES = 2**18
 
+_OPTIONAL = (
+    "attributes",
+    "storage_transformers",
+    "consolidated_metadata",
+)  # of a zarr.json, where they say nothing
+
 _BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
 _CHECKSUM_RESIDUE = 0x48674BC7  # of any bytes with their CRC-32C behind them: checked without cutting it off
@@ -112,6 +118,11 @@ class ArrayLayout:
         return 16 * self.unit_entries + _CHECKSUM_BYTES
 
     @property
+    def largest_shard(self) -> int:
+        """Bytes that no shard exceeds: every row as it is, with what its codecs put around it."""
+        return self.unit_entries * (self.row_bytes + 2 * _BLOSC_HEADER_BYTES) + self.index_bytes
+
+    @property
     def row_bytes(self) -> int:
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
@@ -119,15 +130,19 @@ class ArrayLayout:
         """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, from the last `index_bytes` bytes of it.
 
         Raises:
-            StoreDamagedError: naming `where`, for an index that is cut off, damaged, or points outside the shard.
+            StoreDamagedError: naming `where`, for an index that is cut off, damaged, or points outside the shard or
+                to one place twice.
         """
         if len(tail) != self.index_bytes or not _sum_fits(tail):
             raise StoreDamagedError(f"{where}: the shard's index is damaged or cut off")
         index = np.frombuffer(tail, dtype="<u8", count=2 * self.unit_entries).reshape(-1, 2)
-        offsets, sizes = index[index[:, 0] != EMPTY].T
+        written = index[index[:, 0] != EMPTY]
+        offsets, sizes = written[written[:, 0].argsort()].T
         last_starts = shard_bytes - np.minimum(sizes, shard_bytes)
         if ((sizes < _CHECKSUM_BYTES) | (sizes > shard_bytes) | (offsets > last_starts)).any():
             raise StoreDamagedError(f"{where}: the shard's index points outside the shard")
+        if (offsets[:-1] + sizes[:-1] > offsets[1:]).any():
+            raise StoreDamagedError(f"{where}: the shard's index has rows that overlap")
         return index
 
     def unpack(
@@ -161,11 +176,12 @@ def same_metadata(mine: bytes, theirs: bytes) -> bool:
 
     def meaning(text: bytes) -> Any:
         document = json.loads(text)
-        return {key: value for key, value in document.items() if value not in ([], {}, None)}
+        absent = [key for key in _OPTIONAL if document.get(key) in ([], {}, None)]
+        return {key: value for key, value in document.items() if key not in absent}
 
     try:
         return bool(meaning(mine) == meaning(theirs))
-    except (ValueError, AttributeError):  # not JSON, or no object
+    except (ValueError, AttributeError, RecursionError):  # not JSON, or no object
         return False
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from kdcache.cache.codec import Codec, Packing
 from kdcache.cache.codecs import canonical_request
 from kdcache.cache.crops import REPLAY, canonical_inputs, crop_packings
+from kdcache.cache.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.views import ViewPolicy
@@ -24,6 +25,10 @@ VIEWS = "views"  # the array of view parameters and crop digests
 
 MAX_UNIT_ENTRIES = 4096
 MAX_UNIT_BYTES = 4 * 2**30  # raw: a unit stands whole in memory, several times over
+MAX_IMAGES = 2**20
+MAX_CROP_PIXELS = 2**26
+MAX_CLASSES = 255  # train ids are bytes, and 255 is void
+MAX_SEED = 2**63
 
 _SHARD_BYTES = 64 * 2**20
 _DEFAULT_UNIT_ENTRIES = 64  # at most
@@ -68,6 +73,14 @@ class StoreSpec:
 
     def __post_init__(self) -> None:
         check_target_names(self.targets)
+        for what, value, least, most in (
+            ("images", self.dataset.images, 1, MAX_IMAGES),
+            ("classes", len(self.dataset.class_names), 1, MAX_CLASSES),
+            ("pixels of a crop", math.prod(self.views.crop_size), 1, MAX_CROP_PIXELS),
+            ("the seed", self.seed, 0, MAX_SEED),
+        ):
+            if not least <= value <= most:
+                raise UsageError(f"{what}: from {least} to {most}, got {value}")
         if not 1 <= self.unit_entries <= MAX_UNIT_ENTRIES:
             raise UsageError(f"unit entries must be from 1 to {MAX_UNIT_ENTRIES}, got {self.unit_entries}")
         if self.unit_bytes > MAX_UNIT_BYTES:
@@ -92,7 +105,12 @@ class StoreSpec:
     @property
     def unit_bytes(self) -> int:
         """Bytes of the rows of one whole unit before compression."""
-        return min(self.unit_entries, self.dataset.images) * self._row_bytes
+        return self.rows_at_once * self._row_bytes
+
+    @property
+    def rows_at_once(self) -> int:
+        """Entries of the largest unit."""
+        return min(self.unit_entries, self.dataset.images)
 
     @property
     def crop_packings(self) -> dict[str, Packing]:
@@ -163,8 +181,18 @@ class StoreSpec:
                 targets={name: _target_from_dict(target) for name, target in fields["targets"].items()},
                 unit_entries=int(fields["unit_entries"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise StoreDamagedError(f"the store's spec cannot be read: {error}") from None
+        except (*MALFORMED, UsageError) as error:
+            raise StoreDamagedError(f"the store's spec cannot be read: {short(error)}") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "StoreSpec":
+        """The inverse of canonical_json(to_dict()). Raises StoreDamagedError, naming `where`."""
+        spec = cls.from_dict(parse_json(data, where, dict))
+        try:
+            require_same_text(canonical_json(spec.to_dict()), data)
+        except MALFORMED as error:
+            raise StoreDamagedError(f"{where} is no spec: {error}") from None
+        return spec
 
     def differences(self, other: "StoreSpec") -> list[str]:
         """Lines `field: mine, theirs` for every field that differs, nested ones by dotted name."""
@@ -203,9 +231,13 @@ def raw_row_bytes(targets: Mapping[str, TargetSpec], stored: Mapping[str, Packin
     return [*(target.raw_bytes for target in targets.values()), *crops]
 
 
+def short(error: Exception) -> str:
+    """An error about a stranger's value in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def _dataset_from_dict(fields: Mapping[str, Any]) -> DatasetIdentity:
-    if int(fields["images"]) < 1:
-        raise ValueError(f"dataset of {fields['images']} images")
     return DatasetIdentity(
         name=str(fields["name"]),
         split=str(fields["split"]),

@@ -14,16 +14,22 @@
 Every object is created once and never changed; a pass is its own group, so more views are more groups.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from kdcache.cache.calibration import Calibration
+from kdcache.cache.documents import (
+    MAX_DOCUMENT_BYTES,
+    parse_json,
+    read_document,
+    require_document,
+    require_same_text,
+)
 from kdcache.cache.errors import (
     KDCacheError,
     StoreDamagedError,
@@ -32,10 +38,10 @@ from kdcache.cache.errors import (
     UsageError,
 )
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, read_manifest
-from kdcache.cache.objects import Objects, join_url, open_objects, redact, require_object
+from kdcache.cache.objects import Objects, join_url, open_objects, redact, sha256
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.shards import ArrayLayout, group_metadata, same_metadata
-from kdcache.cache.spec import VIEWS, StoreSpec, canonical_json
+from kdcache.cache.spec import MAX_UNIT_BYTES, VIEWS, StoreSpec, canonical_json
 
 SPEC = "kd/spec.json"
 IMAGES = "kd/images.json"
@@ -43,12 +49,11 @@ CALIBRATION = "kd/calibration.json"
 GOALS = "kd/goals"
 
 _TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
-_COMMIT_NAME = re.compile(r"(\d+)-(\d+)\.json")
-_MANIFEST_NAME = re.compile(r"manifest-(\d+)\.json")
-_NUMBER_NAME = re.compile(r"(\d+)")
+_COMMIT_NAME = re.compile(r"([0-9]{6,9})-([0-9]{1,9})\.json")
+_MANIFEST_NAME = re.compile(r"manifest-([0-9]{1,9})\.json")
+_PASS_NAME = re.compile(r"([0-9]{3,9})")
+_GOAL_NAME = re.compile(r"([0-9]{4,9})")
 # Other names in the ledger's folders are nobody's record: file systems and people leave such files.
-
-_Document = TypeVar("_Document", dict[str, Any], list[Any])
 
 
 class Store:
@@ -64,13 +69,21 @@ class Store:
     def calibration(self) -> Calibration:
         """Raises StoreNotFoundError while no builder has measured it."""
         try:
-            calibration = Calibration.from_bytes(self.objects.get(CALIBRATION))
+            calibration = Calibration.from_bytes(read_document(self.objects, CALIBRATION))
         except FileNotFoundError:
             raise StoreNotFoundError(
                 f"{redact(self.url)} is begun, but holds nothing yet", hint="run its `kdcache build` again"
             ) from None
         if calibration.spec_key != self.spec.key or set(calibration.codecs) != set(self.spec.targets):
             raise StoreDamagedError(f"{redact(self.url)}: the calibration belongs to another spec")
+        for name, target in self.spec.targets.items():
+            if not calibration.codecs[name].fits(target.shape):
+                raise StoreDamagedError(f"{redact(self.url)}: the codec of {name} is one for another shape")
+        rows = sum(packing.row_bytes for packing in self.spec.packings(calibration.codecs).values())
+        if (
+            self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES
+        ):  # a transform's whole blocks may take more than the map
+            raise StoreDamagedError(f"{redact(self.url)}: a unit unpacks to more than a unit may hold")
         return calibration
 
     def adopt_calibration(self, measured: Calibration) -> Calibration:
@@ -86,12 +99,12 @@ class Store:
     @property
     def goal(self) -> int:
         """How many passes are wanted: the largest goal on record."""
-        return max((number for (number,) in self._numbers(GOALS, _NUMBER_NAME)), default=0)
+        return max((number for (number,) in self._numbers(GOALS, _GOAL_NAME)), default=0)
 
     def raise_goal(self, passes: int) -> int:
         """Record that `passes` passes are wanted; the goal afterwards, which never shrinks."""
         if passes > self.goal:
-            self.objects.put_new(f"{GOALS}/{passes:04d}", canonical_json({"passes": passes}))
+            self.objects.put_new(goal_path(passes), goal_text(passes))
         return self.goal
 
     def layouts(self, pass_index: int) -> dict[str, ArrayLayout]:
@@ -115,14 +128,27 @@ class Store:
             for name, packing in spec.packings(calibration.codecs).items()
         }
 
+    @cached_property
+    def largest_shards(self) -> dict[str, int]:
+        """Bytes that no shard of an array exceeds."""
+        return {name: layout.largest_shard for name, layout in self.layouts(0).items()}
+
+    def pass_metadata(self, pass_index: int) -> dict[str, bytes]:
+        """The zarr.json of a pass and of its arrays, and of the group above, by path."""
+        groups = {
+            "passes/zarr.json": group_metadata({}),
+            f"{_pass_folder(pass_index)}/zarr.json": group_metadata({"kdcache": {"pass": pass_index}}),
+        }
+        arrays = {
+            f"{array_path(pass_index, name)}/zarr.json": layout.metadata()
+            for name, layout in self.layouts(pass_index).items()
+        }
+        return groups | arrays
+
     def create_pass(self, pass_index: int) -> None:
         """Put the group and the array metadata of a pass, or check that those that stand agree."""
-        self._put_metadata("passes/zarr.json", group_metadata({}))
-        self._put_metadata(
-            f"{_pass_folder(pass_index)}/zarr.json", group_metadata({"kdcache": {"pass": pass_index}})
-        )
-        for name, layout in self.layouts(pass_index).items():
-            self._put_metadata(f"{array_path(pass_index, name)}/zarr.json", layout.metadata())
+        for path, data in self.pass_metadata(pass_index).items():
+            self._put_metadata(path, data)
 
     def shard_path(self, layout: ArrayLayout, pass_index: int, unit: int) -> str:
         """Where the shard of a unit stands in the store."""
@@ -161,71 +187,79 @@ class Store:
             objects=records,
             built=dict(built),
         )
-        where = _commit_path(pass_index, unit, commit.generation)
+        where = commit_path(pass_index, unit, commit.generation)
         return read_commit(self.objects.put_same(where, commit.to_bytes()), where)
 
     def committed_units(self, pass_index: int) -> set[int]:
         """Units with a commit record, by one listing."""
-        return set(self._generations(pass_index))
+        return set(self.generations(pass_index))
 
     def commits(self, pass_index: int) -> dict[int, Commit]:
         """The record of the highest generation of every committed unit."""
-        newest = self._generations(pass_index)
-        return {unit: self._read_commit(pass_index, unit, newest[unit]) for unit in sorted(newest)}
+        newest = self.generations(pass_index)
+        return {unit: self.read_commit(pass_index, unit, newest[unit]) for unit in sorted(newest)}
 
     def commit_of(self, pass_index: int, unit: int) -> Commit:
         """One of `commits`. Raises KeyError for a unit that is not committed."""
-        return self._read_commit(pass_index, unit, self._generations(pass_index)[unit])
+        return self.read_commit(pass_index, unit, self.generations(pass_index)[unit])
 
     def finish_pass(self, pass_index: int) -> Manifest | None:
         """The pass's manifest, put if it is not there yet; None while a unit is not committed."""
         units = range(self.spec.units_per_pass)
-        newest = self._generations(pass_index)
+        newest = self.generations(pass_index)
         if not newest.keys() >= set(units):
             return None
         generation = max(newest.values())
-        if generation not in self._manifest_generations(pass_index):
-            commits = tuple(self._read_commit(pass_index, unit, newest[unit]) for unit in units)
+        if generation not in self.manifest_generations(pass_index):
+            commits = tuple(self.read_commit(pass_index, unit, newest[unit]) for unit in units)
             manifest = Manifest(pass_index=pass_index, commits=commits)
-            self.objects.put_new(_manifest_path(pass_index, generation), manifest.to_bytes())
+            self.objects.put_new(manifest_path(pass_index, generation), manifest.to_bytes())
         return self.manifest(pass_index)
 
     def manifest(self, pass_index: int) -> Manifest | None:
         """The manifest of the highest generation; None for a pass that is not complete."""
-        generations = self._manifest_generations(pass_index)
-        if not generations:
-            return None
-        path = _manifest_path(pass_index, max(generations))
-        manifest = read_manifest(require_object(self.objects, path), path)
+        generations = self.manifest_generations(pass_index)
+        return self.read_manifest(pass_index, max(generations)) if generations else None
+
+    def read_manifest(self, pass_index: int, generation: int) -> Manifest:
+        """A manifest, every commit of it checked. Raises StoreDamagedError."""
+        path = manifest_path(pass_index, generation)
+        manifest = read_manifest(require_document(self.objects, path), path)
         if len(manifest.commits) != self.spec.units_per_pass:
             raise StoreDamagedError(
                 f"{path} lists {len(manifest.commits)} units, the pass has {self.spec.units_per_pass}"
             )
+        if (manifest.pass_index, max(c.generation for c in manifest.commits)) != (pass_index, generation):
+            raise StoreDamagedError(f"{path} is the manifest of something else")
         for unit, commit in enumerate(manifest.commits):
             self._check_commit(commit, pass_index, unit)
         return manifest
 
     def begun_passes(self) -> list[int]:
         """Passes with a commit record or a manifest, in order."""
-        return sorted(number for (number,) in self._numbers("kd/passes", _NUMBER_NAME))
+        return sorted(number for (number,) in self._numbers("kd/passes", _PASS_NAME))
 
     def complete_passes(self) -> list[int]:
         """Passes with a manifest, in order."""
-        return [index for index in self.begun_passes() if self._manifest_generations(index)]
+        return [index for index in self.begun_passes() if self.manifest_generations(index)]
 
     @property
     def is_complete(self) -> bool:
         """Whether every pass of the largest goal is complete."""
-        return self.goal > 0 and set(range(self.goal)) <= set(self.complete_passes())
+        complete = set(self.complete_passes())
+        return self.goal > 0 and all(index in complete for index in range(self.goal))
 
-    def _generations(self, pass_index: int) -> dict[int, int]:
+    def generations(self, pass_index: int) -> dict[int, int]:
         """The highest generation of record of every committed unit."""
         generations: dict[int, int] = {}
-        for unit, generation in self._numbers(f"{_ledger_folder(pass_index)}/units", _COMMIT_NAME):
+        folder = f"{_ledger_folder(pass_index)}/units"
+        for unit, generation in self._numbers(folder, _COMMIT_NAME):
+            if unit >= self.spec.units_per_pass:
+                raise StoreDamagedError(f"{folder} has a commit of unit {unit}, which the pass does not have")
             generations[unit] = max(generation, generations.get(unit, 0))
         return generations
 
-    def _manifest_generations(self, pass_index: int) -> set[int]:
+    def manifest_generations(self, pass_index: int) -> set[int]:
         return {generation for (generation,) in self._numbers(_ledger_folder(pass_index), _MANIFEST_NAME)}
 
     def _numbers(self, folder: str, pattern: re.Pattern[str]) -> Iterable[tuple[int, ...]]:
@@ -238,9 +272,12 @@ class Store:
         if stands != data and not same_metadata(stands, data):
             raise StoreDamagedError(f"{redact(self.url)}/{path} is not the metadata that the spec leads to")
 
-    def _read_commit(self, pass_index: int, unit: int, generation: int) -> Commit:
-        path = _commit_path(pass_index, unit, generation)
-        commit = read_commit(require_object(self.objects, path), path)
+    def read_commit(self, pass_index: int, unit: int, generation: int) -> Commit:
+        """A commit record, checked. Raises StoreDamagedError."""
+        path = commit_path(pass_index, unit, generation)
+        commit = read_commit(require_document(self.objects, path), path)
+        if commit.generation != generation:
+            raise StoreDamagedError(f"{path} is the commit of generation {commit.generation}")
         self._check_commit(commit, pass_index, unit)
         return commit
 
@@ -251,6 +288,12 @@ class Store:
             raise StoreDamagedError(
                 f"the commit of unit {unit} of pass {pass_index} belongs to something else"
             )
+        for name, record in commit.objects.items():
+            if record.size > self.largest_shards[name]:
+                raise StoreDamagedError(
+                    f"the commit of unit {unit} of pass {pass_index} names {record.size} bytes of {name}:"
+                    f" no shard of it has more than {self.largest_shards[name]}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +316,7 @@ def create_store(url: str, spec: StoreSpec, image_ids: tuple[str, ...]) -> Store
     if find_store_of(spec, url) is None:
         objects = open_objects(url)
         _put_images(objects, image_ids)
-        objects.put_new("zarr.json", group_metadata({"kdcache": {"key": spec.key}}))
+        objects.put_new("zarr.json", root_metadata(spec, image_ids))
         objects.put_new(SPEC, canonical_json(spec.to_dict()))  # last: a store exists once its spec does
     store = find_store_of(spec, url)
     assert store is not None
@@ -301,18 +344,34 @@ def find_store_of(spec: StoreSpec, url: str) -> Store | None:
 def open_store(url: str) -> Store:
     """The store at `url`. Raises StoreNotFoundError where there is none, StoreDamagedError where it cannot be read."""
     objects = open_objects(url)
+    spec = read_spec(objects)
+    return Store(url, objects, spec, read_image_ids(objects, spec))
+
+
+def read_spec(objects: Objects) -> StoreSpec:
+    """What a store was asked for. Raises StoreNotFoundError where there is none, StoreDamagedError."""
     try:
-        spec = StoreSpec.from_dict(parse_json(objects.get(SPEC), f"{redact(url)}/{SPEC}", dict))
+        return StoreSpec.from_bytes(read_document(objects, SPEC), f"{objects.url}/{SPEC}")
     except FileNotFoundError:
         raise StoreNotFoundError(
-            f"no store at {redact(url)} (looked for {SPEC})", hint="`kdcache ls` lists the stores of the home"
+            f"no store at {objects.url} (looked for {SPEC})", hint="`kdcache ls` lists the stores of the home"
         ) from None
-    image_ids = parse_json(require_object(objects, IMAGES), f"{redact(url)}/{IMAGES}", list)
+
+
+def read_image_ids(objects: Objects, spec: StoreSpec) -> tuple[str, ...]:
+    """The store's images, in its order. Raises StoreDamagedError."""
+    where = f"{objects.url}/{IMAGES}"
+    data = require_document(objects, IMAGES)
+    image_ids = parse_json(data, where, list)
     if len(image_ids) != spec.dataset.images:
-        raise StoreDamagedError(
-            f"{redact(url)}/{IMAGES} does not list the {spec.dataset.images} images of the spec"
-        )
-    return Store(url, objects, spec, tuple(str(i) for i in image_ids))
+        raise StoreDamagedError(f"{where} does not list the {spec.dataset.images} images of the spec")
+    if not all(isinstance(image_id, str) for image_id in image_ids) or len(set(image_ids)) < len(image_ids):
+        raise StoreDamagedError(f"{where} is no list of different names")
+    try:
+        require_same_text(canonical_json(image_ids), data)
+    except ValueError as error:
+        raise StoreDamagedError(f"{where} is no list of images: {error}") from None
+    return tuple(image_ids)
 
 
 def list_stores(home: str) -> Home:
@@ -334,15 +393,15 @@ def array_path(pass_index: int, name: str) -> str:
     return f"{_pass_folder(pass_index)}/{name}"
 
 
-def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
-    """A JSON object or list. Raises StoreDamagedError, naming `where`, for anything else."""
-    try:
-        document = json.loads(data)
-    except ValueError:
-        raise StoreDamagedError(f"{where} is not JSON") from None
-    if not isinstance(document, kind):
-        raise StoreDamagedError(f"{where} is not a JSON {'object' if kind is dict else 'list'}")
-    return document
+def root_metadata(spec: StoreSpec, image_ids: tuple[str, ...]) -> bytes:
+    """The zarr.json at the top: it names the spec and the images, whose documents nothing else vouches for."""
+    images = sha256(canonical_json(list(image_ids)))
+    return group_metadata({"kdcache": {"key": spec.key, "images": images}})
+
+
+def goal_text(passes: int) -> bytes:
+    """The record of a goal."""
+    return canonical_json({"passes": passes})
 
 
 def _require_free(url: str) -> None:
@@ -357,6 +416,11 @@ def _require_free(url: str) -> None:
 
 def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
     ids = canonical_json(list(image_ids))
+    if len(ids) > MAX_DOCUMENT_BYTES:
+        raise UsageError(
+            f"the ids of the {len(image_ids)} images take {len(ids) >> 20} MiB, more than {MAX_DOCUMENT_BYTES >> 20}",
+            hint="shorter file names, or a part of the images",
+        )
     if objects.put_same(IMAGES, ids) != ids:
         raise StoreDamagedError(
             f"{objects.url} was begun for other images and never got further",
@@ -372,9 +436,16 @@ def _ledger_folder(pass_index: int) -> str:
     return f"kd/passes/{pass_index:03d}"
 
 
-def _manifest_path(pass_index: int, generation: int) -> str:
+def goal_path(passes: int) -> str:
+    """Where the goal of that many passes is on record."""
+    return f"{GOALS}/{passes:04d}"
+
+
+def manifest_path(pass_index: int, generation: int) -> str:
+    """Where a manifest of a pass stands."""
     return f"{_ledger_folder(pass_index)}/manifest-{generation}.json"
 
 
-def _commit_path(pass_index: int, unit: int, generation: int) -> str:
+def commit_path(pass_index: int, unit: int, generation: int) -> str:
+    """Where the commit record of a unit stands."""
     return f"{_ledger_folder(pass_index)}/units/{unit:06d}-{generation}.json"

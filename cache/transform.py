@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcache.cache.basis import ChannelBasis
-from kdcache.cache.codec import Codec, Packing, Shape, find_faults, unzigzag, zigzag
+from kdcache.cache.codec import Codec, Packing, Shape, find_faults, require_step, unzigzag, zigzag
 from kdcache.cache.errors import UsageError
 from kdcache.cache.scalar import INT16_MAX, Uniform, channel_statistics, fitted_step
 
@@ -56,6 +56,9 @@ class Pca(Codec):
         if step is None:
             step = fitted_step(channel_statistics(analysed)[1], _PCA_STEPS_PER_DEVIATION)
         return cls(basis=basis, scalar=Uniform.fit(repr(step), analysed))
+
+    def fits(self, shape: Shape) -> bool:
+        return self.basis.channels == shape[0]
 
     def packing(self, shape: Shape) -> Packing:
         inner = self.scalar.packing((self.basis.components, *shape[1:]))
@@ -118,6 +121,9 @@ class Dct(Codec):
         step = float(first) if first else fitted_step(statistics.deviation, _DCT_STEPS_PER_DEVIATION)
         return statistics.codec(step, int(second) if second else None)
 
+    def fits(self, shape: Shape) -> bool:
+        return (self.basis.channels, *self.size) == shape
+
     def packing(self, shape: Shape) -> Packing:
         planes = (self.basis.components * PLANES, math.prod(_blocks(shape[1:])))
         return Packing(dtype="int16", shape=planes, axes=("plane", "block"), shuffle="bitshuffle")
@@ -163,11 +169,11 @@ class Dct(Codec):
         height, width = (int(side) for side in fields["size"])
         order = base64.b64decode(fields["order"], validate=True)
         planes = sorted(np.frombuffer(order, dtype="<u4").tolist())
-        if not (math.isfinite(step) and step > 0) or min(height, width) < 1:
-            raise ValueError(f"{cls.name} codec with step {step} for maps of {height}x{width}")
+        if min(height, width) < 1:
+            raise ValueError(f"{cls.name} codec for maps of {height}x{width}")
         if planes != list(range(basis.components * PLANES)):
             raise ValueError(f"{cls.name} codec whose planes are no permutation")
-        return cls(basis=basis, step=step, size=(height, width), order=order)
+        return cls(basis=basis, step=require_step(cls.name, step), size=(height, width), order=order)
 
     def _coefficients(self, target: Tensor) -> Tensor:
         """(N, K * 64, blocks) float32, in the order of the planes."""

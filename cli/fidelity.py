@@ -4,18 +4,13 @@ kdcache fidelity                                                  # the home's n
 kdcache fidelity STORE --weights teacher.safetensors --student runs/none-pspnet_resnet18 --out fidelity
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from kdcache.cache.errors import UsageError
 from kdcache.cli import options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
-
-if TYPE_CHECKING:
-    from kdcache.cache.store import Store
-    from kdcache.cache.teacher import Teacher
 
 
 @options.command()
@@ -55,10 +50,10 @@ def command(console: Console, /, **given: Any) -> None:
     """
     from accelerate import PartialState
 
-    from kdcache.cache.datasets import open_dataset
     from kdcache.cache.reader import StoreReader
     from kdcache.cache.storedimages import StoredImages
     from kdcache.cli.home import describe, find_store
+    from kdcache.cli.origins import open_images, open_teacher
     from kdcache.distill.students import load_student
     from kdcache.distill.study import study_store
     from kdcache.distill.studyreport import study_notes, study_table, write_study
@@ -66,13 +61,8 @@ def command(console: Console, /, **given: Any) -> None:
     found = find_store(given["home"], given["store"])
     reader = StoreReader(found.url, sorted(found.spec.targets), crops=True)
     device = PartialState(cpu=given["device"] == "cpu").device
-    stored = found.spec.dataset
-    images = (
-        StoredImages(reader)
-        if reader.has_crops
-        else open_dataset(stored.name, given["data_root"], stored.split)
-    )
-    teacher = _load_teacher(found, given["teacher"], given["weights"], device)
+    images = StoredImages(reader) if reader.has_crops else open_images(found.spec, given["data_root"])
+    teacher = open_teacher(found.spec, given["teacher"], given["weights"], device)
     student = load_student(given["student"], device) if given["student"] else None
     with console.progress("fidelity") as progress:
         study = study_store(
@@ -93,24 +83,3 @@ def command(console: Console, /, **given: Any) -> None:
         console.line(note)
     if report is not None:
         console.line(f"report: {report}")
-
-
-def _load_teacher(store: "Store", name: str | None, weights: str, device: Any) -> "Teacher":
-    """The store's teacher. A factory is code, and nothing is imported because a store names it."""
-    from kdcache.cache.teacher import load_teacher
-
-    spec = store.spec
-    named = str(spec.teacher["name"])
-    if name is None and ":" in named:
-        raise UsageError(
-            f"the store's teacher is the factory {named}, which is not imported on the store's word",
-            hint=f"--teacher {named}",
-        )
-    return load_teacher(
-        name or named,
-        weights=weights,
-        dataset_name=spec.dataset.name,
-        classes=len(spec.dataset.class_names),
-        device=device,
-        precision=str(spec.teacher["precision"]),
-    )

@@ -13,9 +13,14 @@ logger = logging.getLogger("kdcache.home")
 
 def find_store(home: str, store: str | None, *, dataset: str | None = None) -> Store:
     """The store at a URL or of a name under the home; without `store`, the one that `choose_store` chooses."""
+    return choose_store(home, dataset=dataset) if store is None else open_store(find_url(home, store))
+
+
+def find_url(home: str, store: str | None) -> str:
+    """Where that store is, which need not be one that can be opened if it is named."""
     if store is None:
-        return choose_store(home, dataset=dataset)
-    return open_store(store if "/" in store else join_url(home, store))
+        return choose_store(home).url
+    return store if "/" in store else join_url(home, store)
 
 
 def choose_store(

@@ -25,6 +25,7 @@ COMMANDS = {  # name, which is also the module's -> its line in the help
     "ls": "List the stores of the home.",
     "info": "Show what a store holds: request, passes, sizes, the teacher's check.",
     "fidelity": "Measure what a store lost, against its teacher.",
+    "verify": "Hold a store's ledger against its objects, and mend what is damaged.",
     "view": "Draw entries of a store: crop, label, teacher's classes, entropy, features.",
 }
 

@@ -22,6 +22,7 @@ from kdcache.cache.maps import cell_weights
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.rates import RatePoint, rate_curve
 from kdcache.cache.reader import StoreReader
+from kdcache.cache.recompute import require_same_teacher
 from kdcache.cache.replay import Crop, compare_digest, crop_digest, replay
 from kdcache.cache.teacher import Teacher
 from kdcache.distill.gradients import TargetPair, gradient_cosines
@@ -103,22 +104,12 @@ def read_study_entries(
     progress: Progress = silent,
 ) -> list[StudyEntry]:
     """`count` entries, spread evenly over the complete passes, and the teacher again. Raises as `study_store` does."""
-    _require_same_teacher(reader, teacher)
+    require_same_teacher(reader.spec, teacher, reader.url)
     places, entries = _places(reader, count), []
     for done, place in enumerate(places):
         entries.append(_read_entry(reader, images, teacher.in_float32(), *place))
         progress(done + 1, len(places), "the teacher again")
     return entries
-
-
-def _require_same_teacher(reader: StoreReader, teacher: Teacher) -> None:
-    stored, found = reader.spec.teacher, teacher.identity()
-    if differing := [name for name in found if stored.get(name) != found[name]]:
-        lines = "; ".join(f"{name}: {stored.get(name)}, {found[name]}" for name in differing)
-        raise StoreMismatchError(
-            f"the teacher is not the one of {reader.url} (store, given): {lines}",
-            hint="--teacher, --weights and --precision as the store was built with; `kdcache info` shows them",
-        )
 
 
 def _places(reader: StoreReader, count: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from kdcache.cache.codecs import Codec
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.errors import DataError, KDCacheError, StoreMismatchError
+from kdcache.cache.errors import KDCacheError, StoreMismatchError
 from kdcache.cache.reader import Entry, StoreReader
 from kdcache.cache.replay import Crop, EntryRow, compare_digest, crop_digest, replay
 from kdcache.cache.teacher import Teacher
@@ -124,7 +124,7 @@ class StoredViews:
         image, label = images.image(row.image_index), images.label(row.image_index)
         try:
             return replay(row.view, self.reader.spec.views, image, label)
-        except DataError as error:
+        except StoreMismatchError as error:
             raise self._mismatch(t, images, str(error)) from None
 
     def _check(self, t: int, row: EntryRow, crop: Crop, images: SegmentationDataset) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcache.cache import replay as replay_module
-from kdcache.cache.errors import DataError, StoreDamagedError
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.replay import (
     ENTRY_COLUMNS,
     CropDigest,
@@ -159,7 +159,7 @@ def test_colours_change_the_image_and_not_the_label() -> None:
     [({"top": 1}, "at least 41x60 pixels, this one is 40x60"), ({"height": 49}, "fills 49x60")],
 )
 def test_a_view_that_does_not_fit_is_refused(change: dict[str, int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(StoreMismatchError, match=message):
         replay(replace(WHOLE, **change), POLICY, picture((40, 60)), None)
 
 

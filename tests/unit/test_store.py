@@ -240,7 +240,7 @@ def test_finishing_again_reads_no_record(store, monkeypatch):
     def read(*_):
         raise AssertionError("a record was read")
 
-    monkeypatch.setattr(store, "_read_commit", read)
+    monkeypatch.setattr(store, "read_commit", read)
     assert store.finish_pass(0) == store.manifest(0)
 
 

@@ -1,0 +1,50 @@
+"""Origins: what a store was made from, its images and its teacher, opened again where the user says they are.
+
+Nothing that a store names is imported or fetched on its word alone: a factory has to be named again.
+"""
+
+from typing import TYPE_CHECKING
+
+from kdcache.cache.errors import StoreMismatchError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdcache.cache.datasets import SegmentationDataset
+    from kdcache.cache.spec import StoreSpec
+    from kdcache.cache.teacher import Teacher
+
+
+def open_images(spec: "StoreSpec", data_root: str | None) -> "SegmentationDataset":
+    """The dataset of a store. Raises StoreMismatchError for other images."""
+    from kdcache.cache.datasets import open_dataset
+
+    stored = spec.dataset
+    images = open_dataset(stored.name, data_root, stored.split)
+    if images.fingerprint() != stored.fingerprint:
+        raise StoreMismatchError(
+            f"the images of {stored.name} {stored.split} found here are not those of the store: "
+            f"{len(images)} here, {stored.images} there, other names or file sizes",
+            hint="--data-root names the folder that the store was built from, or an equal copy",
+        )
+    return images
+
+
+def open_teacher(spec: "StoreSpec", name: str | None, weights: str, device: "torch.device") -> "Teacher":
+    """The teacher of a store, by `name` where it is a factory."""
+    from kdcache.cache.teacher import load_teacher
+
+    named = str(spec.teacher["name"])
+    if name is None and ":" in named:
+        raise UsageError(
+            f"the store's teacher is the factory {named}, which is not imported on the store's word",
+            hint=f"--teacher {named}",
+        )
+    return load_teacher(
+        name or named,
+        weights=weights,
+        dataset_name=spec.dataset.name,
+        classes=len(spec.dataset.class_names),
+        device=device,
+        precision=str(spec.teacher.get("precision", "float32")),
+    )

@@ -1,0 +1,207 @@
+"""`kdcache verify`: a store's ledger held against its objects, and what is damaged made again.
+
+kdcache verify STORE --deep                                       # every object hashed and decoded
+kdcache verify STORE --recompute 16 --weights teacher.safetensors # against its teacher run again
+kdcache verify STORE --deep --repair --data-root DIR
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console, size_text
+
+if TYPE_CHECKING:
+    from kdcache.cache.recompute import Recomputation
+    from kdcache.cache.repair import Repaired
+    from kdcache.cache.verify import Verification
+
+_SHOWN = 20  # damaged objects that are named without --json
+
+
+@options.command()
+@click.argument("store", required=False)
+@options.home_option
+@option("--deep", is_flag=True, help="Read, hash and decode every object.")
+@option("--recompute", type=options.WHOLE, metavar="N", default=0, help="Run the teacher again on N entries.")
+@option("--repair", is_flag=True, help="Make again what is damaged; no build may be running.")
+@option("--force", is_flag=True, help="Repair although builders left leases.")
+@option(
+    "--data-root",
+    metavar="DIR",
+    help="Folder of the dataset.",
+    show_default="$KDCACHE_DATA/NAME or ./data/NAME",
+)
+@option(
+    "--teacher",
+    metavar="NAME",
+    help="The store's teacher; a factory has to be named again.",
+    show_default="what the store says",
+)
+@option("--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them.")
+@option("--workers", type=options.COUNT, default=8, help="Threads that read objects.")
+@options.device_option
+@options.json_option
+@click.pass_obj
+def command(console: Console, /, **given: Any) -> int:
+    """Hold the ledger of STORE (a URL, or a name under the home; the newest without it) against its objects.
+
+    Without --deep objects are looked at by their size. Exit codes: 0 clean, or all mended; a store that is not
+    complete yet may be clean. 11 crops or teacher here are not the store's, 12 damage is left.
+    """
+    from kdcache.cache.verify import verify_store
+    from kdcache.cli.home import find_url
+
+    url = find_url(given["home"], given["store"])
+
+    def verify() -> "Verification":
+        with console.progress("verify") as progress:
+            return verify_store(url, deep=given["deep"], threads=given["workers"], progress=progress)
+
+    found, repaired = verify(), None
+    if given["repair"] and not found.is_clean:
+        repaired = _repair(console, url, found, given)
+        found = verify()
+    recomputed = _recompute(console, url, given) if given["recompute"] and found.is_clean else None
+    outcome = _Outcome(url, found, repaired, recomputed)
+    if console.json:
+        console.document(outcome.to_dict())
+    else:
+        outcome.show(console)
+    return outcome.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    url: str
+    found: "Verification"  # after the repair, where there was one
+    repaired: "Repaired | None"
+    recomputed: "Recomputation | None"
+
+    @property
+    def exit_code(self) -> int:
+        from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
+
+        differences = self.recomputed.targets.values() if self.recomputed else ()
+        if not self.found.is_clean or not all(found.is_the_teachers for found in differences):
+            return StoreDamagedError.exit_code
+        return StoreMismatchError.exit_code if self.recomputed and self.recomputed.other_crops else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        from kdcache.cache.objects import redact
+
+        repaired, found = self.repaired, self.found
+        return {
+            "url": redact(self.url),
+            "clean": found.is_clean,
+            "complete": found.is_complete,
+            "objects": found.objects,
+            "bytes": found.bytes,
+            "units": found.units,
+            "orphans": found.orphans,
+            "leftovers": found.leftovers,
+            "damage": [{"path": damage.path, "what": damage.what} for damage in found.damage],
+            "repaired": repaired
+            and {
+                "rewritten": repaired.rewritten,
+                "renewed": [list(place) for place in repaired.renewed],
+                "left": repaired.left,
+            },
+            "recomputed": self.recomputed and self.recomputed.to_dict(),
+        }
+
+    def show(self, console: Console) -> None:
+        found = self.found
+        console.line(
+            f"{found.objects} objects, {found.units} units, {size_text(found.bytes)} of shards; "
+            + ("clean" if found.is_clean else f"{len(found.damage)} damaged")
+            + ("" if found.is_complete or not found.is_clean else ", not complete yet")
+        )
+        if found.orphans or found.leftovers:
+            console.line(
+                f"{found.orphans} shards of units not committed, {found.leftovers} leftovers: no damage"
+            )
+        for damage in found.damage[:_SHOWN]:
+            console.line(f"damaged: {damage}")
+        if len(found.damage) > _SHOWN:
+            console.line(f"and {len(found.damage) - _SHOWN} more: --json lists all")
+        if self.repaired is not None:
+            console.line(
+                f"rewritten: {len(self.repaired.rewritten)} objects; "
+                f"{len(self.repaired.renewed)} units have other bytes now, and runs pinned to the old ones stop"
+            )
+            for path, why in self.repaired.left.items():
+                console.line(f"left: {path}: {why}")
+        elif not found.is_clean:
+            console.note("hint: kdcache verify --repair makes it again, from the dataset and the teacher")
+        if self.recomputed is not None:
+            _show_recomputed(console, self.recomputed)
+
+
+def _show_recomputed(console: Console, recomputed: "Recomputation") -> None:
+    other = recomputed.other_crops
+    console.line(f"{recomputed.entries} entries made again, {len(other)} from other crops")
+    for line in other[:_SHOWN]:
+        console.line(f"other crop: {line}")
+    console.table(
+        ("target", "largest error / bound", "relative error", "equal codes", "the teacher's"),
+        [
+            (
+                name,
+                f"{found.largest_in_bounds:.3f}",
+                f"{found.relative_error:.1e}",
+                f"{found.equal_codes:.2%}",
+                "yes" if found.is_the_teachers else "no",
+            )
+            for name, found in recomputed.targets.items()
+        ],
+    )
+
+
+def _repair(console: Console, url: str, found: "Verification", given: dict[str, Any]) -> "Repaired":
+    from functools import cache
+
+    from accelerate import PartialState
+
+    from kdcache.cache.objects import open_objects
+    from kdcache.cache.repair import Origin, repair_store
+    from kdcache.cache.store import Store, read_spec
+    from kdcache.cli.origins import open_images, open_teacher
+
+    objects = open_objects(url)
+    store = Store(url, objects, read_spec(objects), ())  # its images may be what is damaged
+    device = PartialState(cpu=given["device"] == "cpu").device
+    origin = Origin(
+        images=cache(lambda: open_images(store.spec, given["data_root"])),
+        teacher=cache(lambda: open_teacher(store.spec, given["teacher"], given["weights"], device)),
+    )
+    with console.progress("repair") as progress:
+        return repair_store(store, found, origin, force=given["force"], progress=progress)
+
+
+def _recompute(console: Console, url: str, given: dict[str, Any]) -> "Recomputation":
+    from accelerate import PartialState
+
+    from kdcache.cache.reader import StoreReader
+    from kdcache.cache.recompute import recompute_entries
+    from kdcache.cache.store import open_store
+    from kdcache.cache.storedimages import StoredImages
+    from kdcache.cli.origins import open_images, open_teacher
+
+    store = open_store(url)
+    reader = StoreReader(url, sorted(store.spec.targets), crops=True)
+    images = StoredImages(reader) if reader.has_crops else open_images(store.spec, given["data_root"])
+    device = PartialState(cpu=given["device"] == "cpu").device
+    teacher = open_teacher(store.spec, given["teacher"], given["weights"], device)
+    with console.progress("recompute") as progress:
+        return recompute_entries(
+            reader,
+            images,
+            teacher,
+            given["recompute"],
+            losses=store.calibration.fidelity,
+            progress=progress,
+        )
