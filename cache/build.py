@@ -3,13 +3,18 @@
 Decoding runs in threads ahead of the teacher; encoding, hashing and writing of a finished unit run behind it. Batches
 never cross units and the last one is padded to full size, so a unit's bytes do not depend on which process made it
 or on what was done before. Whatever dies, the next build goes on from the last committed unit.
+
+Any number of builders share the units of a store by leases, processes of one job no different from those of others.
+Where storage cannot create once, the processes of one job split the units by rank, and no other may build.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from typing import Any, Self
@@ -34,6 +39,8 @@ from kdcache.cache.entries import (
 )
 from kdcache.cache.errors import IncompleteError, StoreMismatchError, TeacherError, UsageError
 from kdcache.cache.fidelity import fidelity_of, headline
+from kdcache.cache.leases import HEARTBEAT_S, FixedShare, LeasedShare, Place, Share
+from kdcache.cache.probe import probe_creation
 from kdcache.cache.progress import Pace, Progress, silent
 from kdcache.cache.replay import compare_digest, parse_entry_row
 from kdcache.cache.room import Outlook, look_ahead, require_room
@@ -55,6 +62,7 @@ class BuildOptions:
     decode_threads: int = 4
     units_in_flight: int = 2  # finished units waiting to be written; each holds one raw shard of every array
     force: bool = False  # go on although the teacher's check failed, or the disk looks too small
+    heartbeat_s: float = HEARTBEAT_S  # of leases; four that are missed and another builder takes the unit
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "decode_threads", "units_in_flight"):
@@ -127,10 +135,11 @@ def build_store(
     report: Callable[[str], None] = lambda line: None,
     foresee: Callable[[Outlook], None] = lambda outlook: None,
 ) -> BuildResult:
-    """Bring `store` to `passes` passes, from wherever it stands. `state` gives this process its share of the units.
+    """Bring `store` to `passes` passes, from wherever it stands, beside any other builders.
 
     Args:
-        report: takes lines about the calibration.
+        state: this process's place in its job, where it has one.
+        report: takes lines about the calibration and about how units are shared.
         foresee: takes what is left to do, before the first unit, where anything is.
 
     Raises:
@@ -144,12 +153,18 @@ def build_store(
         raise UsageError(f"views must be at least 1, got {passes}")
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
     began = time.monotonic()
+    if not probe_creation(store.objects):
+        report(
+            f"this storage cannot be relied on to create an object only once: units are split among the {world} processes"
+            " of this job, and nobody else may build here meanwhile"
+        )
     places = [(index, unit) for index in range(passes) for unit in range(store.spec.units_per_pass)]
     with Builder(store, dataset, teacher, options, progress) as builder:
         committed = {(index, unit) for index in range(passes) for unit in store.committed_units(index)}
+        missing = [place for place in places if place not in committed]
         if rank == 0:
             _prepare(store, builder, report)
-            if missing := [place for place in places if place not in committed]:
+            if missing:
                 outlook = look_ahead(store, missing, builder.teacher_s, processes=world)
                 foresee(outlook)
                 if not options.force:
@@ -158,24 +173,28 @@ def build_store(
         if state:
             state.wait_for_everyone()
         builder.check_canaries()
-        # Shares are dealt before the committed units are taken out: processes that list at different moments agree.
-        share = [place for place in places[rank::world] if place not in committed]
-        left = builder.build(share)
+        if store.objects.creates_once:
+            share: Share = LeasedShare(store, missing, heartbeat_s=options.heartbeat_s)
+        else:
+            # Dealt before the committed units are taken out: processes that list at different moments agree.
+            share = FixedShare(store, [place for place in places[rank::world] if place not in committed])
+        with share if isinstance(share, LeasedShare) else nullcontext():
+            builder.build(share)
     if state:
         state.wait_for_everyone()
     if rank == 0:
         for index in store.begun_passes():  # also those whose last builder died before its manifest
             store.finish_pass(index)
-    if left:
+    if left := sorted(place for place in share.left if not store.is_committed(*place)):
         units = ", ".join(f"{index}/{unit}" for index, unit in left[:8])
         raise IncompleteError(
             f"{len(left)} units (pass/unit {units}) were begun by a builder whose crops differ from those made here",
             hint="their images or image libraries differ; let that builder finish them",
         )
     return BuildResult(
-        units_built=len(share),
+        units_built=len(share.built),
         units_before=len(committed),
-        entries_built=sum(len(store.spec.unit_rows(unit)) for _, unit in share),
+        entries_built=sum(len(store.spec.unit_rows(unit)) for _, unit in share.built),
         seconds=time.monotonic() - began,
     )
 
@@ -218,8 +237,11 @@ class Builder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        # After an error nothing new is begun; the few crops in hand and the unit that is being written are finished.
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # After an error nothing new is begun; the few crops in hand and the unit that is being written are finished,
+        # unless the storage does not answer.
+        if error is not None:
+            self.store.objects.hurry()
         self.decoders.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
 
@@ -254,29 +276,38 @@ class Builder:
                     hint="use the same images and the same Pillow version; `kdcache info` shows the versions",
                 )
 
-    def build(self, units: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Build and commit `units`, each (pass, unit); the ones whose inputs on record differ are left and returned."""
+    def build(self, share: Share) -> None:
+        """Build and commit the units of `share`, all that it gives."""
+        done = self._build_claimed(share, 0)
+        while share.wait(partial(self._show, share, done)):
+            done = self._build_claimed(share, done)
+
+    def _build_claimed(self, share: Share, done: int) -> int:
+        """Build what can be claimed now, until all of it is written; entries through the teacher since the beginning."""
         spec = self.store.spec
-        total = sum(len(spec.unit_rows(unit)) for _, unit in units)
-        entries = self._cut_ahead(
-            (index, position) for index, unit in units for position in spec.unit_rows(unit)
-        )
-        writing: deque[Future[bool]] = deque()
-        written: list[bool] = []
-        done = 0
-        for index, unit in units:
-            pending = _PendingUnit(index, unit)
+        claimed: deque[Place] = deque()
+        entries = self._cut_ahead(_places_of(share, claimed))
+        writing: deque[tuple[Place, Future[bool]]] = deque()
+        for first in entries:
+            index, unit = claimed.popleft()
+            pending, batch = _PendingUnit(index, unit), [first]
             for count in _batch_sizes(len(spec.unit_rows(unit)), self.batch_size):
-                self._encode(list(islice(entries, count)), pending)
+                batch += islice(entries, count - len(batch))
+                self._encode(batch, pending)
+                batch = []
                 done += count
-                self.progress(done, total, f"pass {index}")
-                while writing and writing[0].done():  # an error of the writer's stops the teacher at once
-                    written.append(writing.popleft().result())
+                self._show(share, done, f"pass {index}")
+                while writing and writing[0][1].done():  # an error of the writer's stops the teacher at once
+                    _settle(share, *writing.popleft())
             while len(writing) >= self.options.units_in_flight:
-                written.append(writing.popleft().result())
-            writing.append(self.writer.submit(self._write, pending))
-        written += [future.result() for future in writing]
-        return [unit for unit, ok in zip(units, written, strict=True) if not ok]
+                _settle(share, *writing.popleft())
+            writing.append(((index, unit), self.writer.submit(self._write, pending)))
+        while writing:
+            _settle(share, *writing.popleft())
+        return done
+
+    def _show(self, share: Share, done: int, note: str) -> None:
+        self.progress(min(done + share.entries_of_others, share.entries), share.entries, note)
 
     def _cut_ahead(self, places: Iterable[tuple[int, int]]) -> Iterator[CutEntry]:
         """Entries in the order of `places` (pass, position), decoded a few batches ahead of the consumer."""
@@ -382,6 +413,18 @@ class _PendingUnit:
 def device_name(device: torch.device) -> str:
     """The device as a person knows it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _places_of(share: Share, claimed: deque[Place]) -> Iterator[tuple[int, int]]:
+    """The (pass, position) of every entry of the units that can be claimed, which are noted in `claimed`."""
+    for index, unit in share.claims():
+        claimed.append((index, unit))
+        for position in share.store.spec.unit_rows(unit):
+            yield index, position
+
+
+def _settle(share: Share, place: Place, written: Future[bool]) -> None:
+    share.settle(place, committed=written.result())
 
 
 def _batch_sizes(n: int, size: int) -> list[int]:

@@ -3,6 +3,8 @@
 A local or NFS folder gets the guarantee from temp file + fsync + hard link: an object is either absent or whole, and
 of two writers one wins. S3 gets it from conditional puts (`If-None-Match: *`, fsspec's create mode). fsspec's create
 mode is exists-then-write everywhere else, so other file systems are for one builder at a time.
+
+Whatever a remote storage does for a moment, 500, 503, timeouts, resets, bodies cut short, is waited out here.
 """
 
 import errno
@@ -12,20 +14,22 @@ import os
 import re
 import shutil
 import socket
-import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
+from kdcache.cache.retries import Patience, concerns_credentials, passes, refusal_code, try_again
+
+_Result = TypeVar("_Result")
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Objects(ABC):
     """
 
     url: str
+    creates_once: bool  # of many writers of one object one wins; else one builder at a time
 
     @abstractmethod
     def get(self, path: str) -> bytes:
@@ -63,6 +68,14 @@ class Objects(ABC):
 
         Raises KDCacheError where another changed it in the same moment.
         """
+
+    @abstractmethod
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Put the object whatever stands there; it may be lost with the machine. For leases, which nothing depends on."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete the object, if it is there."""
 
     @abstractmethod
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
@@ -91,6 +104,10 @@ class Objects(ABC):
     def free_bytes(self) -> int | None:
         """Bytes that still fit; None where nobody says, as of a bucket."""
 
+    @abstractmethod
+    def hurry(self) -> None:
+        """Wait no more for a storage that does not answer, from now on: for whoever is on the way out."""
+
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, fewer at the end of the object. Raises FileNotFoundError."""
         return self.read_ranges([ByteRange(path, start, length)])[0]
@@ -107,6 +124,8 @@ class LocalObjects(Objects):
     entry, over NFS a round trip. Copies, also in other processes, open their own.
     """
 
+    creates_once = True
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
@@ -120,19 +139,34 @@ class LocalObjects(Objects):
             return (self.root / path).read_bytes()
 
     def put_new(self, path: str, data: bytes) -> bool:
-        return self._write(path, data, _link_new)
+        with self._writing(path) as (temp, target):
+            return _link_new(temp, target, data)
 
     def replace(self, path: str, data: bytes) -> None:
-        self._write(path, data, _move_over)
+        with self._writing(path) as (temp, target):
+            _move_over(temp, target, data)
         self._open.cache_clear()  # a file that is open would go on giving the old bytes
 
-    def _write(self, path: str, data: bytes, place: Callable[[Path, Path, bytes], bool]) -> bool:
+    def overwrite(self, path: str, data: bytes) -> None:
+        with self._writing(path) as (temp, target):
+            temp.write_bytes(data)
+            temp.replace(target)
+
+    def remove(self, path: str) -> None:
+        try:
+            (self.root / path).unlink(missing_ok=True)
+        except OSError as error:
+            raise KDCacheError(f"cannot remove {self.root / path}: {error.strerror}") from None
+
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[tuple[Path, Path]]:
+        """A temporary file's place and the object's, in folders that exist; errors of the block with hints."""
         target = self.root / path
         temp = self.root / TEMP_FOLDER / f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         try:
             _make_folder(target.parent)
             _make_folder(temp.parent)
-            return place(temp, target, data)
+            yield temp, target
         except OSError as error:
             raise KDCacheError(
                 f"cannot write {target}: {error.strerror}", hint=_WRITE_HINTS.get(error.errno or 0)
@@ -173,7 +207,7 @@ class LocalObjects(Objects):
     def remove_leftovers(self) -> None:
         for name in self.names(TEMP_FOLDER):
             writer = re.fullmatch(r"(.+)-(\d+)-\d+", name)
-            if writer and writer[1] == socket.gethostname() and not _is_running(int(writer[2])):
+            if writer and writer[1] == socket.gethostname() and not is_running(int(writer[2])):
                 (self.root / TEMP_FOLDER / name).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
@@ -188,6 +222,9 @@ class LocalObjects(Objects):
         with _reading(self.url, ""):
             return shutil.disk_usage(self.nearest_folder()).free
 
+    def hurry(self) -> None:
+        """Nothing to do: a disk that fails is not waited for."""
+
     def nearest_folder(self) -> Path:
         """The root, or the folder above it that exists."""
         return next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
@@ -196,11 +233,13 @@ class LocalObjects(Objects):
 class RemoteObjects(Objects):
     """Objects behind any fsspec file system; endpoint and credentials come the way its users set them."""
 
+    patience = Patience()
+
     def __init__(self, url: str) -> None:
         self.url = redact(url)
-        options: dict[str, Any] = {"use_listings_cache": False} if url.startswith(("s3:", "s3a:")) else {}
+        s3 = url.startswith(("s3:", "s3a:"))
         try:
-            self.fs, self.prefix = url_to_fs(url, **options)
+            self.fs, self.prefix = url_to_fs(url, **(_s3_options() if s3 else {}))
         except ImportError as error:
             raise UsageError(
                 f"{self.url}: {error}", hint="pip install 'kdcache[s3]' for s3:// URLs"
@@ -210,20 +249,51 @@ class RemoteObjects(Objects):
                 f"{self.url}: {error}",
                 hint="a local path, s3://, gs://, memory:// or another scheme of fsspec",
             ) from None
+        if s3:
+            self.fs.retries = 1  # see retries.py
+        self.creates_once = s3  # until a probe says otherwise
+        self._answered = self._hurries = False
 
     def get(self, path: str) -> bytes:
         with _reading(self.url, path):
-            return bytes(self.fs.cat_file(self._full(path)))
+            return bytes(self._try_again(lambda: self.fs.cat_file(self._full(path))))
 
     def put_new(self, path: str, data: bytes) -> bool:
         full = self._full(path)
-        try:
-            if not _is_s3(self.fs) and self.fs.exists(full):
+
+        def put() -> bool:
+            if not self.creates_once and self.fs.exists(full):
                 return False
-            return self._create(full, data)
+            self.fs.pipe_file(full, data, mode="create" if self.creates_once else "overwrite")
+            return True
+
+        return self._create(path, data, put)
+
+    def put_new_in_parts(self, path: str, data: bytes) -> bool:
+        """`put_new` as a multipart upload, of one part: what fsspec does with large objects, for a probe. S3 alone."""
+        bucket, key, _ = self.fs.split_path(self._full(path))
+        place = {"Bucket": bucket, "Key": key}
+
+        def put() -> bool:
+            upload = {**place, "UploadId": self.fs.call_s3("create_multipart_upload", **place)["UploadId"]}
+            try:
+                part = self.fs.call_s3("upload_part", **upload, PartNumber=1, Body=data)
+                parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+                self.fs.call_s3("complete_multipart_upload", **upload, MultipartUpload=parts, IfNoneMatch="*")
+            except Exception:
+                with suppress(Exception):  # the error itself says more
+                    self.fs.call_s3("abort_multipart_upload", **upload)
+                raise
+            return True
+
+        return self._create(path, data, put)
+
+    def _create(self, path: str, data: bytes, put: Callable[[], bool]) -> bool:
+        try:
+            return self._try_again(put)
         except Exception as error:  # every file system has errors of its own
-            if _refusal(error) != "PreconditionFailed":
-                raise KDCacheError(f"cannot write {self.url}/{path}: {_reason(error)}") from error
+            if not isinstance(error, FileExistsError) and refusal_code(error) != "PreconditionFailed":
+                raise _failure("write", f"{self.url}/{path}", error) from error
         # A retry after a lost reply meets its own object: the bytes decide whose it is.
         return self.get(path) == data
 
@@ -235,27 +305,41 @@ class RemoteObjects(Objects):
             match = {"IfMatch": stands["ETag"], "chunksize": len(data) + 1} if "ETag" in stands else {}
             self.fs.pipe_file(full, data, **match)
         except Exception as error:  # every file system has errors of its own
-            raise KDCacheError(f"cannot write {self.url}/{path}: {_reason(error)}") from error
+            raise _failure("write", f"{self.url}/{path}", error) from error
 
-    def _create(self, full: str, data: bytes) -> bool:
-        for pause_s in _CONFLICT_PAUSES_S:
-            try:
-                self.fs.pipe_file(full, data, mode="create")
-                return True
-            except OSError as error:
-                if _refusal(error) != "ConditionalRequestConflict":
-                    raise
-            time.sleep(pause_s)  # another writer is at it; whether it succeeds is still open
-        self.fs.pipe_file(full, data, mode="create")
-        return True
+    def overwrite(self, path: str, data: bytes) -> None:
+        try:
+            self._try_again(lambda: self.fs.pipe_file(self._full(path), data))
+        except Exception as error:  # every file system has errors of its own
+            raise _failure("write", f"{self.url}/{path}", error) from error
+
+    def remove(self, path: str) -> None:
+        try:
+            self._try_again(lambda: self.fs.rm_file(self._full(path)))
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # every file system has errors of its own
+            raise _failure("remove", f"{self.url}/{path}", error) from error
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        paths = [self._full(each.path) for each in ranges]
-        starts = [each.start for each in ranges]
-        ends = [each.start + each.length for each in ranges]
-        # At once, where the file system can: S3 can, one round trip for all.
-        found = self.fs.cat_ranges(paths, starts, ends, on_error="return")
-        return [self._whole_or_raise(each.path, data) for each, data in zip(ranges, found, strict=True)]
+        found: dict[int, bytes | Exception] = {}
+
+        def ask() -> None:
+            missing = [n for n in range(len(ranges)) if isinstance(found.get(n, OSError()), Exception)]
+            asked = [ranges[n] for n in missing]
+            paths = [self._full(each.path) for each in asked]
+            starts = [each.start for each in asked]
+            ends = [each.start + each.length for each in asked]
+            # At once, where the file system can: S3 can, one round trip for all.
+            answers = self.fs.cat_ranges(paths, starts, ends, on_error="return")
+            found.update(zip(missing, answers, strict=True))
+            for answer in answers:
+                if isinstance(answer, Exception) and passes(answer):
+                    raise answer
+
+        with _reading(self.url, ranges[0].path if ranges else ""):
+            self._try_again(ask)
+        return [self._whole_or_raise(each.path, found[n]) for n, each in enumerate(ranges)]
 
     def _whole_or_raise(self, path: str, data: bytes | Exception) -> bytes:
         with _reading(self.url, path):
@@ -265,13 +349,15 @@ class RemoteObjects(Objects):
 
     def size(self, path: str) -> int:
         with _reading(self.url, path):
-            return int(self.fs.size(self._full(path)))
+            return int(self._try_again(lambda: self.fs.size(self._full(path))))
 
     def names(self, folder: str) -> list[str]:
         full = self._full(folder)
         try:
             with _reading(self.url, folder):
-                found = [str(name).rstrip("/") for name in self.fs.ls(full, detail=False)]
+                found = [
+                    str(name).rstrip("/") for name in self._try_again(lambda: self.fs.ls(full, detail=False))
+                ]
         except FileNotFoundError:
             return []
         # Some clients put an object for a folder itself; a listing has it too.
@@ -282,14 +368,27 @@ class RemoteObjects(Objects):
 
     def remove_all(self) -> None:
         try:
-            self.fs.rm(self.prefix, recursive=True)
+            self._try_again(lambda: self.fs.rm(self.prefix, recursive=True))
         except FileNotFoundError:
             pass
         except Exception as error:  # every file system has errors of its own
-            raise KDCacheError(f"cannot remove {self.url}: {_reason(error)}") from error
+            raise _failure("remove", self.url, error) from error
 
     def free_bytes(self) -> int | None:
         return None
+
+    def hurry(self) -> None:
+        self._hurries = True
+
+    def _try_again(self, ask: Callable[[], _Result]) -> _Result:
+        result = try_again(ask, self._limit_s, pauses=self.patience, where=self.url)
+        self._answered = True
+        return result
+
+    def _limit_s(self) -> float:
+        if self._hurries:
+            return 0.0
+        return self.patience.later_s if self._answered else self.patience.first_s
 
     def _full(self, path: str) -> str:
         return f"{self.prefix}/{path}" if path else str(self.prefix)
@@ -355,8 +454,6 @@ class _OpenFile:
 
 _numbers: Iterator[int] = count()
 
-_CONFLICT_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
-
 _ELSEWHERE = "choose another --home or --store"
 _WRITE_HINTS = {
     errno.EPERM: f"the file system must support hard links; {_ELSEWHERE}",
@@ -369,6 +466,11 @@ _WRITE_HINTS = {
     errno.EDQUOT: "free some space; what is committed stays, and the same command goes on from there",
 }
 
+_CREDENTIALS_HINT = (
+    "check the credentials and what they allow (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, the clock); nothing "
+    "is lost, and the same command goes on from here"
+)
+
 
 @contextmanager
 def _reading(url: str, path: str) -> Iterator[None]:
@@ -378,8 +480,13 @@ def _reading(url: str, path: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{url}/{path}") from None
     except Exception as error:  # every file system has errors of its own
-        where = f"{url}/{path}".rstrip("/")
-        raise KDCacheError(f"cannot read {where}: {_reason(error)}") from error
+        raise _failure("read", f"{url}/{path}".rstrip("/"), error) from error
+
+
+def _failure(what: str, where: str, error: Exception) -> KDCacheError:
+    remote = "://" in where
+    hint = _CREDENTIALS_HINT if remote and concerns_credentials(error) else None
+    return KDCacheError(f"cannot {what} {where}: {_reason(error)}", hint=hint)
 
 
 def _reason(error: Exception) -> str:
@@ -404,14 +511,13 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
     return created
 
 
-def _move_over(temp: Path, target: Path, data: bytes) -> bool:
+def _move_over(temp: Path, target: Path, data: bytes) -> None:
     with open(temp, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temp, target)
     _sync_folder(target.parent)
-    return True
 
 
 def _make_folder(folder: Path) -> None:
@@ -429,7 +535,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this host is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -439,14 +546,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return "s3" in protocols
-
-
-def _refusal(error: BaseException) -> str:
-    """The code by which S3 refuses a conditional put; empty for any other error."""
-    if isinstance(error, FileExistsError):
-        return "PreconditionFailed"
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+def _s3_options() -> dict[str, Any]:
+    """Options of s3fs: no listing is kept, and nobody but this module asks again."""
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # FSSPEC_S3_CONFIG_KWARGS
+    retries = {"total_max_attempts": 1, "mode": "standard"}
+    return {"use_listings_cache": False, "config_kwargs": {**own, "retries": retries}}

@@ -14,6 +14,7 @@ from math import ceil
 from kdcache.cache.build import Builder, BuildOptions
 from kdcache.cache.codecs import Codec
 from kdcache.cache.datasets import SegmentationDataset
+from kdcache.cache.leases import FixedShare
 from kdcache.cache.objects import open_probe
 from kdcache.cache.progress import Pace, Progress, silent
 from kdcache.cache.spec import StoreSpec
@@ -130,7 +131,7 @@ def _rehearse(
     pace = Pace(progress)
     began, busy = time.monotonic(), time.process_time()
     with Builder(trial, dataset, teacher, options, pace) as builder:
-        builder.build([(0, unit) for unit in units])
+        builder.build(FixedShare(trial, [(0, unit) for unit in units]))
     if pace.seconds_per_call is None:
         return units, time.monotonic() - began
     # The slowest decides: teacher and encoding, batch by batch; the writer, which ends last; or all that the

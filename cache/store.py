@@ -194,6 +194,13 @@ class Store:
         """Units with a commit record, by one listing."""
         return set(self.generations(pass_index))
 
+    def is_committed(self, pass_index: int, unit: int) -> bool:
+        """Whether a unit has a commit record, by one small read."""
+        try:
+            return bool(self.objects.read_range(commit_path(pass_index, unit, 0), 0, 1))
+        except FileNotFoundError:
+            return False
+
     def commits(self, pass_index: int) -> dict[int, Commit]:
         """The record of the highest generation of every committed unit."""
         newest = self.generations(pass_index)

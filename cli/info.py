@@ -1,29 +1,41 @@
 """`kdcache info`: what one store holds, from the store alone."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcache.cli import options
+from kdcache.cli.options import option
 from kdcache.cli.output import Console, size_text
+from kdcache.distill.durations import duration_text
 
 if TYPE_CHECKING:
+    from kdcache.cache.leases import SeenLease
     from kdcache.cache.store import Store
+    from kdcache.cache.watch import Standing
+
+LOOK_S = 5.0
 
 
 @options.command()
 @click.argument("store", required=False)
+@option("--watch", is_flag=True, help="Show how its builders come on, until the store is complete.")
 @options.home_option
 @options.json_option
 @click.pass_obj
-def command(console: Console, store: str | None, home: str) -> None:
+def command(console: Console, store: str | None, watch: bool, home: str) -> None:
     """Show what STORE holds: a URL, or a name under the home as `kdcache ls` prints it.
 
-    Without STORE, the newest store of the home.
+    Without STORE, the newest store of the home. With --watch: units done by all builders, their rate, who is at
+    which unit, and when the store will be complete; with --json too, one document a look, each on a line.
     """
     from kdcache.cli.home import find_store
 
     found = find_store(home, store)
+    if watch:
+        _watch(console, found)
+        return
     summary = summarise(found)
     if found.is_calibrated:
         calibration = found.calibration
@@ -65,6 +77,71 @@ def summarise(store: "Store") -> dict[str, Any]:
         "bytes": sum(arrays.values()),
         "bytes_per_view": {name: round(size / views) for name, size in arrays.items()},
     }
+
+
+def _watch(console: Console, store: "Store") -> None:
+    """Look again and again until the store is complete."""
+    from kdcache.cache.objects import redact
+    from kdcache.cache.watch import StoreWatch
+
+    looks = StoreWatch(store)
+    while True:
+        standing = looks.look()
+        if console.json:
+            console.document(_standing_values(redact(store.url), standing), on_one_line=True)
+        else:
+            _show_standing(console, redact(store.url), standing)
+        if standing.is_complete:
+            return
+        time.sleep(LOOK_S)
+
+
+def _standing_values(url: str, standing: "Standing") -> dict[str, Any]:
+    return {
+        "url": url,
+        "complete": standing.is_complete,
+        "passes": [standing.passes_complete, standing.passes_planned],
+        "units": [standing.units_done, standing.units_planned],
+        "units_per_s": standing.units_per_s,
+        "seconds_left": standing.seconds_left,
+        "leases": [
+            {
+                "pass": lease.pass_index,
+                "unit": lease.unit,
+                "host": lease.host,
+                "process": lease.process,
+                "seen_s": lease.seen_s,
+                "unchanged_s": lease.unchanged_s,
+            }
+            for lease in standing.leases
+        ],
+    }
+
+
+def _show_standing(console: Console, url: str, standing: "Standing") -> None:
+    """On a terminal in the place of the look before, else below it."""
+    click.clear()
+    rate = "" if standing.units_per_s is None else f", {60 * standing.units_per_s:.3g} a minute"
+    left = (
+        "" if standing.seconds_left is None else f", complete in about {duration_text(standing.seconds_left)}"
+    )
+    console.fields(
+        {
+            "store": url,
+            "passes": f"{standing.passes_complete} of {standing.passes_planned} complete",
+            "units": f"{standing.units_done} of {standing.units_planned}{rate}"
+            + ("" if standing.is_complete else left),
+        }
+    )
+    if standing.leases:
+        header = ("host", "process", "pass", "unit", "seen for", "last beat")
+        console.table(header, [_lease_row(lease) for lease in standing.leases])
+    console.line("")
+
+
+def _lease_row(lease: "SeenLease") -> tuple[object, ...]:
+    beat = f"{duration_text(lease.unchanged_s)} ago"
+    return lease.host, lease.process, lease.pass_index, lease.unit, duration_text(lease.seen_s), beat
 
 
 def _render(summary: dict[str, Any]) -> dict[str, str]:

@@ -35,10 +35,10 @@ class Console:
         self.rank = int(os.environ.get("RANK", "0"))  # set by `accelerate launch`
         _send_logs_to_stderr(quiet=self.rank != 0)
 
-    def document(self, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    def document(self, value: Mapping[str, Any] | Sequence[Any], *, on_one_line: bool = False) -> None:
         """The data of a command under `--json`: one object or list. NaN and infinity, which JSON lacks, become null."""
         if self.rank == 0:
-            click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+            click.echo(json.dumps(_finite(value), indent=None if on_one_line else 2, allow_nan=False))
 
     def fields(self, values: Mapping[str, Any]) -> None:
         """Aligned `name  value` lines; a value of several lines stays in its column."""

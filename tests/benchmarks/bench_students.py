@@ -83,13 +83,22 @@ def run(
         if weights is None:
             weights = f"{train(common).out}/student.safetensors"
         stores = build_stores(folder, common, weights, passes=int(views))
-        student = replace(
-            common, method=method, dataset="", student="pspnet_resnet18", fresh_views=False, steps=n_steps
-        )
         online = replace(
-            student, source="online", teacher=teacher, teacher_weights=weights, store=stores["fp16"]
+            common,
+            method=method,
+            source="online",
+            store=stores["fp16"],  # for its views alone
+            dataset="",
+            student="pspnet_resnet18",
+            teacher=teacher,
+            teacher_weights=weights,
+            fresh_views=False,
+            steps=n_steps,
         )
-        cached = {side: replace(student, source="cache", store=store) for side, store in stores.items()}
+        cached = {
+            side: replace(online, source="cache", teacher="", teacher_weights="", store=url)
+            for side, url in stores.items()
+        }
         miou, seconds = train_students({EXACT: online, **cached}, n_seeds, folder)
     rows = [Row(f"mIoU, {side}", statistics.mean(scores), "%") for side, scores in miou.items()]
     for side in CODECS:

@@ -171,7 +171,7 @@ def test_any_number_of_processes_builds_the_same_bytes(tmp_path):
 
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(build_share, range(3)))
-    assert [result.units_built for result in results] == [2, 2, 2]
+    assert sum(result.units_built for result in results) == 6
     assert shards_of(tmp_path / "three") == shards_of(tmp_path / "one")
 
 

@@ -51,7 +51,7 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "--device --json",
     "report": "--teacher --out --json",
     "ls": "--home --json",
-    "info": "--home --json",
+    "info": "--watch --home --json",
     "fidelity": "--home --data-root --teacher --weights --entries --student --rates --no-rates --out --device --json",
     "verify": "--home --deep --recompute --repair --force --data-root --teacher --weights --workers --device --json",
     "view": "--home --data-root --pass --image --count --out --json",

@@ -21,6 +21,9 @@ from kdcache.cache.objects import (
     open_probe,
     redact,
 )
+from kdcache.cache.retries import Patience
+
+QUICK = Patience(first_s=0.05, later_s=0.05, shortest_pause_s=0.001, longest_pause_s=0.001)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -209,6 +212,7 @@ def refusal(code):
         (["ConditionalRequestConflict", None], None, True),
         (["ConditionalRequestConflict", "PreconditionFailed"], b"theirs", False),
         (["PreconditionFailed"], b"mine", True),  # the reply to the first try was lost
+        (["SlowDown", "InternalError", "NoSuchUpload", None], None, True),
     ],
 )
 def test_refused_puts_are_retried_or_compared(monkeypatch, tmp_path, refusals, stands, won):
@@ -221,11 +225,63 @@ def test_refused_puts_are_retried_or_compared(monkeypatch, tmp_path, refusals, s
         if code := next(answers):
             raise refusal(code)
 
-    monkeypatch.setattr("kdcache.cache.objects._is_s3", lambda fs: True)
-    monkeypatch.setattr("kdcache.cache.objects._CONFLICT_PAUSES_S", (0.0, 0.0))
+    objects.creates_once, objects.patience = True, QUICK
     monkeypatch.setattr(objects.fs, "pipe_file", pipe_file, raising=False)
     assert objects.put_new("x", b"mine") == won
     assert next(answers, "all taken") == "all taken"
+
+
+def test_ranges_that_failed_are_asked_for_again_and_no_others(monkeypatch, tmp_path):
+    objects = open_objects(f"memory://{tmp_path.name}-ranges")
+    objects.put_new("a", b"0123")
+    objects.put_new("b", b"4567")
+    objects.patience = QUICK
+    asked = []
+    cat_ranges = objects.fs.cat_ranges
+
+    def failing_at_first(paths, starts, ends, on_error):
+        asked.append(len(paths))
+        found = cat_ranges(paths, starts, ends, on_error=on_error)
+        return found if len(asked) > 2 else [*found[:-1], ConnectionResetError()]
+
+    monkeypatch.setattr(objects.fs, "cat_ranges", failing_at_first, raising=False)
+    assert objects.read_ranges([ByteRange("a", 0, 2), ByteRange("b", 1, 2)]) == [b"01", b"56"]
+    assert asked == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (ConnectionResetError("reset"), None),
+        (PermissionError("The provided token has expired."), "AWS_SESSION_TOKEN"),
+    ],
+)
+def test_errors_that_stay_end_with_what_to_do(monkeypatch, tmp_path, error, hint):
+    objects = open_objects(f"memory://{tmp_path.name}-stays")
+    objects.patience = QUICK
+
+    def fail(*_, **__):
+        raise error
+
+    for method in ("cat_file", "pipe_file", "ls"):
+        monkeypatch.setattr(objects.fs, method, fail, raising=False)
+    for ask in (lambda: objects.get("x"), lambda: objects.put_new("x", b""), lambda: objects.names("x")):
+        with pytest.raises(
+            KDCacheError, match=r"cannot (read|write) memory://.*x: (reset|The provided)"
+        ) as caught:
+            ask()
+        assert hint in caught.value.hint if hint else caught.value.hint is None
+
+
+def test_what_is_replaced_or_removed_is_gone(objects):
+    objects.put_new("a/lease", b"0")
+    objects.overwrite("a/lease", b"1")
+    assert objects.get("a/lease") == b"1"
+    objects.replace("a/lease", b"2")
+    assert objects.get("a/lease") == b"2"
+    for _ in range(2):
+        objects.remove("a/lease")
+    assert "lease" not in objects.names("a")
 
 
 def test_unknown_schemes_are_refused():
