@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -313,7 +313,15 @@ def join_url(home: str, name: str) -> str:
     return f"{home.rstrip('/')}/{name}"
 
 
-def require_object(objects: Objects, path: str) -> bytes:
+class Readable(Protocol):
+    """What objects can be read from whole."""
+
+    url: str
+
+    def get(self, path: str) -> bytes: ...
+
+
+def require_object(objects: Readable, path: str) -> bytes:
     """The object's bytes, or StoreDamagedError: for objects that something committed depends on."""
     try:
         return objects.get(path)

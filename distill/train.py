@@ -18,7 +18,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
@@ -26,12 +26,12 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from kdcache.cache.errors import TrainingError
+from kdcache.cache.errors import KDCacheError, TrainingError
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, OTHER, PARTS, WAIT, Clock, WaitWatch
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.loader import DeviceCopier, read_batches
+from kdcache.distill.loader import DeviceCopier
 from kdcache.distill.outcome import (
     RunResult,
     evaluate_student,
@@ -44,6 +44,7 @@ from kdcache.distill.region import share_totals
 from kdcache.distill.run import Run, make_accelerator, open_run
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
+from kdcache.distill.stream import open_batches
 from kdcache.distill.targets import Batch
 
 READ_BACK_STEPS = 10
@@ -84,7 +85,11 @@ def fit(run: Run) -> None:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
             # The first step of a compiled student compiles it, which is start-up: nobody looks at that step's clock.
-            terms = take_step(run, batches, copy, clock if compiled else Clock(run.accelerator.device))
+            try:
+                terms = take_step(run, batches, copy, clock if compiled else Clock(run.accelerator.device))
+            except KDCacheError:  # of a batch: all that was learnt before is whole
+                _save_before_stopping(run, losses)
+                raise
             compiled = True
             if tracer is not None:
                 tracer.step()
@@ -105,6 +110,13 @@ def fit(run: Run) -> None:
                 with clock.stopped():
                     save_checkpoint(run)
                 saved_s = state.training_s
+
+
+def _save_before_stopping(run: Run, unread: list[Tensor]) -> None:
+    """Keep the steps since the last checkpoint, where no loss of theirs waits to be read back, which takes all processes."""
+    if not unread and run.state.step:
+        save_checkpoint(run)
+        logger.info("the state of step %d is kept: --resume goes on from there", run.state.step)
 
 
 def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clock) -> dict[str, Tensor]:
@@ -169,20 +181,6 @@ def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         norms[name] = float(run.accelerator.reduce(flat, "mean").norm()) / scale
     return norms
-
-
-def open_batches(run: Run) -> Generator[Batch, None, None]:
-    """This process's batches from the state's step on."""
-    config, accelerator = run.config, run.accelerator
-    return read_batches(
-        run.inputs.views,
-        batch_size=config.batch_size,
-        start_step=run.state.step,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        workers=run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
 
 
 def _tracer(run: Run) -> AbstractContextManager[Tracer | None]:
