@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -436,7 +436,15 @@ def join_url(home: str, name: str) -> str:
     return f"{home.rstrip('/')}/{name}"
 
 
-def require_object(objects: Objects, path: str) -> bytes:
+class Readable(Protocol):
+    """What objects can be read from whole."""
+
+    url: str
+
+    def get(self, path: str) -> bytes: ...
+
+
+def require_object(objects: Readable, path: str) -> bytes:
     """The object's bytes, or StoreDamagedError: for objects that something committed depends on."""
     try:
         return objects.get(path)

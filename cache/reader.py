@@ -3,11 +3,14 @@
 zarr-python reads a shard's index again for every entry; here it is read once, checked and kept, so that an entry of an
 array is one read, one checksum and one decompression to where it stays. Reading and decompression run outside the GIL;
 decompression is some nine tenths of the time. It reads what `shards` writes and refuses anything else.
+
+A store that is not on this host is read by way of a cache, where one is given: then shards are fetched whole.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,9 @@ from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
 from kdcache.cache.documents import parse_json, require_document
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
-from kdcache.cache.objects import ByteRange, Objects, redact
+from kdcache.cache.objects import ByteRange, LocalObjects, Objects, redact
 from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
+from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
 from kdcache.cache.store import Store, array_path, open_store
@@ -36,18 +40,25 @@ class Entry:
 class StoreReader:
     """Random access to the entries of a store's complete passes.
 
-    Pickles small, for worker processes: sizes of shards, but not `manifests`, which stay where it was opened.
+    Pickles small, for worker processes: sizes of shards (and their digests, where a cache goes by them), but neither
+    `manifests` nor the store, which stay where it was opened.
 
     Raises:
         StoreMismatchError: the store does not hold one of `targets`.
         IncompleteError: no pass of the store is complete yet.
     """
 
-    def __init__(self, url: str, targets: Sequence[str] = (), *, crops: bool = False) -> None:
-        """`crops`: entries come with their crops, where the store keeps them."""
+    def __init__(
+        self,
+        url: str,
+        targets: Sequence[str] = (),
+        *,
+        crops: bool = False,  # entries come with their crops, where the store keeps them
+        cache: ShardCache | None = None,  # for a store that is not on this host
+    ) -> None:
         self.url = url
         self.targets = tuple(targets)
-        store = open_store(url)
+        store = self._store = open_store(url)
         self.has_crops = crops and store.spec.inputs != REPLAY
         missing = [name for name in targets if name not in store.spec.targets]
         if missing:
@@ -57,16 +68,57 @@ class StoreReader:
             )
         self.spec: StoreSpec = store.spec
         self.image_ids = store.image_ids
-        self.passes = tuple(store.complete_passes())
-        if not self.passes:
+        self.cached: CachedShards | None = None
+        if cache is not None and not isinstance(store.objects, LocalObjects):
+            self.cached = CachedShards(store.objects, cache)
+        passes = store.complete_passes()
+        if not passes:
             raise IncompleteError(
                 f"{redact(url)} has no complete pass yet",
                 hint="run its `kdcache build` again: it goes on where it was",
             )
         self.codecs: dict[str, Codec] = {name: store.calibration.codecs[name] for name in targets}
-        manifests = {index: store.manifest(index) for index in self.passes}
-        self.manifests: dict[int, Manifest] = {index: m for index, m in manifests.items() if m is not None}
-        self._arrays = {index: self._open_arrays(store, index) for index in self.passes}
+        self.manifests: dict[int, Manifest] = {}
+        self._arrays: dict[int, dict[str, ShardedArray]] = {}
+        for index in passes:
+            self.open_pass(index)
+
+    def open_pass(self, pass_index: int) -> None:
+        """Read from a complete pass too; one that is open stays as it was opened. Raises IncompleteError."""
+        if pass_index in self._arrays:
+            return
+        manifest = self._store.manifest(pass_index)
+        if manifest is None:
+            raise IncompleteError(f"pass {pass_index} of {redact(self.url)} is not complete")
+        self.manifests[pass_index] = manifest
+        self._arrays[pass_index] = self._open_arrays(self._store, pass_index)
+
+    def complete_passes(self) -> list[int]:
+        """All that the store has by now, in order; those of `passes` are open."""
+        return self._store.complete_passes()
+
+    def require_unchanged(self, pass_index: int) -> None:
+        """Raises StoreDamagedError where a pass was repaired, or is gone, since it was opened."""
+        manifest = self._store.manifest(pass_index)
+        if manifest is None or manifest.digest != self.manifests[pass_index].digest:
+            raise StoreDamagedError(
+                f"pass {pass_index} of {redact(self.url)} was repaired or is gone since it was opened",
+                hint="begin another run in a new folder",
+            )
+
+    def shards(self, pass_index: int, unit: int) -> list[str]:
+        """Paths of the shards that a unit's entries are read from."""
+        return [array.shard_path(unit) for array in self._arrays[pass_index].values()]
+
+    def unit_bytes(self) -> int:
+        """Of the largest unit: what is read of it, as stored."""
+        sizes = [[array.shard_sizes for array in arrays.values()] for arrays in self._arrays.values()]
+        return int(np.sum(sizes, axis=1).max())
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Those that are open, in order."""
+        return tuple(sorted(self._arrays))
 
     @property
     def n_images(self) -> int:
@@ -123,12 +175,16 @@ class StoreReader:
         layouts = store.layouts(pass_index)
         for name in (*self._inputs, *self.targets):
             check_metadata(store, pass_index, name, layouts[name])
-            sizes = np.array([commit.objects[name].size for commit in self.manifests[pass_index].commits])
-            arrays[name] = ShardedArray(store.objects, layouts[name], sizes, array_path(pass_index, name))
+            records = [commit.objects[name] for commit in self.manifests[pass_index].commits]
+            sizes = np.array([record.size for record in records])
+            path = array_path(pass_index, name)
+            array = arrays[name] = ShardedArray(self.cached or store.objects, layouts[name], sizes, path)
+            if self.cached is not None:
+                self.cached.records |= {array.shard_path(unit): record for unit, record in enumerate(records)}
         return arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "manifests": {}}
+        return {**self.__dict__, "manifests": {}, "_store": None}
 
 
 def _build_command(spec: StoreSpec, missing: Sequence[str]) -> str:
@@ -145,7 +201,7 @@ class ShardedArray:
 
     def __init__(
         self,
-        objects: Objects,
+        objects: Objects | CachedShards,
         layout: ArrayLayout,
         shard_sizes: np.ndarray,  # (units,) bytes, from the ledger
         path: str,
@@ -166,7 +222,7 @@ class ShardedArray:
         """All rows of a unit, (n, *row_shape), by reading its shard whole."""
         start = unit * self.layout.unit_entries
         n = min(self.layout.unit_entries, self.layout.rows - start)
-        path = self._shard_path(unit)
+        path = self.shard_path(unit)
         (shard,) = _read([ByteRange(path, 0, int(self.shard_sizes[unit]) + 1)], [self])
         if len(shard) != self.shard_sizes[unit]:
             raise StoreDamagedError(f"{path} is not of the size that the ledger says")
@@ -175,22 +231,23 @@ class ShardedArray:
     def index_range(self, unit: int) -> ByteRange:
         """Where the index of a unit's shard stands: at its end."""
         size = self.layout.index_bytes
-        return ByteRange(self._shard_path(unit), max(0, int(self.shard_sizes[unit]) - size), size)
+        return ByteRange(self.shard_path(unit), max(0, int(self.shard_sizes[unit]) - size), size)
 
     def keep_index(self, unit: int, tail: bytes) -> None:
         """Take the bytes of `index_range`, checked, for good."""
-        self.indexes[unit] = self.layout.read_index(tail, int(self.shard_sizes[unit]), self._shard_path(unit))
+        self.indexes[unit] = self.layout.read_index(tail, int(self.shard_sizes[unit]), self.shard_path(unit))
 
     def row_range(self, position: int) -> ByteRange:
         """Where a row's bytes stand; the index of its shard must be at hand."""
         unit, place = divmod(position, self.layout.unit_entries)
         offset, size = self.indexes[unit][place].tolist()
-        path = self._shard_path(unit)
+        path = self.shard_path(unit)
         if offset == EMPTY:
             raise StoreDamagedError(f"{path}: entry {place} is missing")
         return ByteRange(path, offset, size)
 
-    def _shard_path(self, unit: int) -> str:
+    def shard_path(self, unit: int) -> str:
+        """Where a unit's shard stands in the store."""
         return f"{self.path}/{self.layout.shard_path(unit)}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -206,6 +263,24 @@ def read_rows(
     Raises:
         StoreDamagedError: a shard is missing, or a row of it is missing or wrong.
     """
+    objects = arrays[0].objects
+    if not isinstance(objects, CachedShards):
+        return _read_rows(arrays, positions)
+    shards = set(product(arrays, (position // arrays[0].layout.unit_entries for position in positions)))
+    paths = [array.shard_path(unit) for array, unit in shards]
+    for path in paths:
+        objects.fetch(path)
+    try:
+        return _read_rows(arrays, positions)
+    except StoreDamagedError:
+        # What the cache holds was right when it came in: a disk that lost it since is no damage of the store's.
+        objects.discard(paths)
+        for array, unit in shards:
+            array.indexes.pop(unit, None)
+        return _read_rows(arrays, positions)
+
+
+def _read_rows(arrays: Sequence[ShardedArray], positions: Sequence[int]) -> list[np.ndarray]:
     wanted = [(array, position) for array in arrays for position in positions]
     shards = dict.fromkeys((array, position // array.layout.unit_entries) for array, position in wanted)
     new = [(array, unit) for array, unit in shards if unit not in array.indexes]
@@ -265,8 +340,5 @@ def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout
 
 
 def requests_of_a_pass(spec: StoreSpec, targets: Sequence[str]) -> int:
-    """Reads of objects, which a bucket counts, until one reader has seen every entry of a pass.
-
-    Each array of inputs and `targets` takes one for an entry and one for a shard's index.
-    """
-    return (len(spec.input_packings) + len(targets)) * (spec.dataset.images + spec.units_per_pass)
+    """Objects, whose GETs a bucket counts, that a cache fetches of a pass: one for every unit and array that is read."""
+    return (len(spec.input_packings) + len(targets)) * spec.units_per_pass

@@ -20,6 +20,7 @@ from kdcache.cli import options
 from kdcache.cli.output import Console
 from kdcache.distill.config import (
     CROP_CHECKS,
+    DEFAULT_CACHE_LIMIT_BYTES,
     DEFAULT_STEPS,
     EVALUATION_MODES,
     KD_IGNORES,
@@ -32,6 +33,7 @@ from kdcache.distill.config import (
 from kdcache.distill.durations import duration_text
 from kdcache.distill.recipes import RECIPES, recipe_fields
 from kdcache.distill.schedule import SCHEDULES
+from kdcache.distill.sizes import bytes_text
 
 if TYPE_CHECKING:
     from kdcache.distill.outcome import RunResult
@@ -69,6 +71,11 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
 @option("--eval-split", metavar="SPLIT", help="Split of the scores; '' for none.")
 @option("--fresh-views", is_flag=True, help="Draw new views for ever; for --source none and online.")
 @option("--passes", type=options.COUNT, help="Take the store's first N passes alone.", show_default="all")
+@option(
+    "--follow",
+    is_flag=True,
+    help="Take in, at an epoch's end, passes that builders have completed since.",
+)
 @options.view_options("recipe", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio")
 @option("--teacher", metavar="NAME", help="The teacher of --source online, as `build` takes it.")
 @option("--weights", metavar="PATH|URL|auto", help="Its weights.")
@@ -140,6 +147,13 @@ def option(name: str, **attributes: Any) -> Callable[[options.Decorated], option
     type=click.Choice(list(CROP_CHECKS)),
     help="Compare replayed crops with the store's digests.",
 )
+@option(
+    "--cache-limit",
+    type=options.byte_count,
+    metavar="SIZE",
+    help="What shards of a store that is not on this host may take of its disk.",
+    show_default=bytes_text(DEFAULT_CACHE_LIMIT_BYTES),
+)
 @option("--profile", is_flag=True, help="Show where a step's time goes, and keep a trace of a few steps.")
 @option("--log-every", type=options.COUNT, metavar="STEPS", help="Steps between lines of metrics.")
 @option(
@@ -172,6 +186,10 @@ def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
     One of --budget, --steps and --epochs says how long. Without --store the home's newest store is taken; --dataset
     narrows the choice. With --fresh-views no store is needed for --method none and --source online. --resume begins
     the run where there is none yet.
+
+    Of a store that is not on this host, shards are fetched whole and ahead of their use, checked, and kept under
+    $KDCACHE_CACHE/shards (~/.cache/kdcache/shards) for all runs of the host; beyond --cache-limit the least recently
+    used go.
     """
     config = make_config(console, home, resume, given)
     from kdcache.distill.train import train

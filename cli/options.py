@@ -11,6 +11,7 @@ import click
 
 from kdcache.cli.output import Console
 from kdcache.distill.durations import parse_duration
+from kdcache.distill.sizes import parse_bytes
 
 DEFAULT_HOME = "stores"
 
@@ -29,6 +30,14 @@ def duration(text: str) -> float:
     """90s, 20m, 2h, 1h30m, as seconds."""
     try:
         return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def byte_count(text: str) -> int:
+    """50GB, 800MiB, as bytes."""
+    try:
+        return parse_bytes(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

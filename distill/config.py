@@ -12,6 +12,7 @@ from typing import Any
 from kdcache.cache.errors import UsageError
 from kdcache.distill.recipes import RECIPES
 from kdcache.distill.schedule import SCHEDULES
+from kdcache.distill.sizes import bytes_text
 
 SOURCES = ("cache", "online", "none")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
@@ -23,6 +24,7 @@ EVALUATION_MODES = ("whole", "slide")
 WARM_UPS = ("steps", "all", "none")
 DEFAULT_STEPS = 40_000
 """What the command line takes where no length is given: mmsegmentation's and CIRKD's short schedule."""
+DEFAULT_CACHE_LIMIT_BYTES = 50 * 10**9
 
 VIEW_FIELDS = (
     *("recipe", "crop_height_px", "crop_width_px", "scale_min", "scale_max"),
@@ -30,7 +32,7 @@ VIEW_FIELDS = (
 )
 
 _PLACES = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
-_READING = ("device", "workers", "check_crops", "profile")
+_READING = ("device", "workers", "check_crops", "cache_limit_bytes", "profile")
 _INTERVALS = (
     "log_every_steps",
     "gradnorm_every_steps",
@@ -47,6 +49,7 @@ OPTIONS = {  # fields whose option has another name; two fields may share one
     "teacher_weights": "--weights",
     "teacher_precision": "--precision",
     "budget_seconds": "--budget",
+    "cache_limit_bytes": "--cache-limit",
     "log_every_steps": "--log-every",
     "gradnorm_every_steps": "--gradnorm-every",
     "eval_every_steps": "--eval-every",
@@ -85,6 +88,9 @@ class TrainConfig:
     """Draw new views for ever instead of taking the store's. For `none` and `online` only."""
     passes: int | None = None
     """Passes of the store that the run is confined to, the first ones; None for all that are complete."""
+
+    follow: bool = False
+    """Take in, at an epoch's end, passes of the store that were completed since the run was begun."""
 
     # Views, where no store says them; None takes the dataset's recipe (views.VIEW_RECIPES)
     recipe: str | None = None
@@ -166,6 +172,8 @@ class TrainConfig:
     """Units of the store that one shuffle pool spans."""
     check_crops: str = "always"
     """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry) or `off`."""
+    cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
+    """What the shards of stores that are not on this host may take of its disk."""
 
     # What is written
     profile: bool = False
@@ -253,7 +261,7 @@ class TrainConfig:
                 raise UsageError(f"{option_of(name)} is empty")
 
     def _check_numbers(self) -> None:
-        for name in ("batch_size", "log_every_steps", "pool_units"):
+        for name in ("batch_size", "log_every_steps", "pool_units", "cache_limit_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "temperature", "power", "head_lr_factor", "kd_weight"):
             value = getattr(self, name)
@@ -300,6 +308,14 @@ class TrainConfig:
                 "--passes: fresh views are of no pass of a store", hint="leave --passes or --fresh-views out"
             )
         _require(self.passes is None or self.passes >= 1, "passes", self.passes, "at least 1")
+        if self.follow and self.passes is not None:
+            raise UsageError(
+                "--follow takes in later passes, --passes keeps them out", hint="leave one of them out"
+            )
+        if self.follow and (self.fresh_views or not self.store):
+            raise UsageError(
+                "--follow: new views are drawn as they are needed, there are no passes to follow"
+            )
         if self.source == "online" and not self.teacher:
             raise UsageError(
                 "--source online needs a teacher", hint="--teacher pspnet_resnet101 --weights auto"
@@ -359,6 +375,8 @@ def _arguments(field: str, value: Any) -> list[str]:
         return [option if value else "--no-" + option.removeprefix("--")]
     if field == "budget_seconds":
         return [option, f"{value:.12g}s"]
+    if field == "cache_limit_bytes":
+        return [option, bytes_text(value)]
     return [option, str(value)]
 
 

@@ -74,6 +74,7 @@ class Estimate:
 
     @property
     def epoch_requests(self) -> int:
+        """Until the cache has the pass; none where it still has it."""
         return requests_of_a_pass(self.spec, self.trial.needs)
 
     @property

@@ -5,8 +5,8 @@ classes that are not the store's, a split without labels.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,19 @@ import torch
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
+from kdcache.cache.objects import redact
 from kdcache.cache.reader import StoreReader
+from kdcache.cache.shardcache import ShardCache, default_folder
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.storedimages import StoredImages
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy, view_policy
+from kdcache.distill.ahead import bytes_at_once
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.losses import LABELS, LossConfig
 from kdcache.distill.methods import method_needs
 from kdcache.distill.order import EntryOrder, FreshOrder
+from kdcache.distill.sizes import bytes_text
 from kdcache.distill.targets import (
     CachedTargets,
     FreshViews,
@@ -35,9 +39,9 @@ from kdcache.distill.targets import (
 LABEL_LOOKS = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Inputs:
-    """Open and checked."""
+    """Open and checked. Nothing of it changes but when passes join."""
 
     views: ViewDataset
     policy: ViewPolicy
@@ -55,6 +59,46 @@ class Inputs:
     def images(self) -> SegmentationDataset:
         return self.views.images
 
+    @property
+    def stored_views(self) -> StoredViews | None:
+        """What reads the store; None where views are drawn anew."""
+        views = self.views.views
+        return views if isinstance(views, StoredViews) else None
+
+    @property
+    def decided_epoch(self) -> int:
+        """The last epoch that passes joined at."""
+        return max((int(each["epoch"]) for each in self.identity["joined"]), default=0)
+
+    def find_passes(self) -> dict[int, str]:
+        """Complete passes of the store that are not the run's, with the digests of their manifests."""
+        assert self.stored_views is not None
+        reader = self.stored_views.reader
+        new = [index for index in reader.complete_passes() if str(index) not in self.identity["manifests"]]
+        for index in new:
+            reader.open_pass(index)
+        return {index: reader.manifests[index].digest for index in new}
+
+    def join_passes(self, epoch: int, found: Mapping[int, str]) -> None:
+        """Have passes, of `find_passes`, in the order from an epoch on.
+
+        Raises:
+            StoreDamagedError: the store has another manifest here than where it was found.
+        """
+        stored, identity = self.stored_views, self.identity
+        assert stored is not None
+        for index, digest in found.items():
+            stored.reader.open_pass(index)
+            if stored.reader.manifests[index].digest != digest:
+                raise StoreDamagedError(f"pass {index} of {redact(stored.reader.url)} is being repaired")
+        joined = (*stored.order.joined, (epoch, tuple(found)))
+        self.views.views = replace(stored, order=replace(stored.order, joined=joined))
+        self.identity = {
+            **identity,
+            "manifests": {**identity["manifests"], **{str(index): digest for index, digest in found.items()}},
+            "joined": [*identity["joined"], {"epoch": epoch, "passes": list(found)}],
+        }
+
 
 def open_inputs(
     config: TrainConfig, *, device: torch.device, pinned: Mapping[str, Any] | None = None
@@ -70,20 +114,26 @@ def open_inputs(
     asked = method_needs(config.method, LossConfig.of(config))
     needs = tuple(need for need in asked if need != LABELS)
     stored = needs if config.source == "cache" else ()
-    reader = StoreReader(config.store, stored, crops=not config.fresh_views) if config.store else None
+    cache = ShardCache(default_folder(), config.cache_limit_bytes)
+    crops = not config.fresh_views
+    reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
     images = _open_images(config, reader)
     if LABELS in asked:
         _require_labels(config, images, reader)
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
+    joined = pinned.get("joined", []) if pinned else []
     passes = _passes(config, reader, pinned)
+    views = _view_source(config, images, reader, passes, joined)
+    if isinstance(views, StoredViews) and views.reader.cached is not None:
+        _require_room(cache, config, bytes_at_once(views.order, config.batch_size, views.reader.unit_bytes()))
     inputs = Inputs(
-        views=ViewDataset(images, _view_source(config, images, reader, passes)),
+        views=ViewDataset(images, views),
         policy=_policy(config, reader),
         targets=OnlineTargets(teacher, needs) if teacher else CachedTargets(reader.codecs if reader else {}),
         target_channels=_target_channels(reader, teacher),
         entry_bytes=_entry_bytes(_policy(config, reader), reader),
         evaluation=_open_evaluation(config, images),
-        identity=_identity(images, reader, passes, teacher),
+        identity=_identity(images, reader, passes, joined, teacher),
     )
     if pinned is not None:
         _require_same(pinned, inputs.identity)
@@ -161,7 +211,7 @@ def _load_teacher(config: TrainConfig, images: SegmentationDataset, device: torc
 def _passes(
     config: TrainConfig, reader: StoreReader | None, pinned: Mapping[str, Any] | None
 ) -> tuple[int, ...]:
-    """The passes of this run: those complete when it began. Passes that came since are another run's."""
+    """The passes of this run: those complete when it began, and those that joined it; others are another run's."""
     if reader is None or config.fresh_views:
         return ()
     if pinned is None:
@@ -181,14 +231,20 @@ def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
 
 
 def _view_source(
-    config: TrainConfig, images: SegmentationDataset, reader: StoreReader | None, passes: tuple[int, ...]
+    config: TrainConfig,
+    images: SegmentationDataset,
+    reader: StoreReader | None,
+    passes: tuple[int, ...],
+    joined: Sequence[Mapping[str, Any]],
 ) -> StoredViews | FreshViews:
     if reader is None or config.fresh_views:
         return FreshViews(
             _policy(config, reader), FreshOrder(n_images=len(images), seed=config.seed), config.seed
         )
+    came = [index for each in joined for index in each["passes"]]
     order = EntryOrder(
-        passes=passes,
+        passes=tuple(index for index in passes if index not in came),
+        joined=tuple((each["epoch"], tuple(each["passes"])) for each in joined),
         n_images=reader.n_images,
         unit_entries=reader.unit_entries,
         pool_units=config.pool_units,
@@ -213,14 +269,34 @@ def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
+def _require_room(cache: ShardCache, config: TrainConfig, needed: int) -> None:
+    """Raises UsageError where the cache cannot hold so many bytes at once."""
+    what = f"a shuffle pool of {config.pool_units} units and what is fetched ahead of it take {needed} bytes"
+    if needed > cache.usable_bytes:
+        raise UsageError(
+            f"{what}; --cache-limit {bytes_text(config.cache_limit_bytes)} holds {cache.usable_bytes}",
+            hint=f"--cache-limit {cache.limit_for(needed) // 10**6 + 1}MB or more, or fewer --pool-units",
+        )
+    if needed > (found := cache.disk_bytes()):
+        raise UsageError(
+            f"{what}; the disk of {cache.folder} has {found} for them",
+            hint="free some space, fewer --pool-units, or point KDCACHE_CACHE to a folder of another disk",
+        )
+
+
 def _identity(
-    images: SegmentationDataset, reader: StoreReader | None, passes: tuple[int, ...], teacher: Teacher | None
+    images: SegmentationDataset,
+    reader: StoreReader | None,
+    passes: tuple[int, ...],
+    joined: Sequence[Mapping[str, Any]],
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     manifests = {index: reader.manifests.get(index) if reader else None for index in passes}
     identity = {
         "dataset": {"name": images.name, "split": images.split, "fingerprint": images.fingerprint()},
         "store": reader.spec.key if reader else None,
         "manifests": {str(index): manifest and manifest.digest for index, manifest in manifests.items()},
+        "joined": list(joined),
         "teacher": teacher.identity() if teacher else reader.spec.teacher if reader else None,
     }
     canonical: dict[str, Any] = json.loads(canonical_json(identity))

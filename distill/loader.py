@@ -13,6 +13,7 @@ there are no more of them than cores. A worker starts from the fork server with 
 import multiprocessing
 import os
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.context import BaseContext
@@ -23,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from kdcache.cache.errors import TrainingError
+from kdcache.distill.ahead import Ahead
 from kdcache.distill.targets import Batch, Failure, ViewDataset
 
 BATCHES_AHEAD = 2  # a worker: one that waits while the next is made
@@ -80,8 +82,12 @@ def read_batches(
     processes: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    ahead: Ahead | None = None,
 ) -> Generator[Batch, None, None]:
     """This process's batches from step `start_step` on, without end; close the iterator to stop the workers.
+
+    Args:
+        ahead: is told of every batch that a worker is given, and closed with the iterator.
 
     Raises:
         KDCacheError: as it was raised where the crop was cut.
@@ -89,7 +95,7 @@ def read_batches(
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=_RankBatches(batch_size, start_step, rank, processes),
+        batch_sampler=_RankBatches(batch_size, start_step, rank, processes, ahead),
         collate_fn=_collate,
         num_workers=workers,
         prefetch_factor=BATCHES_AHEAD if workers else None,
@@ -97,21 +103,26 @@ def read_batches(
         worker_init_fn=_end_with_parent,
         pin_memory=pin_memory,
     )
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except (RuntimeError, OSError, EOFError) as error:
-            if not workers or not _means_a_death(error):
-                raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise TrainingError(
-                f"a process that reads crops died: {reason}",
-                hint="most often memory or /dev/shm ran out: fewer --workers, or 0; then --resume",
-            ) from None
-        if isinstance(batch, Failure):
-            raise batch.error
-        yield batch
+    with closing(ahead) if ahead is not None else nullcontext():
+        batches = iter(loader)
+        while True:
+            yield _next_batch(batches, workers)
+
+
+def _next_batch(batches: Iterator[Any], workers: int) -> Batch:
+    try:
+        batch = next(batches)
+    except (RuntimeError, OSError, EOFError) as error:
+        if not workers or not _means_a_death(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TrainingError(
+            f"a process that reads crops died: {reason}",
+            hint="most often memory or /dev/shm ran out: fewer --workers, or 0; then --resume",
+        ) from None
+    if isinstance(batch, Failure):
+        raise batch.error
+    return batch  # type: ignore[no-any-return] # torch's loader says nothing of what it gives
 
 
 def _means_a_death(error: Exception) -> bool:
@@ -129,10 +140,13 @@ class _RankBatches:
     start_step: int
     rank: int
     processes: int
+    ahead: Ahead | None
 
     def __iter__(self) -> Iterator[list[int]]:
         share = self.batch_size // self.processes
         for step in count(self.start_step):
+            if self.ahead is not None:
+                self.ahead.advance(step)
             first = step * self.batch_size + self.rank * share
             yield list(range(first, first + share))
 

@@ -7,7 +7,8 @@ depends on the seed alone, never on the number of processes, so resuming needs o
 
 An epoch reads one pass. Whole units are shuffled, and entries within pools of units that follow each other:
 a reader streams whole units, and a batch still mixes the entries of many. Passes are taken in a permutation
-that is drawn anew when all have been read.
+that is drawn anew when all have been read. Where passes join a run, a permutation of all begins with their first
+epoch, those that came first.
 """
 
 from abc import ABC, abstractmethod
@@ -46,11 +47,12 @@ class EntryOrder(Order):
         UsageError: no pass or no image, or a size below 1.
     """
 
-    passes: tuple[int, ...]  # those that the run is pinned to, in any order
+    passes: tuple[int, ...]  # those that the run was begun with, in any order
     n_images: int  # entries a pass
     unit_entries: int  # the last unit of a pass may hold fewer
     pool_units: int  # units that entries are shuffled across: what a reader keeps at hand
     seed: int
+    joined: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (first epoch, passes that came), in order
 
     def __post_init__(self) -> None:
         if not self.passes or len(set(self.passes)) < len(self.passes):
@@ -67,8 +69,16 @@ class EntryOrder(Order):
 
     def pass_index(self, epoch: int) -> int:
         """The pass that an epoch reads."""
-        cycle, turn = divmod(epoch, len(self.passes))
-        return sorted(self.passes)[_cycle_turns(self.seed, cycle, len(self.passes))[turn]]
+        begun, passes, new = 0, self.passes, self.passes
+        for first, came in self.joined:
+            if first <= epoch:
+                begun, passes, new = first, (*passes, *came), came
+        cycle, turn = divmod(epoch - begun, len(passes))
+        name = f"{begun}+{cycle}" if begun else str(cycle)
+        turns = [sorted(passes)[place] for place in _cycle_turns(self.seed, name, len(passes))]
+        if cycle == 0:
+            turns.sort(key=lambda index: index not in new)
+        return turns[turn]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +112,7 @@ def _epoch_positions(
 
 
 @lru_cache(maxsize=4)
-def _cycle_turns(seed: int, cycle: int, n_passes: int) -> list[int]:
+def _cycle_turns(seed: int, cycle: str, n_passes: int) -> list[int]:
     turns: list[int] = permutation(f"{seed} passes {cycle}", n_passes).tolist()
     return turns
 

@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
@@ -27,13 +27,13 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from kdcache.cache.errors import TrainingError
+from kdcache.cache.errors import KDCacheError, TrainingError
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
 from kdcache.distill.budget import WARM_UP_STEPS
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, OTHER, PARTS, WAIT, Clock, WaitWatch
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.loader import DeviceCopier, read_batches
+from kdcache.distill.loader import DeviceCopier
 from kdcache.distill.outcome import (
     RunResult,
     evaluate_student,
@@ -46,6 +46,7 @@ from kdcache.distill.region import share_totals
 from kdcache.distill.run import Run, make_accelerator, open_run
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
+from kdcache.distill.stream import open_batches
 from kdcache.distill.targets import Batch
 
 READ_BACK_STEPS = 10
@@ -85,8 +86,14 @@ def fit(run: Run) -> None:
     with closing(open_batches(run)) as batches, _tracer(run) as tracer:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
-            # Nobody looks at the clock of a step that is start-up, such as the one that compiles the student.
-            terms = take_step(run, batches, copy, clock if uncounted <= 0 else Clock(run.accelerator.device))
+            try:
+                # Nobody looks at the clock of a step that is start-up, such as the one that compiles the student.
+                terms = take_step(
+                    run, batches, copy, clock if uncounted <= 0 else Clock(run.accelerator.device)
+                )
+            except KDCacheError:  # of a batch: all that was learnt before is whole
+                _save_before_stopping(run, losses)
+                raise
             uncounted -= 1
             if tracer is not None:
                 tracer.step()
@@ -109,6 +116,13 @@ def fit(run: Run) -> None:
                     save_checkpoint(run)
                     run.metrics.write("save", state.step, {"seconds": time.perf_counter() - began})
                 saved_s = state.training_s
+
+
+def _save_before_stopping(run: Run, unread: list[Tensor]) -> None:
+    """Keep the steps since the last checkpoint, where no loss of theirs waits to be read back, which takes all processes."""
+    if not unread and run.state.step:
+        save_checkpoint(run)
+        logger.info("the state of step %d is kept: --resume goes on from there", run.state.step)
 
 
 def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clock) -> dict[str, Tensor]:
@@ -173,20 +187,6 @@ def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         norms[name] = float(run.accelerator.reduce(flat, "mean").norm()) / scale
     return norms
-
-
-def open_batches(run: Run) -> Generator[Batch, None, None]:
-    """This process's batches from the state's step on."""
-    config, accelerator = run.config, run.accelerator
-    return read_batches(
-        run.inputs.views,
-        batch_size=config.batch_size,
-        start_step=run.state.step,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        workers=run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
 
 
 def _tracer(run: Run) -> AbstractContextManager[Tracer | None]:

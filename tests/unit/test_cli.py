@@ -37,11 +37,11 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "build": f"{REQUEST} --dry-run",
     "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
-    "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views --passes {VIEWS} "
+    "distill": f"--method --source --store --home --dataset --data-root --split --eval-split --fresh-views --passes --follow {VIEWS} "
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --kd-weight --kd-terms --logit-weight "
     "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers --seed --pool-units --check-crops "
-    "--profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "--cache-limit --profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
     "compare": "--methods --budget --steps --clock --seeds --online --views --fresh-views --no-fresh-views --processes "
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "

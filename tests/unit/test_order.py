@@ -1,6 +1,7 @@
 """The order of a run: every entry once an epoch, every pass once a cycle, for any number of processes."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,18 @@ def test_an_epoch_takes_each_position_of_one_pass_once(
 def test_cycles_take_the_passes_in_new_orders() -> None:
     cycles = {tuple(ORDER.pass_index(3 * cycle + turn) for turn in range(3)) for cycle in range(60)}
     assert len(cycles) == 6
+
+
+def test_passes_that_join_change_nothing_before_and_are_read_first_then() -> None:
+    grown = replace(ORDER, joined=((4, (2, 7)), (9, (3,))))
+    passes = [grown.pass_index(epoch) for epoch in range(26)]
+    assert passes[:4] == [ORDER.pass_index(epoch) for epoch in range(4)]
+    assert sorted(passes[4:6]) == [2, 7] and sorted(passes[4:9]) == [0, 1, 2, 4, 7]
+    assert passes[9] == 3
+    for cycle in (9, 15):
+        assert sorted(passes[cycle : cycle + 6]) == [0, 1, 2, 3, 4, 7]
+    assert pickle.loads(pickle.dumps(grown)) == grown
+    assert epoch(grown, 23, 3) == SEQUENCE[69:92]
 
 
 def test_a_pool_holds_whole_units_and_mixes_them() -> None:

@@ -11,8 +11,7 @@ import zarr
 
 from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
-from kdcache.cache.objects import LocalObjects
-from kdcache.cache.reader import StoreReader, requests_of_a_pass
+from kdcache.cache.reader import StoreReader
 
 
 def test_every_entry_equals_zarr_python(store):
@@ -53,22 +52,6 @@ def test_codes_decode_to_what_was_stored(store, stores):
     entries = reader.entries(1, [5, 0])
     decoded = reader.codecs["logits"].decode(torch.from_numpy(np.stack([e.codes["logits"] for e in entries])))
     assert torch.equal(decoded, store.calibration.codecs["logits"].decode(rows[[5, 0]]))
-
-
-@pytest.mark.parametrize("targets", [[], ["logits"], ["logits", "features"]])
-def test_requests_of_a_pass_are_counted_right(store, monkeypatch, targets):
-    reader = StoreReader(store.url, targets)
-    reads = []
-    real = LocalObjects.read_ranges
-
-    def counted(self, ranges):
-        reads.extend(ranges)
-        return real(self, ranges)
-
-    monkeypatch.setattr(LocalObjects, "read_ranges", counted)
-    for position in range(reader.n_images):
-        reader.entry(1, position)
-    assert len(reads) == requests_of_a_pass(store.spec, targets)
 
 
 def test_it_pickles_small_and_reads_after(store):

@@ -1,0 +1,220 @@
+"""Training from a store on S3: shards fetched once, ahead and checked; the same run as from a local store; what may go wrong."""
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from training import (
+    assert_same_run,
+    build,
+    free_port,
+    interrupt_after,
+    lines_of,
+    make_teacher,
+    start,
+)
+
+from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.objects import RemoteObjects, open_objects
+from kdcache.cache.store import open_store
+from kdcache.distill.checkpoint import load_state
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.train import train
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, teacher_file) -> str:
+    """Two passes of six entries, in units of four."""
+    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
+
+
+@pytest.fixture
+def config(local, tmp_path, monkeypatch) -> Iterator[TrainConfig]:
+    monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
+    yield TrainConfig(
+        out=str(tmp_path / "run"),
+        method="logit",
+        store=local,
+        steps=6,
+        batch_size=2,
+        backbone_weights="none",
+        eval_split="",
+        device="cpu",
+        workers=0,
+        log_every_steps=1,
+        gradnorm_every_steps=0,
+        save_every_steps=3,
+    )
+    shutil.rmtree(tmp_path)  # 150 MB a checkpoint
+
+
+def upload(local: str, url: str) -> str:
+    """The same store elsewhere, the spec last."""
+    remote, root = open_objects(url), Path(local)
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name == "spec.json"):
+        remote.put_new(path.relative_to(root).as_posix(), path.read_bytes())
+    return url
+
+
+@pytest.fixture
+def in_memory(local, request) -> str:
+    return upload(local, f"memory://{abs(hash(request.node.nodeid)):x}")
+
+
+@pytest.fixture
+def shard_gets(monkeypatch) -> list[str]:
+    """Paths of the shards that this process got, in order."""
+    gets, get = [], RemoteObjects.get
+
+    def counted(self, path):
+        if "/c/" in path:
+            gets.append(path)
+        return get(self, path)
+
+    monkeypatch.setattr(RemoteObjects, "get", counted)
+    return gets
+
+
+def test_a_run_from_a_remote_store_is_the_local_one_and_fetches_each_shard_once(
+    config, in_memory, shard_gets, tmp_path
+):
+    near = dataclasses.replace(config, out=str(tmp_path / "near"))
+    train(near)
+    train(dataclasses.replace(config, store=in_memory))
+    assert_same_run(near, config)
+    assert sorted(shard_gets) == [
+        f"passes/00{index}/{name}"
+        for index in (0, 1)
+        for name in ("logits/c/0/0/0/0", "logits/c/1/0/0/0", "views/c/0/0", "views/c/1/0")
+    ]
+    again = dataclasses.replace(config, store=in_memory, out=str(tmp_path / "again"), workers=1)
+    train(again)  # by a worker, from what the cache has
+    assert_same_run(near, again)
+    assert len(shard_gets) == 8
+
+
+def test_a_resumed_run_fetches_nothing_again(config, in_memory, shard_gets, tmp_path):
+    far, near = (
+        dataclasses.replace(config, store=in_memory),
+        dataclasses.replace(config, out=str(tmp_path / "near")),
+    )
+    train(near)
+    with pytest.raises(KeyboardInterrupt):
+        train(far, progress=interrupt_after(4))
+    train(far, resume=True)
+    assert_same_run(near, far)
+    assert len(shard_gets) == len(set(shard_gets)) == 8
+
+
+def test_a_cache_too_small_is_refused_before_anything_is_written(config, in_memory):
+    with pytest.raises(UsageError, match="--cache-limit 1KB holds 950") as caught:
+        train(dataclasses.replace(config, store=in_memory, cache_limit_bytes=1000))
+    assert "--cache-limit 1MB or more" in caught.value.hint
+    assert not Path(config.out).exists()
+
+
+def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, tmp_path, teacher_file):
+    store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
+    config = dataclasses.replace(config, store=store, steps=12, follow=True)
+
+    def grow(done: int, total: int, note: str) -> None:
+        if done == 2 and "loss" in note:
+            build(store, teacher_file, passes=2, targets=("logits",))
+
+    train(config, progress=grow)
+    inputs = json.loads(Path(config.out, "inputs.json").read_text())
+    assert inputs["joined"] == [{"epoch": 1, "passes": [1]}]
+    manifests = {str(index): open_store(store).manifest(index).digest for index in (0, 1)}
+    assert inputs["manifests"] == manifests
+
+    copy = dataclasses.replace(config, out=str(tmp_path / "copy"))
+    shutil.copytree(config.out, copy.out)
+    shutil.rmtree(Path(copy.out, "checkpoint"))
+    Path(copy.out, "scores.json").unlink()
+    build(store, teacher_file, passes=3, targets=("logits",))
+    train(copy, resume=True)  # from the start, in the order on record; pass 2 comes after epoch 1
+    assert lines_of(copy)[:6] == lines_of(config)[:6]
+    joined = json.loads(Path(copy.out, "inputs.json").read_text())["joined"]
+    assert joined == [{"epoch": 1, "passes": [1]}, {"epoch": 2, "passes": [2]}]
+
+    alone = dataclasses.replace(config, out=str(tmp_path / "alone"), follow=False, steps=3)
+    train(alone)
+    assert json.loads(Path(alone.out, "inputs.json").read_text())["joined"] == []
+    with pytest.raises(UsageError, match="--follow"):
+        train(dataclasses.replace(alone, follow=True), resume=True)
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
+    """Two processes; the second pass is there after the first one's read, for both at the same epoch."""
+    store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
+    config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True, save_every_steps=0)
+    port = free_port()
+    processes = [start(config, rank=rank, processes=2, port=port) for rank in (0, 1)]
+    metrics = Path(config.out, "metrics.jsonl")
+    while not metrics.exists() or not metrics.read_bytes():
+        assert all(process.poll() is None for process in processes)
+    build(store, teacher_file, passes=2, targets=("logits",))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    (joined,) = json.loads(Path(config.out, "inputs.json").read_text())["joined"]
+    assert joined["passes"] == [1] and joined["epoch"] >= 1
+
+
+def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state_kept(
+    config, tmp_path, local
+):
+    store = Path(shutil.copytree(local, tmp_path / "store"))
+    config = dataclasses.replace(config, store=str(store), save_every_steps=0, save_every_s=0.0)
+
+    def repair(done: int, total: int, note: str) -> None:
+        if done == 2 and "loss" in note:
+            for index in (0, 1):
+                manifest = store / f"kd/passes/00{index}/manifest-0.json"
+                changed = manifest.read_text().replace('"generation":0', '"generation":1')
+                manifest.with_name("manifest-1.json").write_text(changed)
+
+    with pytest.raises(StoreDamagedError, match="was repaired or is gone") as caught:
+        train(config, progress=repair)
+    assert caught.value.exit_code == 12
+    assert load_state(Path(config.out, "checkpoint"))["step"] == 3
+    with pytest.raises(StoreDamagedError, match="repaired"):
+        train(config, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("array", ["views", "logits"])
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("damage", ["bit", "gone"])
+def test_damage_of_any_shard_stops_the_run_before_it_is_used(
+    config, tmp_path, local, remote, array, damage, request
+):
+    """And once the object is as it was, the run goes on and ends as if nothing had been."""
+    store = Path(shutil.copytree(local, tmp_path / "store"))
+    url = upload(str(store), f"memory://{abs(hash(request.node.nodeid)):x}") if remote else str(store)
+    config = dataclasses.replace(config, store=url, steps=4, save_every_steps=0, save_every_s=0.0)
+    fs, root = fsspec.core.url_to_fs(url)
+    chooser = random.Random(array)
+    broken = {}
+    for path in fs.find(f"{root}/passes/001/{array}/c") + fs.find(f"{root}/passes/000/{array}/c"):
+        data = bytearray(fs.cat_file(path))
+        broken[path] = bytes(data)
+        row = len(data) // 3
+        data[chooser.randrange(row)] ^= 1 << chooser.randrange(8)
+        fs.rm(path) if damage == "gone" else fs.pipe_file(path, bytes(data))
+    with pytest.raises(StoreDamagedError) as caught:
+        train(config)
+    assert array in str(caught.value) and "\n" not in str(caught.value)
+    for path, data in broken.items():
+        fs.pipe_file(path, data)
+    assert train(config, resume=True).steps == 4

@@ -1,0 +1,103 @@
+"""Shards fetched ahead: in the order in which they will be read, each once, no further than the cache was sized for."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from kdcache.cache.errors import KDCacheError
+from kdcache.cache.reader import StoreReader
+from kdcache.cache.shardcache import CachedShards, ShardCache
+from kdcache.distill.ahead import Ahead, bytes_at_once
+from kdcache.distill.order import EntryOrder
+from kdcache.distill.targets import StoredViews
+
+BATCH = 4
+
+
+@pytest.fixture
+def views(stores, tmp_path, request) -> StoredViews:
+    """A remote store of two passes of 50 entries, in units of 3, read in pools of 2 units."""
+    store = stores["begin"](f"memory://{request.node.name}", stores["spec"](images=50))
+    for index in (0, 1):
+        stores["fill"](store, index)
+    reader = StoreReader(store.url, ["logits"], cache=ShardCache(tmp_path / "cache", 10**8))
+    return StoredViews(reader, EntryOrder(passes=(0, 1), n_images=50, unit_entries=3, pool_units=2, seed=0))
+
+
+class Fetched:
+    """In place of the cache: what was asked for, in order."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.paths: list[str] = []
+        self.error = error
+
+    def fetch(self, path: str, *, wait: bool) -> None:
+        self.paths.append(path)
+        if self.error is not None:
+            raise self.error
+
+
+def wanted(views: StoredViews, steps: range, rank: int = 0, processes: int = 1) -> list[str]:
+    """Paths by first use in each epoch."""
+    found: dict[tuple[int, str], None] = {}
+    for step in steps:
+        share = BATCH // processes
+        for t in range(step * BATCH + rank * share, step * BATCH + (rank + 1) * share):
+            pass_index, position = views.order.entry(t)
+            for path in views.reader.shards(pass_index, position // 3):
+                found[t // 50, path] = None
+    return [path for _, path in found]
+
+
+@pytest.mark.parametrize(("rank", "processes"), [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("start", [0, 9])
+def test_what_comes_is_fetched_in_order_and_no_further_than_a_pool(views, rank, processes, start):
+    fetched = Fetched()
+    ahead = Ahead(views, fetched, batch_size=BATCH, rank=rank, processes=processes)
+    ahead._threads._max_workers = 1  # or their order says nothing
+    for step in range(start, start + 40):
+        ahead.advance(step)
+        expected = wanted(views, range(start, step + 1 + 2), rank, processes)  # 6 entries are 2 batches
+        while len(fetched.paths) < len(expected):
+            time.sleep(0.001)
+        assert fetched.paths == expected
+    ahead.close()
+
+
+def test_errors_are_left_to_the_reader(views):
+    fetched = Fetched(KDCacheError("the network is down"))
+    ahead = Ahead(views, fetched, batch_size=BATCH)
+    ahead.advance(0)
+    ahead._threads.shutdown()
+    assert fetched.paths == wanted(views, range(3))
+
+
+def test_a_cache_of_the_size_that_is_asked_for_fetches_nothing_twice(views, monkeypatch, tmp_path):
+    """Two epochs of one pass, in a cache that does not hold it whole: each shard comes once an epoch."""
+    order = replace(views.order, passes=(0,))
+    needed = bytes_at_once(order, 2, views.reader.unit_bytes())
+    cache = ShardCache(tmp_path / "small", ShardCache(tmp_path, 1).limit_for(needed))
+    reader = StoreReader(views.reader.url, ["logits"], cache=cache)
+    gets, get = [], type(reader.cached._objects).get
+    monkeypatch.setattr(
+        type(reader.cached._objects), "get", lambda self, path: (gets.append(path), get(self, path))[1]
+    )
+    stored = StoredViews(reader, order)
+    ahead = Ahead(stored, reader.cached, batch_size=2)
+    for step in range(50):
+        ahead.advance(step)
+        for _, position in order.batch_entries(step, 2):
+            reader.entry(0, position)
+    ahead._threads.shutdown()
+    assert needed < reader.unit_bytes() * 17
+    assert isinstance(reader.cached, CachedShards)
+    assert sorted(set(gets)) == sorted(path for unit in range(17) for path in reader.shards(0, unit))
+    assert max(gets.count(path) for path in gets) == 2  # what the first epoch read last may still stand
+
+
+def test_the_cache_needs_no_more_than_all_there_is():
+    order = EntryOrder(passes=(0, 1), n_images=50, unit_entries=3, pool_units=2, seed=0)
+    assert bytes_at_once(order, 1, 10) == 4 * 2 * 10
+    assert bytes_at_once(order, 12, 10) == 6 * 2 * 10
+    assert bytes_at_once(replace(order, pool_units=100), 4, 10) == 2 * 17 * 10
