@@ -46,7 +46,7 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
     "--temperature --kd-weight --kd-terms --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
-    "--pool-units --check-crops --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --json",
+    "--pool-units --check-crops --cache-limit --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
     "report": "--teacher --out --json",
