@@ -1,6 +1,5 @@
 """What is left of a build, by its calibration alone, and whether the disk holds it."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -33,14 +32,11 @@ def test_bytes_follow_from_the_calibration(calibrated):
 
 
 @pytest.mark.parametrize("value", [None, "0.5", 0.0, float("inf")])
-def test_a_calibration_that_does_not_say_is_damaged(store, tmp_path, value):
-    path = tmp_path / "store" / CALIBRATION
-    document = json.loads(path.read_text())
-    document["input_bytes"] = INPUT_BYTES
-    document["fidelity"] = {**FIDELITY, "features": {"bytes_per_value": value}}
-    path.write_text(json.dumps(document))
+def test_a_calibration_that_does_not_say_is_damaged(store, value):
+    fidelity = {**FIDELITY, "features": {"bytes_per_value": value}}
+    store.__dict__["calibration"] = replace(store.calibration, input_bytes=INPUT_BYTES, fidelity=fidelity)
     with pytest.raises(StoreDamagedError, match="does not say what features take"):
-        calibrated_bytes(open_store(store.url))
+        calibrated_bytes(store)
 
 
 def test_stored_crops_are_counted(tmp_path, stores):
