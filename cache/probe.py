@@ -23,7 +23,7 @@ _WRITERS = 4
 def probe_creation(objects: Objects) -> bool:
     """Prove by concurrent puts, whole and in parts, that objects are created once; else `objects` will not rely on it.
 
-    21 requests of a few bytes; none where the answer is known.
+    33 small requests at most; none where the answer is known.
 
     Raises:
         KDCacheError: nothing can be written there.
@@ -34,18 +34,18 @@ def probe_creation(objects: Objects) -> bool:
 
 
 def _one_wins(objects: RemoteObjects) -> bool:
-    folder = f"{PROBES}/{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    puts = {"whole": objects.put_new, "parts": objects.put_new_in_parts}
+    name = f"{PROBES}/{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    puts = {f"{name}-whole": objects.put_new, f"{name}-parts": objects.put_new_in_parts}
     try:
-        return all(_race(objects, f"{folder}/{name}", put) for name, put in puts.items())
+        return all(_race(objects, path, put) for path, put in puts.items())
     except KDCacheError as error:
         if error.__cause__ and refusal_code(error.__cause__) == "NotImplemented":
             return False
         raise
     finally:
         try:
-            for name in puts:
-                objects.remove(f"{folder}/{name}")
+            for path in puts:
+                objects.remove(path)
         except KDCacheError as error:
             logger.warning("%s; `kdcache gc` or anybody may delete it", error)
 

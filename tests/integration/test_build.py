@@ -1,7 +1,6 @@
 """A build, whole and interrupted: what it commits never depends on how it went."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from building import DATASET, OPTIONS, TinyTeacher, begin, build, shards_of
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import BuildOptions, build_store
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.errors import (
     DataError,
@@ -32,64 +32,7 @@ from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
 from kdcache.cache.storage import measure_storage
-from kdcache.cache.store import create_store, list_stores, open_store
-from kdcache.cache.views import view_policy
-
-DATASET = "streets:48x64:10"
-OPTIONS = BuildOptions(batch_size=2, decode_threads=2, force=True)
-
-
-class TinyTeacher:
-    """Seeded stride-8 convolutions with the interface of a Teacher; `poison` makes one of its maps not finite."""
-
-    device = torch.device("cpu")
-    precision = "float32"
-    classifier = None
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.kernels = {
-            "logits": torch.randn(19, 3, 8, 8, generator=generator) / 100,
-            "features": torch.randn(6, 3, 8, 8, generator=generator) / 100,
-        }
-        self.poison: int | None = None
-        self.calls = 0
-
-    def identity(self):
-        return {"name": "tiny", "weights_sha256": str(float(self.kernels["logits"].sum()))}
-
-    def target_shape(self, target, crop):
-        return (len(self.kernels[target]), crop[0] // 8, crop[1] // 8)
-
-    def __call__(self, crops, valid, targets=None):
-        x = crops.permute(0, 3, 1, 2).float() / 255 - 0.5
-        outputs = {
-            name: torch.nn.functional.conv2d(x, kernel, stride=8) for name, kernel in self.kernels.items()
-        }
-        if self.calls == self.poison:
-            outputs["features"][0, 0, 0, 0] = float("nan")
-        self.calls += 1
-        return outputs
-
-
-def begin(url, *, dataset=DATASET, teacher=None, **changes):
-    images = open_dataset(dataset, None, "train")
-    teacher = teacher or TinyTeacher()
-    choices = {"seed": 0, "targets": {"logits": "uniform", "features": "fp16"}, "unit_entries": 4, **changes}
-    spec = plan_store(images, teacher, view_policy(dataset), **choices)
-    return create_store(str(url), spec, images.image_ids), images, teacher
-
-
-def build(url, *, passes=1, options=OPTIONS, **changes):
-    store, images, teacher = begin(url, **changes)
-    return build_store(store, images, teacher, passes=passes, options=options)
-
-
-def shards_of(folder: Path) -> dict[str, bytes]:
-    """All of a store but its commit records, which tell of times and machines."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    named = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return {name: data for name, data in named.items() if not re.match(r"kd/(passes/\d+/units|tmp)/", name)}
+from kdcache.cache.store import list_stores, open_store
 
 
 def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):

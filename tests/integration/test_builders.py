@@ -1,0 +1,183 @@
+"""Many builders of one store on S3: a probe, leases, retries, and what is said where something is missing."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+
+import pytest
+import s3fs
+from building import OPTIONS, begin, build, shards_of
+from faultproxy import FAULTS
+from fsspec.asyn import sync_wrapper
+
+from kdcache.cache.build import build_store
+from kdcache.cache.errors import KDCacheError
+from kdcache.cache.leases import LEASES, lease_path
+from kdcache.cache.objects import open_objects
+from kdcache.cache.probe import PROBES, probe_creation
+from kdcache.cache.retries import Patience
+from kdcache.cache.store import open_store
+
+# Connections that a fault left half-open are closed by the garbage collector, which says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+FAULTY_SHARE = 0.2
+
+
+def bytes_at(url: str, names: list[str]) -> dict[str, bytes]:
+    objects = open_objects(url)
+    return {name: objects.get(name) for name in names}
+
+
+def assert_same_store(url: str, folder: Path) -> None:
+    """Every object of the local store stands at `url` too, but for commit records, which tell of machines."""
+    expected = shards_of(folder)
+    assert bytes_at(url, list(expected)) == expected
+    assert open_store(url).is_complete
+
+
+def ignore_conditions(monkeypatch, *methods):
+    """Calls of these methods reach the server without `If-None-Match`, as if it did not know that."""
+    call = s3fs.S3FileSystem._call_s3
+
+    async def unconditional(self, method, *arguments, **given):
+        if method in methods:
+            given.pop("IfNoneMatch", None)
+        return await call(self, method, *arguments, **given)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", unconditional)
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", sync_wrapper(unconditional))
+
+
+@pytest.mark.parametrize("ignored", [(), ("put_object",), ("complete_multipart_upload",)], ids=str)
+def test_a_probe_tells_servers_apart_and_leaves_nothing(bucket, monkeypatch, ignored):
+    ignore_conditions(monkeypatch, *ignored)
+    objects = open_objects(bucket)
+    assert probe_creation(objects) == (not ignored)
+    assert objects.creates_once == (not ignored)
+    assert objects.names(PROBES) == []
+
+
+def test_where_conditions_are_ignored_units_are_split_by_rank(bucket, monkeypatch, tmp_path):
+    build(tmp_path / "one", passes=2)
+    ignore_conditions(monkeypatch, "put_object", "complete_multipart_upload")
+    barrier, said, leases = Barrier(2), [], []
+
+    class Process:
+        num_processes = 2
+
+        def __init__(self, rank):
+            self.process_index = rank
+
+        def wait_for_everyone(self):
+            barrier.wait(timeout=60)
+
+    def build_share(rank):
+        store, images, teacher = begin(bucket)
+        return build_store(
+            store,
+            images,
+            teacher,
+            passes=2,
+            options=OPTIONS,
+            state=Process(rank),
+            report=lambda line: said.append((rank, line)),
+            progress=lambda done, total, note: leases.extend(store.objects.names(LEASES)),
+        )
+
+    begin(bucket)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(build_share, range(2)))
+    assert [result.units_built for result in results] == [3, 3]
+    assert sum("split among the 2 processes" in line for rank, line in said if rank == 0) == 1
+    assert leases == []
+    assert_same_store(bucket, tmp_path / "one")
+
+
+def test_builders_that_know_nothing_of_each_other_build_one_store(bucket, tmp_path):
+    build(tmp_path / "one", passes=3, unit_entries=2)
+    store, images, teacher = begin(bucket, unit_entries=2)
+    build_store(store, images, teacher, passes=1, options=OPTIONS)
+
+    def join(_):
+        return build(bucket, passes=3, unit_entries=2)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(join, range(3)))
+    assert sum(result.units_built for result in results) == 10
+    assert_same_store(bucket, tmp_path / "one")
+    assert [open_objects(bucket).names(f"{LEASES}/{index:03d}") for index in range(3)] == [[], [], []]
+
+
+def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(bucket, tmp_path):
+    build(tmp_path / "one")
+    store, images, teacher = begin(bucket)
+    lease = b'{"beats":0,"builder":"b","host":"elsewhere","process":1}'
+    store.objects.put_new(lease_path(0, 1, 0), lease)
+    notes = []
+    build_store(
+        store,
+        images,
+        teacher,
+        passes=1,
+        options=replace(OPTIONS, heartbeat_s=0.05),
+        progress=lambda done, total, note: notes.append(note),
+    )
+    assert "waiting for 1 units of other builders" in notes
+    assert_same_store(bucket, tmp_path / "one")
+
+
+def test_a_build_on_a_server_that_fails_ends_in_the_same_bytes(faulty, bucket, tmp_path):
+    build(tmp_path / "one", unit_entries=2)
+    faulty.fault_share, faulty.silence_s = FAULTY_SHARE, 0.5
+    faulty.faults = FAULTS
+    build(bucket, unit_entries=2)
+    assert len(faulty.injected) == len(FAULTS)
+    faulty.fault_share = 0.0
+    assert_same_store(bucket, tmp_path / "one")
+
+
+def test_credentials_that_are_wrong_end_a_build_that_goes_on_with_the_right_ones(
+    bucket, tmp_path, monkeypatch
+):
+    build(bucket, passes=1)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(KDCacheError, match="cannot read s3://") as caught:
+            build(bucket, passes=2)
+        assert caught.value.exit_code == 1 and "AWS_PROFILE" in caught.value.hint
+        assert "wrong-secret" not in str(caught.value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    build(tmp_path / "one", passes=2)
+    assert build(bucket, passes=2).units_before == 3
+    assert_same_store(bucket, tmp_path / "one")
+
+
+def test_a_server_that_is_not_there_is_one_clear_error_soon(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr("kdcache.cache.objects.RemoteObjects.patience", Patience(first_s=0.2, later_s=600.0))
+    with pytest.raises(KDCacheError, match=r"cannot read s3://\S+: .*127.0.0.1:9"):
+        open_store(bucket)
+
+
+def test_info_watches_until_the_store_is_complete(tmp_path, kdcache, monkeypatch):
+    url = str(tmp_path / "store")
+    build(url, passes=1)
+    store, _, _ = begin(url)
+    store.raise_goal(2)
+    store.objects.put_new(lease_path(1, 2, 0), b'{"beats":0,"builder":"b","host":"gpu-7","process":41}')
+    clock = SimpleNamespace(sleep=lambda seconds: build(url, passes=2))
+    monkeypatch.setattr("kdcache.cli.info.time", clock)
+    code, out, _ = kdcache("info", url, "--watch", "--json")
+    looks = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [look["units"] for look in looks] == [[3, 6], [6, 6]]
+    assert [look["complete"] for look in looks] == [False, True]
+    (lease,) = looks[0]["leases"]
+    assert (lease["host"], lease["process"], lease["pass"], lease["unit"]) == ("gpu-7", 41, 1, 2)
+    code, out, _ = kdcache("info", url, "--watch")
+    assert code == 0 and "6 of 6" in out
