@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 TEMP_FOLDER = "kd/tmp"  # half-written local objects; a name is <host>-<process>-<number>
 MAX_OPEN_FILES = 64  # of local objects that ranges are read from; a pool of 8 units with 3 arrays has 24
 
+_LARGE_READ_BYTES = 2**20
+
 
 class ByteRange(NamedTuple):
     """`length` bytes of an object from `start`."""
@@ -153,6 +155,8 @@ class LocalObjects(Objects):
         # ends the process with SIGBUS.
         with _reading(self.url, path):
             file = self._file(path)  # held here, or another thread could push it out and close it
+            if length > _LARGE_READ_BYTES:  # room is made for all that is asked for
+                length = min(length, os.fstat(file.descriptor).st_size)
             return os.pread(file.descriptor, length, start)
 
     def _file(self, path: str) -> "_OpenFile":
