@@ -300,7 +300,15 @@ class RemoteObjects(Objects):
 
 
 def open_objects(url: str) -> Objects:
-    """The objects under a local folder, a file:// URL or any URL that fsspec knows."""
+    """The objects under a local folder, a file:// URL or any URL that fsspec knows.
+
+    Raises UsageError for a URL with credentials: it would be kept by every shell, process list and run that names it.
+    """
+    if _USER_INFO.search(url):
+        raise UsageError(
+            f"{redact(url)} was given with credentials in it",
+            hint="leave them out: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, are where they belong",
+        )
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))
@@ -333,7 +341,7 @@ def sha256(data: bytes) -> str:
 
 def redact(url: str) -> str:
     """The URL without user information, fit for messages and records."""
-    return re.sub(r"://[^/@]*@", "://", url)
+    return _USER_INFO.sub("://", url)
 
 
 def join_url(home: str, name: str) -> str:
@@ -356,6 +364,9 @@ class _OpenFile:
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
 
+
+# A key may hold slashes; what follows a colon is one, unless it is a port.
+_USER_INFO = re.compile(r"://(?:[^/@\s]*|[^/@\s:]*:(?!\d+/)[^@\s]*)@")
 
 _numbers: Iterator[int] = count()
 
