@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 TEMP_FOLDER = "kd/tmp"  # half-written local objects; a name is <host>-<process>-<number>
 MAX_OPEN_FILES = 64  # of local objects that ranges are read from; a pool of 8 units with 3 arrays has 24
 
+_LARGE_READ_BYTES = 2**20
+
 
 class ByteRange(NamedTuple):
     """`length` bytes of an object from `start`."""
@@ -187,6 +189,8 @@ class LocalObjects(Objects):
         # ends the process with SIGBUS.
         with _reading(self.url, path):
             file = self._file(path)  # held here, or another thread could push it out and close it
+            if length > _LARGE_READ_BYTES:  # room is made for all that is asked for
+                length = min(length, os.fstat(file.descriptor).st_size)
             return os.pread(file.descriptor, length, start)
 
     def _file(self, path: str) -> "_OpenFile":
@@ -395,7 +399,15 @@ class RemoteObjects(Objects):
 
 
 def open_objects(url: str) -> Objects:
-    """The objects under a local folder, a file:// URL or any URL that fsspec knows."""
+    """The objects under a local folder, a file:// URL or any URL that fsspec knows.
+
+    Raises UsageError for a URL with credentials: it would be kept by every shell, process list and run that names it.
+    """
+    if _USER_INFO.search(url):
+        raise UsageError(
+            f"{redact(url)} was given with credentials in it",
+            hint="leave them out: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, are where they belong",
+        )
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))
@@ -428,7 +440,7 @@ def sha256(data: bytes) -> str:
 
 def redact(url: str) -> str:
     """The URL without user information, fit for messages and records."""
-    return re.sub(r"://[^/@]*@", "://", url)
+    return _USER_INFO.sub("://", url)
 
 
 def join_url(home: str, name: str) -> str:
@@ -459,6 +471,9 @@ class _OpenFile:
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
 
+
+# A key may hold slashes; what follows a colon is one, unless it is a port.
+_USER_INFO = re.compile(r"://(?:[^/@\s]*|[^/@\s:]*:(?!\d+/)[^@\s]*)@")
 
 _numbers: Iterator[int] = count()
 

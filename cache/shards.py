@@ -74,7 +74,7 @@ class ArrayLayout:
             row_shape=packing.shape,
             dtype=packing.dtype,
             unit_entries=unit_entries or rows,
-            dimensions=("entry", *packing.axes),
+            dimensions=("entry", *(f"{name}_{axis}" for axis in packing.axes)),  # xarray: one size for a name
             shuffle=packing.shuffle,
             attributes=attributes or {},
         )

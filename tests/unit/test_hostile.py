@@ -1,0 +1,195 @@
+"""A store from a stranger is data: whatever is changed in it, commands say that it is damaged or read what it was.
+
+A mutation changes one JSON value, the text of a document, or bytes of a shard; documents are sealed again after some of
+them, as somebody would who means it. Nothing may escape but the errors of the tree, nothing outside may be touched, and
+memory stays within what small documents and the unit take.
+"""
+
+import copy
+import json
+import os
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedError, StoreNotFoundError
+from kdcache.cache.objects import sha256
+from kdcache.cache.reader import StoreReader
+from kdcache.cache.spec import canonical_json
+from kdcache.cache.store import Store, open_store
+from kdcache.cache.verify import verify_store
+
+EXAMPLES = int(os.environ.get("KDCACHE_HOSTILE", "40"))  # 200 and more for the measurement
+MAX_BYTES = 64 * 2**20  # of Python's own and numpy's memory, for a store of some kilobytes
+
+HOSTILE_VALUES: list[Any] = [
+    None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e308, -0.5, "", "..", "../../etc/passwd", "/etc/passwd",
+    "s3://elsewhere/x", "http://127.0.0.1:1/x", "os:system", "no-such-codec", "\x1b[31m", "x" * 5000, [], {}, [[]],
+    [0, 0, 0], [2**20, 2**20, 2**20], {"name": "fp16"}, {"a": {"b": {}}},
+]  # fmt: skip
+HOSTILE_TEXTS = [
+    b"", b"\xff\xfe\x00", b"[" * 100_000, b"{" + b'"a":{' * 50_000, b"NaN", b'{"a":NaN}', b"9" * 10_000, b"[1e999]",
+    b"null", b'"text"', b"[]", b"{}",
+]  # fmt: skip
+
+
+def documents(root: Path) -> list[Path]:
+    return sorted([*root.rglob("*.json"), *(root / "kd/goals").iterdir()])
+
+
+def shards(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("c/**/*") if path.is_file())
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where values stand in a document; of a long list the first ones."""
+    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value[:4])) if isinstance(value, list) else []  # fmt: skip
+    return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Callable[[Path], str]:
+    """A change to a store, which says what it did."""
+    kind = draw(
+        st.sampled_from(["value", "value", "value", "drop", "double", "text", "bytes", "bytes", "cut"])
+    )
+    which, where, byte = draw(st.integers(0, 2**16)), draw(st.integers(0, 2**16)), draw(st.integers(1, 255))
+    hostile, text = draw(st.sampled_from(HOSTILE_VALUES)), draw(st.sampled_from(HOSTILE_TEXTS))
+    reseal = draw(st.booleans())
+
+    def change(root: Path) -> str:
+        files = shards(root) if kind in ("bytes", "cut") else documents(root)
+        path = files[which % len(files)]
+        data = path.read_bytes()
+        if kind == "bytes":
+            flipped = bytearray(data)
+            flipped[where % len(data)] ^= byte
+            path.write_bytes(flipped)
+        elif kind == "cut":
+            path.write_bytes(data[: where % len(data)] + data[where % len(data) :] * (byte % 3))
+        elif kind == "text":
+            path.write_bytes(text)
+        else:
+            path.write_bytes(_changed(json.loads(data), kind, where, hostile, reseal))
+        return f"{kind} {path.relative_to(root)} {where} {byte} {str(hostile)[:30]} {text[:20]!r} {reseal}"
+
+    return change
+
+
+def _changed(document: Any, kind: str, where: int, hostile: Any, reseal: bool) -> bytes:
+    found = places(document)
+    place = found[where % len(found)]
+    if not place:
+        return canonical_json(hostile)
+    document = copy.deepcopy(document)
+    owner = document
+    for key in place[:-1]:
+        owner = owner[key]
+    if kind == "drop":
+        del owner[place[-1]]
+    elif kind == "double" and isinstance(owner, list):
+        owner.append(owner[place[-1]])
+    else:
+        owner[place[-1]] = hostile
+    if reseal and isinstance(document, dict) and "seal" in document:
+        document["seal"] = sha256(canonical_json({k: v for k, v in document.items() if k != "seal"}))
+    return canonical_json(document)
+
+
+def read_all(url: str) -> list[np.ndarray]:
+    """Every byte that a run could read."""
+    reader = StoreReader(url, ["logits", "features"])
+    return [
+        codes
+        for index in reader.passes
+        for entry in reader.entries(index, range(reader.n_images))
+        for codes in (np.array(entry.row.view.to_row()), *entry.codes.values())
+    ]
+
+
+@pytest.fixture
+def whole(store: Store) -> tuple[Path, list[np.ndarray]]:
+    return Path(store.url), read_all(store.url)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # shrinking a store says nothing that `what` does not
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(change=mutations())
+def test_no_hostile_store_does_harm(
+    whole: tuple[Path, list[np.ndarray]], tmp_path: Path, change: Callable[[Path], str]
+) -> None:
+    original, values = whole
+    hostile = tmp_path / "hostile" / "store"
+    shutil.rmtree(hostile.parent, ignore_errors=True)
+    shutil.copytree(original, hostile)
+    what = change(hostile)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    tracemalloc.start()
+    try:
+        assert _harmless(lambda: open_store(str(hostile)).is_complete), what
+        found: list[np.ndarray] = []
+        _harmless(lambda: found.extend(read_all(str(hostile))))
+        _harmless(lambda: verify_store(str(hostile), deep=True, threads=2))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MAX_BYTES, what
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, what
+    if len(found) == len(values):  # it could be read: then what was read is what was there
+        assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True)), what
+
+
+def _harmless(work: Callable[[], object]) -> bool:
+    """Runs it: no error but one line that the store is damaged, or not there, or not complete."""
+    try:
+        work()
+    except KDCacheError as error:
+        assert isinstance(error, StoreDamagedError | StoreNotFoundError | IncompleteError), repr(error)
+        assert len(str(error)) < 2000 and "\n" not in str(error)
+    return True
+
+
+@pytest.mark.parametrize("command", ["info", "view", "fidelity", "distill", "verify"])
+@pytest.mark.parametrize("path", ["kd/spec.json", "kd/calibration.json", "kd/passes/000/manifest-0.json"])
+def test_every_command_says_that_a_store_is_damaged(
+    store: Store, kdcache: Callable[..., tuple[int, str, str]], command: str, path: str
+) -> None:
+    Path(store.url, path).write_bytes(b"[" * 100_000)
+    arguments = ["--method", "logit", "--store", store.url] if command == "distill" else [store.url]
+    code, out, err = kdcache(command, *arguments)
+    assert code == 12, (out, err)
+    assert "Traceback" not in out + err
+
+
+def test_a_factory_is_not_imported_because_a_store_names_it(
+    stores: dict[str, Callable],
+    tmp_path: Path,
+    kdcache: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = stores["spec"]()
+    spec.teacher["name"] = "evil:make"
+    store = stores["begin"](str(tmp_path / "store"), spec)
+    store.raise_goal(1)
+    stores["fill"](store, 0)
+    for arguments in (
+        ["info", store.url],
+        ["fidelity", store.url],
+        ["verify", store.url, "--recompute", "2"],
+    ):
+        code, out, err = kdcache(*arguments)
+        assert code in (0, 2), (out, err)
+    assert not (tmp_path / "harm").exists()
