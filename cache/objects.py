@@ -17,7 +17,7 @@ import socket
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -256,6 +256,8 @@ class RemoteObjects(Objects):
         if s3:
             self.fs.retries = 1  # see retries.py
         self.creates_once = s3  # until a probe says otherwise
+        # Never in parts: of four multipart uploads completed at once, all `If-None-Match`, SeaweedFS let up to four win.
+        self._put_options = {"chunksize": _MAX_PUT_BYTES} if s3 else {}
         self._answered = self._hurries = False
 
     def get(self, path: str) -> bytes:
@@ -268,26 +270,8 @@ class RemoteObjects(Objects):
         def put() -> bool:
             if not self.creates_once and self.fs.exists(full):
                 return False
-            self.fs.pipe_file(full, data, mode="create" if self.creates_once else "overwrite")
-            return True
-
-        return self._create(path, data, put)
-
-    def put_new_in_parts(self, path: str, data: bytes) -> bool:
-        """`put_new` as a multipart upload, of one part: what fsspec does with large objects, for a probe. S3 alone."""
-        bucket, key, _ = self.fs.split_path(self._full(path))
-        place = {"Bucket": bucket, "Key": key}
-
-        def put() -> bool:
-            upload = {**place, "UploadId": self.fs.call_s3("create_multipart_upload", **place)["UploadId"]}
-            try:
-                part = self.fs.call_s3("upload_part", **upload, PartNumber=1, Body=data)
-                parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
-                self.fs.call_s3("complete_multipart_upload", **upload, MultipartUpload=parts, IfNoneMatch="*")
-            except Exception:
-                with suppress(Exception):  # the error itself says more
-                    self.fs.call_s3("abort_multipart_upload", **upload)
-                raise
+            mode = "create" if self.creates_once else "overwrite"
+            self.fs.pipe_file(full, data, mode=mode, **self._put_options)
             return True
 
         return self._create(path, data, put)
@@ -299,7 +283,10 @@ class RemoteObjects(Objects):
             if not isinstance(error, FileExistsError) and refusal_code(error) != "PreconditionFailed":
                 raise _failure("write", f"{self.url}/{path}", error) from error
         # A retry after a lost reply meets its own object: the bytes decide whose it is.
-        return self.get(path) == data
+        try:
+            return self.get(path) == data
+        except FileNotFoundError:  # a lease, which its holder has removed meanwhile
+            return False
 
     def replace(self, path: str, data: bytes) -> None:
         full = self._full(path)
@@ -462,6 +449,9 @@ def require_object(objects: Readable, path: str) -> bytes:
         return objects.get(path)
     except FileNotFoundError:
         raise StoreDamagedError(f"{objects.url}/{path} is missing") from None
+
+
+_MAX_PUT_BYTES = 5 * 2**30  # of S3
 
 
 class _OpenFile:
