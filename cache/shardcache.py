@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from typing import BinaryIO
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.objects import ByteRange, LocalObjects, Objects, require_object, sha256
+from kdcache.cache.objects import ByteRange, LocalObjects, Objects, sha256
 
 _SPARE = 20  # evicting leaves a 20th of the limit free, so that it is not done for every object
 _DOWNLOADS = 2  # of an object whose bytes are wrong
+_LOOK_S = (
+    10.0  # between looks at a file, which mark it as used: two calls, where reading a small row takes three
+)
 _EVICTED_MEANWHILE = 5  # times in a row that an object is fetched and gone again before it was read
 
 logger = logging.getLogger(__name__)
@@ -45,8 +49,8 @@ class ShardCache:
         """Where an object stands under the folder, once it was fetched and until it is evicted."""
         return f"objects/{digest[:2]}/{digest}"
 
-    def fetch(self, objects: Objects, path: str, record: ObjectRecord, *, wait: bool = True) -> None:
-        """Have the object here, and marked as used now.
+    def fetch(self, objects: Objects, path: str, record: ObjectRecord, *, wait: bool = True) -> bool:
+        """Have the object here, and marked as used now; False where another process is still fetching it.
 
         Args:
             wait: for another process that is fetching it; without, it is left to that one.
@@ -57,15 +61,15 @@ class ShardCache:
         """
         with _disk_errors(self.folder):
             if self._use(record):
-                return
+                return True
             partial = self.folder / "partial" / record.sha256
             partial.parent.mkdir(parents=True, exist_ok=True)
             with _locked(partial, wait=wait) as file:
                 if file is None:
-                    return
+                    return False
                 if self._use(record):  # it came while this one waited
                     partial.unlink()
-                    return
+                    return True
                 try:
                     self._reserve(file, record.size)
                     file.write(_download(objects, path, record))
@@ -73,6 +77,7 @@ class ShardCache:
                     target = self.folder / self.place(record.sha256)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(partial, target)
+                    return True
                 except BaseException:
                     partial.unlink(missing_ok=True)
                     self._release(record.size)
@@ -81,7 +86,10 @@ class ShardCache:
     def discard(self, record: ObjectRecord) -> None:
         """Forget an object: what stands here turned out to be wrong."""
         with _disk_errors(self.folder):
-            (self.folder / self.place(record.sha256)).unlink(missing_ok=True)
+            try:
+                (self.folder / self.place(record.sha256)).unlink()
+            except FileNotFoundError:
+                return  # another did, and gave the room back
             self._release(record.size)
 
     @property
@@ -201,6 +209,7 @@ class CachedShards:
         self._objects = objects
         self._cache = cache
         self._files = LocalObjects(cache.folder)
+        self._looked: dict[str, float] = {}  # by path: when it was last seen to be there
 
     def get(self, path: str) -> bytes:
         """The whole shard."""
@@ -216,20 +225,25 @@ class CachedShards:
             try:
                 return self._files.read_ranges(local)
             except FileNotFoundError:
-                continue
+                self._looked.clear()
         raise KDCacheError(
             f"the cache {self._cache.folder} is too small for all who use it: what is fetched is evicted at once",
             hint="a larger --cache-limit, or another KDCACHE_CACHE for some of them",
         )
 
     def fetch(self, path: str, *, wait: bool = True) -> None:
-        """Have a shard in the cache, see ShardCache.fetch."""
-        self._cache.fetch(self._objects, path, self.records[path], wait=wait)
+        """Have a shard in the cache, see ShardCache.fetch; one that was there a moment ago is taken to be still."""
+        now = time.monotonic()
+        if now - self._looked.get(path, -_LOOK_S) < _LOOK_S:
+            return
+        if self._cache.fetch(self._objects, path, self.records[path], wait=wait):
+            self._looked[path] = now
 
     def discard(self, paths: Iterable[str]) -> None:
         """Fetch these again when they are asked for next."""
         for path in paths:
             self._cache.discard(self.records[path])
+        self._looked.clear()
         self._files = LocalObjects(self._cache.folder)  # the one before holds the files open
 
 
@@ -242,7 +256,13 @@ def default_folder() -> Path:
 def _download(objects: Objects, path: str, record: ObjectRecord) -> bytes:
     """The object's bytes, compared with the ledger; once more where they differ, for what went wrong on the way."""
     for _ in range(_DOWNLOADS):
-        data = require_object(objects, path)
+        try:
+            # A range, since whole objects are asked for their size first; one byte more, to see that they end there.
+            data = objects.read_range(path, 0, record.size + 1)
+        except FileNotFoundError:
+            raise StoreDamagedError(
+                f"{objects.url}/{path} is missing", hint="the ledger lists it: restore it from a copy"
+            ) from None
         if len(data) == record.size and sha256(data) == record.sha256:
             return data
         logger.warning("%s/%s came with other bytes than the ledger states", objects.url, path)

@@ -1,6 +1,6 @@
 """Shards fetched ahead: those of the entries that come next go into the host's cache before a batch asks for them.
 
-    batch being read -> entries within a shuffle pool's length behind it -> their shards, in order -> threads that fetch
+    batch being read -> entries within two shuffle pools' length behind it -> their shards, in order -> threads that fetch
 
 Every process of a host does this for its own share of the batches. What another is fetching already is left to it, so
 together they fetch each shard once. Errors are left to whoever needs the entry: it tries again, and says what is wrong.
@@ -15,6 +15,10 @@ from kdcache.distill.order import EntryOrder
 from kdcache.distill.targets import StoredViews
 
 FETCHES = 8  # at once; each holds one shard in memory
+
+# The first batch of a pool takes from most of its units. Were only the next pool fetched while one is read, all would wait
+# at each pool's end.
+POOLS_AHEAD = 2
 
 logger = logging.getLogger(__name__)
 
@@ -80,5 +84,5 @@ def bytes_at_once(order: EntryOrder, batch_size: int, unit_bytes: int) -> int:
 
 
 def _steps_ahead(order: EntryOrder, batch_size: int) -> int:
-    """Batches of a shuffle pool's length."""
-    return -(-order.pool_units * order.unit_entries // batch_size)
+    """Batches of the length of the pools ahead."""
+    return -(-POOLS_AHEAD * order.pool_units * order.unit_entries // batch_size)

@@ -75,14 +75,13 @@ def in_memory(local, request) -> str:
 @pytest.fixture
 def shard_gets(monkeypatch) -> list[str]:
     """Paths of the shards that this process got, in order."""
-    gets, get = [], RemoteObjects.get
+    gets, real = [], RemoteObjects.read_ranges
 
-    def counted(self, path):
-        if "/c/" in path:
-            gets.append(path)
-        return get(self, path)
+    def counted(self, ranges):
+        gets.extend(each.path for each in ranges)
+        return real(self, ranges)
 
-    monkeypatch.setattr(RemoteObjects, "get", counted)
+    monkeypatch.setattr(RemoteObjects, "read_ranges", counted)
     return gets
 
 
