@@ -76,7 +76,7 @@ def run(
             backbone_weights="none",
             batch_size=8,
             lr=0.05,
-            steps=20 if quick else 1500,
+            steps=20 if quick else 600,
             gradnorm_every_steps=0,
             save_every_s=1e9,
         )
