@@ -269,9 +269,8 @@ class LeasedShare(Share):
                 for each in self._watch.look(index, others)
                 if self._is_stale(each)
             ]
-        start = (
-            random.randrange(len(free)) if free else 0
-        )  # builders begin at different units and go on from there
+        # Alone in order; among others from a unit chosen by chance, so that builders go on from different ones.
+        start = random.randrange(len(free)) if free and leased else 0
         self._free[index] = deque(free[start:] + free[:start])
 
     def _is_stale(self, lease: SeenLease) -> bool:
