@@ -169,7 +169,8 @@ def test_info_watches_until_the_store_is_complete(tmp_path, kdcache, monkeypatch
     store, _, _ = begin(url)
     store.raise_goal(2)
     store.objects.put_new(lease_path(1, 2, 0), b'{"beats":0,"builder":"b","host":"gpu-7","process":41}')
-    clock = SimpleNamespace(sleep=lambda seconds: build(url, passes=2))
+    quick = replace(OPTIONS, heartbeat_s=0.05)  # the lease is taken over while the command sleeps
+    clock = SimpleNamespace(sleep=lambda seconds: build(url, passes=2, options=quick))
     monkeypatch.setattr("kdcache.cli.info.time", clock)
     code, out, _ = kdcache("info", url, "--watch", "--json")
     looks = [json.loads(line) for line in out.splitlines()]
