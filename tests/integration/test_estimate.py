@@ -94,13 +94,13 @@ def test_the_document_adds_up(kdcache: Run, request_words: list[str]) -> None:
     s3 = document["s3"]
     assert s3["epoch_requests"] == 3 * 3 and s3["epochs"] == 3 * 100 * 2 / 10
     assert s3["usd_month"] == pytest.approx(document["bytes"] / 2**30 * 1000)
-    assert s3["usd_epoch"] == pytest.approx(0.039 * 2 + 10 * sum(sizes.values()) / 2**30 * 3000)
+    assert s3["usd_epoch"] == pytest.approx(0.009 * 2 + 10 * sum(sizes.values()) / 2**30 * 3000)
 
 
 def test_prices_are_those_of_s3_within_a_region_by_default(kdcache: Run, request_words: list[str]) -> None:
     s3 = estimate(kdcache, [*request_words, "--targets", "logits"])["s3"]
     assert (s3["usd_gb_month"], s3["usd_1000_gets"], s3["usd_gb_traffic"]) == (0.023, 0.0004, 0)
-    assert s3["usd_epoch"] == pytest.approx(2 * 13 / 1000 * 0.0004)
+    assert s3["usd_epoch"] == pytest.approx(2 * 3 / 1000 * 0.0004)
 
 
 def test_the_table_says_the_same_to_people(kdcache: Run, request_words: list[str]) -> None:
