@@ -38,7 +38,7 @@ class StoreReader:
     Pickles small, for worker processes: sizes of shards, but not `manifests`, which stay where it was opened.
 
     Raises:
-        StoreMismatchError: the store does not hold one of `targets`.
+        StoreMismatchError: the store does not hold one of `targets`, or this copy of it does not.
         IncompleteError: no pass of the store is complete yet.
     """
 
@@ -56,7 +56,13 @@ class StoreReader:
             )
         self.spec: StoreSpec = store.spec
         self.image_ids = store.image_ids
-        self.passes = tuple(store.complete_passes())
+        self.passes = tuple(store.complete_passes((*self._inputs, *targets)))
+        if not self.passes and store.complete_passes():
+            lacking = [name for name in targets if not store.complete_passes([name])] or targets
+            raise StoreMismatchError(
+                f"this copy of the store, {redact(url)}, is without {', '.join(lacking)}",
+                hint="kdcache pull URL --targets NAME,... from where it was copied completes it",
+            )
         if not self.passes:
             raise IncompleteError(
                 f"{redact(url)} has no complete pass yet",

@@ -6,6 +6,7 @@
     kd/goals/0004                              four passes are wanted
     kd/passes/000/units/000012-0.json          commit of unit 12 of pass 0, generation 0
     kd/passes/000/manifest-0.json              all commits of the complete pass
+    kd/partial/000  000-logits                 a copy without all arrays of pass 0; its logits are whole
     passes/000/views/zarr.json   c/12/0        inputs: view parameters and crop digests, int32
     passes/000/crops/...  labels/...           inputs too, where the crops themselves are kept
     passes/000/logits/zarr.json  c/12/0/0/0    targets, (entry, channel, y, x)
@@ -16,7 +17,7 @@ Every object is created once and never changed; a pass is its own group, so more
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -41,11 +42,13 @@ SPEC = "kd/spec.json"
 IMAGES = "kd/images.json"
 CALIBRATION = "kd/calibration.json"
 GOALS = "kd/goals"
+PARTIAL = "kd/partial"
 
 _TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
 _COMMIT_NAME = re.compile(r"(\d+)-(\d+)\.json")
 _MANIFEST_NAME = re.compile(r"manifest-(\d+)\.json")
 _NUMBER_NAME = re.compile(r"(\d+)")
+_PARTIAL_NAME = re.compile(r"(\d+)(?:-(\w+))?")
 # Other names in the ledger's folders are nobody's record: file systems and people leave such files.
 
 _Document = TypeVar("_Document", dict[str, Any], list[Any])
@@ -115,14 +118,20 @@ class Store:
             for name, packing in spec.packings(calibration.codecs).items()
         }
 
-    def create_pass(self, pass_index: int) -> None:
-        """Put the group and the array metadata of a pass, or check that those that stand agree."""
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of a pass by name, inputs first."""
+        return (*self.spec.input_packings, *sorted(self.spec.targets))
+
+    def create_pass(self, pass_index: int, arrays: Collection[str] | None = None) -> None:
+        """Put the group and the metadata of the arrays, all by default, or check that those that stand agree."""
         self._put_metadata("passes/zarr.json", group_metadata({}))
         self._put_metadata(
-            f"{_pass_folder(pass_index)}/zarr.json", group_metadata({"kdcache": {"pass": pass_index}})
+            f"{pass_folder(pass_index)}/zarr.json", group_metadata({"kdcache": {"pass": pass_index}})
         )
         for name, layout in self.layouts(pass_index).items():
-            self._put_metadata(f"{array_path(pass_index, name)}/zarr.json", layout.metadata())
+            if arrays is None or name in arrays:
+                self._put_metadata(f"{array_path(pass_index, name)}/zarr.json", layout.metadata())
 
     def shard_path(self, layout: ArrayLayout, pass_index: int, unit: int) -> str:
         """Where the shard of a unit stands in the store."""
@@ -161,34 +170,43 @@ class Store:
             objects=records,
             built=dict(built),
         )
-        where = _commit_path(pass_index, unit, commit.generation)
+        return self.put_commit(commit)
+
+    def put_commit(self, commit: Commit) -> Commit:
+        """Put the record of a unit whose objects stand; the record that is there afterwards."""
+        where = _commit_path(commit.pass_index, commit.unit, commit.generation)
         return read_commit(self.objects.put_same(where, commit.to_bytes()), where)
 
     def committed_units(self, pass_index: int) -> set[int]:
         """Units with a commit record, by one listing."""
-        return set(self._generations(pass_index))
+        return set(self.generations(pass_index))
 
     def commits(self, pass_index: int) -> dict[int, Commit]:
         """The record of the highest generation of every committed unit."""
-        newest = self._generations(pass_index)
+        newest = self.generations(pass_index)
         return {unit: self._read_commit(pass_index, unit, newest[unit]) for unit in sorted(newest)}
 
-    def commit_of(self, pass_index: int, unit: int) -> Commit:
-        """One of `commits`. Raises KeyError for a unit that is not committed."""
-        return self._read_commit(pass_index, unit, self._generations(pass_index)[unit])
+    def commit_of(self, pass_index: int, unit: int, generation: int | None = None) -> Commit:
+        """One of `commits`, without a listing where its generation is known. KeyError for a unit not committed."""
+        if generation is None:
+            generation = self.generations(pass_index)[unit]
+        return self._read_commit(pass_index, unit, generation)
 
     def finish_pass(self, pass_index: int) -> Manifest | None:
         """The pass's manifest, put if it is not there yet; None while a unit is not committed."""
         units = range(self.spec.units_per_pass)
-        newest = self._generations(pass_index)
+        newest = self.generations(pass_index)
         if not newest.keys() >= set(units):
             return None
-        generation = max(newest.values())
-        if generation not in self._manifest_generations(pass_index):
+        if max(newest.values()) not in self._manifest_generations(pass_index):
             commits = tuple(self._read_commit(pass_index, unit, newest[unit]) for unit in units)
-            manifest = Manifest(pass_index=pass_index, commits=commits)
-            self.objects.put_new(_manifest_path(pass_index, generation), manifest.to_bytes())
+            self.put_manifest(Manifest(pass_index=pass_index, commits=commits))
         return self.manifest(pass_index)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Put the manifest of a pass whose units are all committed."""
+        generation = max(commit.generation for commit in manifest.commits)
+        self.objects.put_new(_manifest_path(manifest.pass_index, generation), manifest.to_bytes())
 
     def manifest(self, pass_index: int) -> Manifest | None:
         """The manifest of the highest generation; None for a pass that is not complete."""
@@ -209,16 +227,34 @@ class Store:
         """Passes with a commit record or a manifest, in order."""
         return sorted(number for (number,) in self._numbers("kd/passes", _NUMBER_NAME))
 
-    def complete_passes(self) -> list[int]:
-        """Passes with a manifest, in order."""
-        return [index for index in self.begun_passes() if self._manifest_generations(index)]
+    def complete_passes(self, arrays: Collection[str] = (VIEWS,)) -> list[int]:
+        """Passes with a manifest of which these arrays are here, in order."""
+        partial = self.partial_passes()
+        here = [index for index in self.begun_passes() if set(arrays) <= partial.get(index, set(self.arrays))]
+        return [index for index in here if self._manifest_generations(index)]
 
     @property
     def is_complete(self) -> bool:
         """Whether every pass of the largest goal is complete."""
         return self.goal > 0 and set(range(self.goal)) <= set(self.complete_passes())
 
-    def _generations(self, pass_index: int) -> dict[int, int]:
+    def partial_passes(self) -> dict[int, set[str]]:
+        """Passes that a copy brought here without all their arrays, and those that are here whole."""
+        partial: dict[int, set[str]] = {}
+        for match in map(_PARTIAL_NAME.fullmatch, self.objects.names(PARTIAL)):
+            if match:
+                partial.setdefault(int(match[1]), set()).update({match[2]} & set(self.arrays))
+        return partial
+
+    def mark_partial(self, pass_index: int) -> None:
+        """Record, before its first commit, that a pass will not have all arrays that its commits name."""
+        self.objects.put_new(f"{PARTIAL}/{pass_index:03d}", b"{}")
+
+    def mark_held(self, pass_index: int, array: str) -> None:
+        """Record that all objects of an array of a partial pass are here."""
+        self.objects.put_new(f"{PARTIAL}/{pass_index:03d}-{array}", b"{}")
+
+    def generations(self, pass_index: int) -> dict[int, int]:
         """The highest generation of record of every committed unit."""
         generations: dict[int, int] = {}
         for unit, generation in self._numbers(f"{_ledger_folder(pass_index)}/units", _COMMIT_NAME):
@@ -329,9 +365,14 @@ def list_stores(home: str) -> Home:
     return Home(tuple(stores), unreadable)
 
 
+def pass_folder(pass_index: int) -> str:
+    """The group of a pass."""
+    return f"passes/{pass_index:03d}"
+
+
 def array_path(pass_index: int, name: str) -> str:
     """Where an array of a pass stands in the store."""
-    return f"{_pass_folder(pass_index)}/{name}"
+    return f"{pass_folder(pass_index)}/{name}"
 
 
 def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
@@ -345,9 +386,13 @@ def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
     return document
 
 
+def other_names(objects: Objects) -> list[str]:
+    """What stands beside a store's objects and is none of them; hidden files are nobody's."""
+    return [name for name in objects.names("") if name not in _TOP and not name.startswith(".")]
+
+
 def _require_free(url: str) -> None:
-    others = [name for name in open_objects(url).names("") if name not in _TOP and not name.startswith(".")]
-    if others:
+    if others := other_names(open_objects(url)):
         raise UsageError(
             f"{redact(url)} is no store and not empty: it holds {', '.join(others[:3])}"
             + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
@@ -362,10 +407,6 @@ def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
             f"{objects.url} was begun for other images and never got further",
             hint="it holds nothing: delete it, or name another folder",
         )
-
-
-def _pass_folder(pass_index: int) -> str:
-    return f"passes/{pass_index:03d}"
 
 
 def _ledger_folder(pass_index: int) -> str:

@@ -23,6 +23,10 @@ COMMANDS = {  # name, which is also the module's -> its line in the help
     "report": "Write a run's report, or compare several runs in one table.",
     "ls": "List the stores of the home.",
     "info": "Show what a store holds: request, passes, sizes, the teacher's check.",
+    "push": "Copy a store to where others can reach it.",
+    "pull": "Copy a store, or some of its targets and passes, from where others put it.",
+    "gc": "Remove what dead builders left: old leases, probes, temporary files, unfinished uploads.",
+    "rm": "Remove a store.",
     "fidelity": "Measure what a store lost, against its teacher.",
     "view": "Draw entries of a store: crop, label, teacher's classes, entropy, features.",
 }
