@@ -57,7 +57,7 @@ def copy_store(
     began = time.monotonic()
     arrays = _choose_arrays(source, targets)
     begun = source.begun_passes()
-    asked = begun if passes is None else list(range(*passes.indices(max(source.goal, len(begun)))))
+    asked = begun if passes is None else _asked(passes, begun)
     target = _begin_target(source, url)
     here, held = source.partial_passes(), target.partial_passes()
     plans = [
@@ -78,6 +78,12 @@ def copy_store(
         seconds=time.monotonic() - began,
         incomplete_passes=incomplete,
     )
+
+
+def _asked(passes: slice, begun: list[int]) -> list[int]:
+    """The passes of a slice; without an end those that are begun, never what a source's goal may claim."""
+    end = max(begun, default=-1) + 1 if passes.stop is None else passes.stop
+    return list(range(passes.start or 0, end))
 
 
 def _choose_arrays(source: Store, targets: Collection[str] | None) -> tuple[str, ...] | None:

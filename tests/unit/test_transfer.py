@@ -65,7 +65,7 @@ def test_a_part_is_a_store_and_is_completed_later(store: Store, tmp_path: Path, 
 
     copy_store(store, url, targets=["features"], passes=slice(0, 1))
     assert open_store(url).complete_passes(["logits", "features"]) == [0]
-    rest = copy_store(store, url)
+    rest = copy_store(store, url, passes=slice(1, None))
     whole = open_store(url)
     assert whole.is_complete and rest.objects_copied == 9  # pass 1
     assert StoreReader(url, ["logits", "features"]).passes == (0, 1)
