@@ -82,7 +82,7 @@ def find_garbage(url: str, grace_s: float) -> list[Garbage]:
 def remove_garbage(url: str, garbage: Sequence[Garbage]) -> None:
     """Remove what `find_garbage` found at `url`; what is gone already is no error."""
     objects = open_objects(url)
-    objects.remove([each.path for each in garbage if isinstance(each.found, Stored)])
+    objects.remove_many([each.path for each in garbage if isinstance(each.found, Stored)])
     for each in garbage:
         if isinstance(each.found, Upload):
             objects.abort(each.found)

@@ -96,7 +96,7 @@ class Objects(ABC):
         """All objects in `folder` and below, sorted by path; a bucket takes one request for a thousand."""
 
     @abstractmethod
-    def remove(self, paths: Sequence[str]) -> None:
+    def remove_many(self, paths: Sequence[str]) -> None:
         """Delete objects; one that is not there is no error. For what nothing refers to any more."""
 
     def uploads(self) -> list[Upload]:
@@ -203,7 +203,7 @@ class LocalObjects(Objects):
                     )
         return sorted(found)
 
-    def remove(self, paths: Sequence[str]) -> None:
+    def remove_many(self, paths: Sequence[str]) -> None:
         for path in paths:
             try:
                 (self.root / path).unlink(missing_ok=True)
@@ -325,7 +325,7 @@ class RemoteObjects(Objects):
         known = (info[name] for name in ("LastModified", "mtime", "created") if info.get(name) is not None)
         return _seconds(next(known, None) or self.fs.modified(info["name"]))
 
-    def remove(self, paths: Sequence[str]) -> None:
+    def remove_many(self, paths: Sequence[str]) -> None:
         try:
             if _is_s3(self.fs):
                 for start in range(0, len(paths), _DELETED_AT_ONCE):

@@ -42,7 +42,7 @@ class Removal:
         """Remove everything; progress counts objects."""
         done = 0
         for paths in self._batches():
-            self.objects.remove(paths)
+            self.objects.remove_many(paths)
             done += len(paths)
             progress(done, len(self.stored), "")
         self.objects.remove_all()  # empty folders, and what came in meanwhile

@@ -179,7 +179,9 @@ def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Ru
     store, other = make_store(f"{bucket}/store"), make_store(f"{bucket}/store2", seed=1)
     code, _, err = kdcache("rm", store.url, "--yes")
     assert code == 2 and "somebody may be at work" in err
-    store.objects.remove(["kd/spec.json", "passes/000/logits/c/0/0/0/0"])  # as an interrupted removal would
+    store.objects.remove_many(
+        ["kd/spec.json", "passes/000/logits/c/0/0/0/0"]
+    )  # as an interrupted removal would
     assert kdcache("rm", store.url, "--yes", "--force")[0] == 0
     assert store.objects.walk("") == []
     assert open_store(other.url).is_complete

@@ -65,7 +65,7 @@ def test_a_removal_that_dies_leaves_no_store_and_is_finished_later(
     old: Store, tmp_path: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
-    remove = LocalObjects.remove
+    remove = LocalObjects.remove_many
 
     def dying(objects: LocalObjects, paths: list[str]) -> None:
         if len(removed) > 1:
@@ -74,7 +74,7 @@ def test_a_removal_that_dies_leaves_no_store_and_is_finished_later(
         removed.extend(paths)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalObjects, "remove", dying)
+        patch.setattr(LocalObjects, "remove_many", dying)
         assert kdcache("rm", old.url, "--yes")[0] == 130
     assert removed[0] == "kd/spec.json" and all(path.startswith("kd/passes/") for path in removed[1:])
     assert Path(old.url, "passes/000/logits/c/0/0/0/0").exists()
