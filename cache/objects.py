@@ -16,8 +16,9 @@ import shutil
 import socket
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -34,6 +35,7 @@ _Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
 
 TEMP_FOLDER = "kd/tmp"  # half-written local objects; a name is <host>-<process>-<number>
+PROBE_PREFIX = ".kdcache-probe-"  # of the folders of `open_probe`
 MAX_OPEN_FILES = 64  # of local objects that ranges are read from; a pool of 8 units with 3 arrays has 24
 
 _LARGE_READ_BYTES = 2**20
@@ -45,6 +47,23 @@ class ByteRange(NamedTuple):
     path: str
     start: int
     length: int
+
+
+class Stored(NamedTuple):
+    """An object, as a listing has it."""
+
+    path: str
+    size: int  # bytes
+    modified_s: float  # since 1970, by the storage's clock
+
+
+class Upload(NamedTuple):
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    path: str
+    id: str
+    size: int  # bytes, of the parts that arrived
+    begun_s: float  # since 1970, by the storage's clock
 
 
 class Objects(ABC):
@@ -93,6 +112,22 @@ class Objects(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Names, sorted, of the objects and folders directly in `folder`; none where it does not exist."""
+
+    @abstractmethod
+    def walk(self, folder: str) -> list[Stored]:
+        """All objects in `folder` and below, sorted by path; a bucket takes one request for a thousand."""
+
+    @abstractmethod
+    def remove_many(self, paths: Sequence[str]) -> None:
+        """Delete objects; one that is not there is no error. For what nothing refers to any more."""
+
+    def uploads(self) -> list[Upload]:
+        """Unfinished multipart uploads under the prefix, where the storage knows such a thing."""
+        return []
+
+    def abort(self, upload: Upload) -> None:
+        """Drop one of `uploads` with its parts; one that is gone is no error."""
+        raise KDCacheError(f"{self.url} has no uploads, so not that of {upload.path}")
 
     @abstractmethod
     def remove_leftovers(self) -> None:
@@ -208,6 +243,25 @@ class LocalObjects(Objects):
         except FileNotFoundError:
             return []
 
+    def walk(self, folder: str) -> list[Stored]:
+        found = []
+        for place, _, names in os.walk(self.root / folder):
+            for name in names:
+                path = Path(place, name)
+                with suppress(FileNotFoundError), _reading(self.url, folder):  # it may go meanwhile
+                    status = path.lstat()
+                    found.append(
+                        Stored(path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
+                    )
+        return sorted(found)
+
+    def remove_many(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                (self.root / path).unlink(missing_ok=True)
+            except OSError as error:
+                raise KDCacheError(f"cannot remove {self.root / path}: {error.strerror}") from None
+
     def remove_leftovers(self) -> None:
         for name in self.names(TEMP_FOLDER):
             writer = re.fullmatch(r"(.+)-(\d+)-\d+", name)
@@ -255,7 +309,7 @@ class RemoteObjects(Objects):
             ) from None
         if s3:
             self.fs.retries = 1  # see retries.py
-        self.creates_once = s3  # until a probe says otherwise
+        self._is_s3 = self.creates_once = s3  # the latter until a probe says otherwise
         # Never in parts: of four multipart uploads completed at once, all `If-None-Match`, SeaweedFS let up to four win.
         self._put_options = {"chunksize": _MAX_PUT_BYTES} if s3 else {}
         self._answered = self._hurries = False
@@ -354,8 +408,74 @@ class RemoteObjects(Objects):
         # Some clients put an object for a folder itself; a listing has it too.
         return sorted(name.rsplit("/", 1)[-1] for name in found if name.strip("/") != full.strip("/"))
 
+    def walk(self, folder: str) -> list[Stored]:
+        full = self._full(folder)
+        try:
+            with _reading(self.url, folder):
+                found = self.fs.find(full, detail=True).values()
+        except FileNotFoundError:
+            return []
+        below = [info for info in found if str(info["name"]).startswith(f"{full}/")]
+        return sorted(
+            Stored(str(info["name"])[len(self.prefix) + 1 :], int(info["size"]), self._modified_s(info))
+            for info in below
+        )
+
+    def _modified_s(self, info: Mapping[str, Any]) -> float:
+        """When an object was put: file systems have names of their own for it."""
+        known = (info[name] for name in ("LastModified", "mtime", "created") if info.get(name) is not None)
+        return _seconds(next(known, None) or self.fs.modified(info["name"]))
+
+    def remove_many(self, paths: Sequence[str]) -> None:
+        try:
+            if self._is_s3:
+                for start in range(0, len(paths), _DELETED_AT_ONCE):
+                    self._delete_at_once(paths[start : start + _DELETED_AT_ONCE])
+                return
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    self.fs.rm_file(self._full(path))
+        except KDCacheError:
+            raise
+        except Exception as error:  # every file system has errors of its own
+            raise KDCacheError(f"cannot remove objects of {self.url}: {_reason(error)}") from error
+
+    def _delete_at_once(self, paths: Sequence[str]) -> None:
+        """One request of S3's, whose answer lists what it refused; s3fs itself passes over that."""
+        bucket, _, _ = self.fs.split_path(self.prefix)
+        keys = [{"Key": self.fs.split_path(self._full(path))[1]} for path in paths]
+        answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        for refused in answer.get("Errors", [])[:1]:
+            raise KDCacheError(f"cannot remove {self.url}: {refused['Key']}: {refused.get('Code')}")
+
+    def uploads(self) -> list[Upload]:
+        if not self._is_s3:
+            return []
+        bucket, key, _ = self.fs.split_path(self.prefix)
+        under = f"{key}/" if key else ""
+        found: list[Upload] = []
+        marker: dict[str, str] = {}
+        with _reading(self.url, ""):
+            while True:
+                page = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=under, **marker)
+                for each in page.get("Uploads", []):
+                    parts = self.fs.call_s3(
+                        "list_parts", Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"]
+                    )
+                    size = sum(part["Size"] for part in parts.get("Parts", []))  # of its first thousand
+                    path = each["Key"][len(under) :]
+                    found.append(Upload(path, each["UploadId"], size, _seconds(each["Initiated"])))
+                if not page.get("IsTruncated"):
+                    return found
+                marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort(self, upload: Upload) -> None:
+        bucket, key, _ = self.fs.split_path(self._full(upload.path))
+        with suppress(FileNotFoundError), _reading(self.url, upload.path):
+            self.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)
+
     def remove_leftovers(self) -> None:
-        """Nothing to do: an upload appears whole or not at all. Unfinished multipart ones are the bucket's to expire."""
+        """Nothing to do: an upload appears whole or not at all. Unfinished multipart ones are `uploads`."""
 
     def remove_all(self) -> None:
         try:
@@ -409,7 +529,7 @@ def open_probe(url: str) -> Iterator[Objects]:
     home = open_objects(url)
     place = str(home.nearest_folder()) if isinstance(home, LocalObjects) else url
     objects = open_objects(
-        join_url(place, f".kdcache-probe-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}")
+        join_url(place, f"{PROBE_PREFIX}{socket.gethostname()}-{os.getpid()}-{next(_numbers)}")
     )
     try:
         yield objects
@@ -418,6 +538,13 @@ def open_probe(url: str) -> Iterator[Objects]:
             objects.remove_all()
         except KDCacheError as error:  # some buckets let nobody delete; what was measured still holds
             logger.warning("%s; delete it by hand", error)
+
+
+def storage_time_s(url: str) -> float:
+    """The time since 1970 by the clock of the storage at `url`: an object's that is written there and removed."""
+    with open_probe(url) as objects:
+        objects.put_new("now", b"now")
+        return objects.walk("")[0].modified_s
 
 
 def sha256(data: bytes) -> str:
@@ -467,6 +594,8 @@ _USER_INFO = re.compile(r"://(?:[^/@\s]*|[^/@\s:]*:(?!\d+/)[^@\s]*)@")
 
 _numbers: Iterator[int] = count()
 
+_DELETED_AT_ONCE = 1000  # as many as S3 takes in a request
+
 _ELSEWHERE = "choose another --home or --store"
 _WRITE_HINTS = {
     errno.EPERM: f"the file system must support hard links; {_ELSEWHERE}",
@@ -506,6 +635,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return redact(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _seconds(moment: datetime | float) -> float:
+    """Seconds since 1970."""
+    return moment.timestamp() if isinstance(moment, datetime) else float(moment)
 
 
 def _link_new(temp: Path, target: Path, data: bytes) -> bool:

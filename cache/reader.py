@@ -44,7 +44,7 @@ class StoreReader:
     `manifests` nor the store, which stay where it was opened.
 
     Raises:
-        StoreMismatchError: the store does not hold one of `targets`.
+        StoreMismatchError: the store does not hold one of `targets`, or this copy of it does not.
         IncompleteError: no pass of the store is complete yet.
     """
 
@@ -71,7 +71,13 @@ class StoreReader:
         self.cached: CachedShards | None = None
         if cache is not None and not isinstance(store.objects, LocalObjects):
             self.cached = CachedShards(store.objects, cache)
-        passes = store.complete_passes()
+        passes = self.complete_passes()
+        if not passes and store.complete_passes():
+            lacking = [name for name in targets if not store.complete_passes([name])] or targets
+            raise StoreMismatchError(
+                f"this copy of the store, {redact(url)}, is without {', '.join(lacking)}",
+                hint="kdcache pull URL --targets NAME,... from where it was copied completes it",
+            )
         if not passes:
             raise IncompleteError(
                 f"{redact(url)} has no complete pass yet",
@@ -94,8 +100,8 @@ class StoreReader:
         self._arrays[pass_index] = self._open_arrays(self._store, pass_index)
 
     def complete_passes(self) -> list[int]:
-        """All that the store has by now, in order; those of `passes` are open."""
-        return self._store.complete_passes()
+        """All that the store has by now with the arrays that are read, in order; those of `passes` are open."""
+        return self._store.complete_passes((*self._inputs, *self.targets))
 
     def require_unchanged(self, pass_index: int) -> None:
         """Raises StoreDamagedError where a pass was repaired, or is gone, since it was opened."""

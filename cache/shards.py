@@ -113,6 +113,12 @@ class ArrayLayout:
         return np.empty((n, *self.row_shape), dtype=self.dtype)
 
     @property
+    def max_shard_bytes(self) -> int:
+        """No shard is larger: rows that do not compress are stored as they are, with a header and a checksum."""
+        row_bytes = math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+        return self.unit_entries * (row_bytes + _BLOSC_HEADER_BYTES + _CHECKSUM_BYTES) + self.index_bytes
+
+    @property
     def index_bytes(self) -> int:
         """The index at the end of a shard: an offset and a size for each row, and a checksum."""
         return 16 * self.unit_entries + _CHECKSUM_BYTES

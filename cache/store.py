@@ -6,6 +6,7 @@
     kd/goals/0004                              four passes are wanted
     kd/passes/000/units/000012-0.json          commit of unit 12 of pass 0, generation 0
     kd/passes/000/manifest-0.json              all commits of the complete pass
+    kd/partial/000  000-logits                 a copy without all arrays of pass 0; its logits are whole
     passes/000/views/zarr.json   c/12/0        inputs: view parameters and crop digests, int32
     passes/000/crops/...  labels/...           inputs too, where the crops themselves are kept
     passes/000/logits/zarr.json  c/12/0/0/0    targets, (entry, channel, y, x)
@@ -15,7 +16,7 @@ Every object is created once and never changed; a pass is its own group, so more
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,12 +48,14 @@ SPEC = "kd/spec.json"
 IMAGES = "kd/images.json"
 CALIBRATION = "kd/calibration.json"
 GOALS = "kd/goals"
+PARTIAL = "kd/partial"
 
 _TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
 _COMMIT_NAME = re.compile(r"([0-9]{6,9})-([0-9]{1,9})\.json")
 _MANIFEST_NAME = re.compile(r"manifest-([0-9]{1,9})\.json")
 _PASS_NAME = re.compile(r"([0-9]{3,9})")
 _GOAL_NAME = re.compile(r"([0-9]{4,9})")
+_PARTIAL_NAME = re.compile(r"([0-9]{3,9})(?:-(\w+))?")
 # Other names in the ledger's folders are nobody's record: file systems and people leave such files.
 
 
@@ -133,21 +136,27 @@ class Store:
         """Bytes that no shard of an array exceeds."""
         return {name: layout.largest_shard for name, layout in self.layouts(0).items()}
 
-    def pass_metadata(self, pass_index: int) -> dict[str, bytes]:
-        """The zarr.json of a pass and of its arrays, and of the group above, by path."""
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of a pass by name, inputs first."""
+        return (*self.spec.input_packings, *sorted(self.spec.targets))
+
+    def pass_metadata(self, pass_index: int, arrays: Collection[str] | None = None) -> dict[str, bytes]:
+        """The zarr.json of a pass and of its arrays, all by default, and of the group above, by path."""
         groups = {
             "passes/zarr.json": group_metadata({}),
-            f"{_pass_folder(pass_index)}/zarr.json": group_metadata({"kdcache": {"pass": pass_index}}),
+            f"{pass_folder(pass_index)}/zarr.json": group_metadata({"kdcache": {"pass": pass_index}}),
         }
-        arrays = {
+        named = {
             f"{array_path(pass_index, name)}/zarr.json": layout.metadata()
             for name, layout in self.layouts(pass_index).items()
+            if arrays is None or name in arrays
         }
-        return groups | arrays
+        return groups | named
 
-    def create_pass(self, pass_index: int) -> None:
-        """Put the group and the array metadata of a pass, or check that those that stand agree."""
-        for path, data in self.pass_metadata(pass_index).items():
+    def create_pass(self, pass_index: int, arrays: Collection[str] | None = None) -> None:
+        """Put the group and the metadata of the arrays, all by default, or check that those that stand agree."""
+        for path, data in self.pass_metadata(pass_index, arrays).items():
             self._put_metadata(path, data)
 
     def shard_path(self, layout: ArrayLayout, pass_index: int, unit: int) -> str:
@@ -187,7 +196,11 @@ class Store:
             objects=records,
             built=dict(built),
         )
-        where = commit_path(pass_index, unit, commit.generation)
+        return self.put_commit(commit)
+
+    def put_commit(self, commit: Commit) -> Commit:
+        """Put the record of a unit whose objects stand; the record that is there afterwards."""
+        where = commit_path(commit.pass_index, commit.unit, commit.generation)
         return read_commit(self.objects.put_same(where, commit.to_bytes()), where)
 
     def committed_units(self, pass_index: int) -> set[int]:
@@ -206,9 +219,11 @@ class Store:
         newest = self.generations(pass_index)
         return {unit: self.read_commit(pass_index, unit, newest[unit]) for unit in sorted(newest)}
 
-    def commit_of(self, pass_index: int, unit: int) -> Commit:
-        """One of `commits`. Raises KeyError for a unit that is not committed."""
-        return self.read_commit(pass_index, unit, self.generations(pass_index)[unit])
+    def commit_of(self, pass_index: int, unit: int, generation: int | None = None) -> Commit:
+        """One of `commits`, without a listing where its generation is known. KeyError for a unit not committed."""
+        if generation is None:
+            generation = self.generations(pass_index)[unit]
+        return self.read_commit(pass_index, unit, generation)
 
     def finish_pass(self, pass_index: int) -> Manifest | None:
         """The pass's manifest, put if it is not there yet; None while a unit is not committed."""
@@ -216,12 +231,15 @@ class Store:
         newest = self.generations(pass_index)
         if not newest.keys() >= set(units):
             return None
-        generation = max(newest.values())
-        if generation not in self.manifest_generations(pass_index):
+        if max(newest.values()) not in self.manifest_generations(pass_index):
             commits = tuple(self.read_commit(pass_index, unit, newest[unit]) for unit in units)
-            manifest = Manifest(pass_index=pass_index, commits=commits)
-            self.objects.put_new(manifest_path(pass_index, generation), manifest.to_bytes())
+            self.put_manifest(Manifest(pass_index=pass_index, commits=commits))
         return self.manifest(pass_index)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Put the manifest of a pass whose units are all committed."""
+        generation = max(commit.generation for commit in manifest.commits)
+        self.objects.put_new(manifest_path(manifest.pass_index, generation), manifest.to_bytes())
 
     def manifest(self, pass_index: int) -> Manifest | None:
         """The manifest of the highest generation; None for a pass that is not complete."""
@@ -246,15 +264,33 @@ class Store:
         """Passes with a commit record or a manifest, in order."""
         return sorted(number for (number,) in self._numbers("kd/passes", _PASS_NAME))
 
-    def complete_passes(self) -> list[int]:
-        """Passes with a manifest, in order."""
-        return [index for index in self.begun_passes() if self.manifest_generations(index)]
+    def complete_passes(self, arrays: Collection[str] = (VIEWS,)) -> list[int]:
+        """Passes with a manifest of which these arrays are here, in order."""
+        partial = self.partial_passes()
+        here = [index for index in self.begun_passes() if set(arrays) <= partial.get(index, set(self.arrays))]
+        return [index for index in here if self.manifest_generations(index)]
 
     @property
     def is_complete(self) -> bool:
         """Whether every pass of the largest goal is complete."""
         complete = set(self.complete_passes())
         return self.goal > 0 and all(index in complete for index in range(self.goal))
+
+    def partial_passes(self) -> dict[int, set[str]]:
+        """Passes that a copy brought here without all their arrays, and those that are here whole."""
+        partial: dict[int, set[str]] = {}
+        for match in map(_PARTIAL_NAME.fullmatch, self.objects.names(PARTIAL)):
+            if match:
+                partial.setdefault(int(match[1]), set()).update({match[2]} & set(self.arrays))
+        return partial
+
+    def mark_partial(self, pass_index: int) -> None:
+        """Record, before its first commit, that a pass will not have all arrays that its commits name."""
+        self.objects.put_new(f"{PARTIAL}/{pass_index:03d}", b"{}")
+
+    def mark_held(self, pass_index: int, array: str) -> None:
+        """Record that all objects of an array of a partial pass are here."""
+        self.objects.put_new(f"{PARTIAL}/{pass_index:03d}-{array}", b"{}")
 
     def generations(self, pass_index: int) -> dict[int, int]:
         """The highest generation of record of every committed unit."""
@@ -395,9 +431,14 @@ def list_stores(home: str) -> Home:
     return Home(tuple(stores), unreadable)
 
 
+def pass_folder(pass_index: int) -> str:
+    """The group of a pass."""
+    return f"passes/{pass_index:03d}"
+
+
 def array_path(pass_index: int, name: str) -> str:
     """Where an array of a pass stands in the store."""
-    return f"{_pass_folder(pass_index)}/{name}"
+    return f"{pass_folder(pass_index)}/{name}"
 
 
 def root_metadata(spec: StoreSpec, image_ids: tuple[str, ...]) -> bytes:
@@ -411,9 +452,13 @@ def goal_text(passes: int) -> bytes:
     return canonical_json({"passes": passes})
 
 
+def other_names(objects: Objects) -> list[str]:
+    """What stands beside a store's objects and is none of them; hidden files are nobody's."""
+    return [name for name in objects.names("") if name not in _TOP and not name.startswith(".")]
+
+
 def _require_free(url: str) -> None:
-    others = [name for name in open_objects(url).names("") if name not in _TOP and not name.startswith(".")]
-    if others:
+    if others := other_names(open_objects(url)):
         raise UsageError(
             f"{redact(url)} is no store and not empty: it holds {', '.join(others[:3])}"
             + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
@@ -433,10 +478,6 @@ def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
             f"{objects.url} was begun for other images and never got further",
             hint="it holds nothing: delete it, or name another folder",
         )
-
-
-def _pass_folder(pass_index: int) -> str:
-    return f"passes/{pass_index:03d}"
 
 
 def _ledger_folder(pass_index: int) -> str:

@@ -7,7 +7,7 @@ ledger does not name is counted, not condemned: a builder may adopt it at that m
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -101,6 +101,10 @@ class _Check:
     progress: Progress
     damage: list[Damage] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    partial: Mapping[int, Collection[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.partial = self.store.partial_passes()
 
     def run(self) -> Verification:
         self._top()
@@ -145,6 +149,10 @@ class _Check:
             self.damage.append(
                 Damage(path=IMAGES, what="are not the images that the store's zarr.json names")
             )
+
+    def _held(self, index: int) -> Collection[str]:
+        """The arrays of a pass that are here: all, but of a copy that left some out."""
+        return self.partial.get(index, self.store.arrays)
 
     def _passes(self) -> list[int]:
         """Passes of which anything stands."""
@@ -196,7 +204,7 @@ class _Check:
 
     def _metadata(self, passes: list[int]) -> None:
         for index in passes:
-            for path, data in self.store.pass_metadata(index).items():
+            for path, data in self.store.pass_metadata(index, self._held(index)).items():
                 self._compare(path, data)
 
     def _ledger(self, index: int) -> dict[int, Commit]:
@@ -250,15 +258,22 @@ class _Check:
             return unit, known
 
     def _units(self, commits: list[Commit]) -> None:
-        layouts = {index: self.store.layouts(index) for index in {commit.pass_index for commit in commits}}
+        layouts = {
+            index: {
+                name: layout
+                for name, layout in self.store.layouts(index).items()
+                if name in self._held(index)
+            }
+            for index in {commit.pass_index for commit in commits}
+        }
 
         def check(commit: Commit) -> tuple[int, list[Damage]]:
             found = list(unit_damage(self.store, layouts[commit.pass_index], commit, deep=self.deep))
-            return sum(record.size for record in commit.objects.values()), found
+            return sum(commit.objects[name].size for name in layouts[commit.pass_index]), found
 
         for done, (size, found) in enumerate(self._each(check, commits), start=1):
             self.counts["bytes"] += size
-            self.counts["objects"] += len(commits[done - 1].objects)
+            self.counts["objects"] += len(layouts[commits[done - 1].pass_index])
             self.damage += found
             self.progress(done, len(commits), f"units, {len(self.damage)} damaged objects")
 

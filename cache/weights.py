@@ -67,6 +67,14 @@ PUBLIC_WEIGHTS: dict[tuple[str, str], PublicWeights] = {
 }
 
 
+def public_miou(weights_sha256: str) -> float | None:
+    """The publisher's mIoU in percent of the weights with this digest; None where they are nobody's."""
+    digests = {digest_in_name(known.url): known.miou for known in PUBLIC_WEIGHTS.values()}
+    return next(
+        (miou for digest, miou in digests.items() if digest and weights_sha256.startswith(digest)), None
+    )
+
+
 def resolve_weights(
     weights: str | Path, *, network: str, dataset_name: str, progress: Progress = silent
 ) -> Path:

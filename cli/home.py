@@ -20,6 +20,11 @@ def find_url(home: str, store: str | None) -> str:
     """Where that store is, which need not be one that can be opened if it is named."""
     if store is None:
         return choose_store(home).url
+    return store_url(home, store)
+
+
+def store_url(home: str, store: str) -> str:
+    """The URL that STORE on a command line means: itself, or that of a name under the home."""
     return store if "/" in store else join_url(home, store)
 
 
@@ -59,7 +64,7 @@ def choose_store(
             f"stores of several datasets or teachers under {redact(home)}:\n  {lines}",
             hint="say which: --dataset NAME or --store URL",
         )
-    holding = [store for store in stores if set(targets) <= store.spec.targets.keys()]
+    holding = [store for store in stores if _holds(store, targets)]
     return max(holding or stores, key=lambda store: (built_at(store), store.spec.key))
 
 
@@ -79,6 +84,13 @@ def built_at(store: Store) -> str:
         except StoreDamagedError:
             return ""
     return ""
+
+
+def _holds(store: Store, targets: Sequence[str]) -> bool:
+    """Whether a store was asked for these targets, and a copy of it has them."""
+    if not set(targets) <= store.spec.targets.keys():
+        return False
+    return not store.partial_passes() or bool(store.complete_passes(targets))
 
 
 def _subject(store: Store) -> bytes:

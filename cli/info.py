@@ -13,6 +13,7 @@ from kdcache.distill.durations import duration_text
 if TYPE_CHECKING:
     from kdcache.cache.leases import SeenLease
     from kdcache.cache.store import Store
+    from kdcache.cache.survey import Survey
     from kdcache.cache.watch import Standing
 
 LOOK_S = 5.0
@@ -33,49 +34,48 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
     from kdcache.cli.home import find_store
 
     found = find_store(home, store)
+    from kdcache.cache.survey import survey
+
     if watch:
         _watch(console, found)
         return
-    summary = summarise(found)
+    surveyed = survey(found)
+    summary = summarise(found, surveyed)
     if found.is_calibrated:
         calibration = found.calibration
         summary["codecs"] = {name: codec.summary() for name, codec in calibration.codecs.items()}
         summary["fidelity"] = {name: dict(lost) for name, lost in calibration.fidelity.items()}
         summary["stored"] = {name: calibration.describe(name) for name in calibration.codecs}
         summary["teacher_check"] = dict(calibration.teacher_check)
-    summary["built"] = _last_commit(found)
+    summary["built"] = dict(surveyed.last.built) if surveyed.last else {}
     if console.json:
         console.document(summary)
     else:
         console.fields(_render(summary))
 
 
-def summarise(store: "Store") -> dict[str, Any]:
+def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any]:
     """The request of a store and how far it is, as JSON values. Bytes are those of complete passes."""
     from kdcache.cache.objects import redact
+    from kdcache.cache.survey import survey
 
-    spec = store.spec
-    complete = store.complete_passes()
-    manifests = [manifest for index in complete if (manifest := store.manifest(index))]
-    arrays: dict[str, int] = {}
-    for manifest in manifests:
-        for name, size in manifest.bytes_by_array.items():
-            arrays[name] = arrays.get(name, 0) + size
-    views = max(1, len(manifests) * spec.dataset.images)
+    spec, found = store.spec, surveyed or survey(store)
+    images = spec.dataset.images
     return {
         "name": redact(store.url).rstrip("/").rpartition("/")[2],
         "url": redact(store.url),
         "key": spec.key,
         **{field: value for field, value in spec.to_dict().items() if field != "teacher"},
         "teacher": spec.teacher,
-        "goal": store.goal,
-        "complete_passes": complete,
-        "units": {
-            str(index): [len(store.committed_units(index)), spec.units_per_pass]
-            for index in store.begun_passes()
+        "goal": found.goal,
+        "complete_passes": list(found.complete_passes),
+        "partial": {str(index): list(arrays) for index, arrays in found.partial.items()},
+        "units": {str(index): [units, spec.units_per_pass] for index, units in found.units.items()},
+        "bytes": sum(found.bytes_by_array.values()),
+        "bytes_per_view": {
+            name: round(size / (found.passes_by_array[name] * images))
+            for name, size in found.bytes_by_array.items()
         },
-        "bytes": sum(arrays.values()),
-        "bytes_per_view": {name: round(size / views) for name, size in arrays.items()},
     }
 
 
@@ -144,6 +144,13 @@ def _lease_row(lease: "SeenLease") -> tuple[object, ...]:
     return lease.host, lease.process, lease.pass_index, lease.unit, duration_text(lease.seen_s), beat
 
 
+def holds_text(summary: dict[str, Any]) -> str:
+    """How much of a store is here, in one line."""
+    text = f"{len(summary['complete_passes'])} of {summary['goal']} passes complete, {size_text(summary['bytes'])}"
+    lacking = [name for name in summary["targets"] if name not in summary["bytes_per_view"]]
+    return f"{text}; without {', '.join(lacking)}" if summary["partial"] and lacking else text
+
+
 def _render(summary: dict[str, Any]) -> dict[str, str]:
     dataset, views = summary["dataset"], summary["views"]
     targets = [
@@ -154,6 +161,7 @@ def _render(summary: dict[str, Any]) -> dict[str, str]:
     passes = [
         f"{index}: {committed}/{units} units"
         + (", complete" if int(index) in summary["complete_passes"] else "")
+        + (f", here only {', '.join(summary['partial'][index])}" if index in summary["partial"] else "")
         for index, (committed, units) in summary["units"].items()
     ]
     sizes = [f"{name}: {size_text(size)}" for name, size in summary["bytes_per_view"].items()]
@@ -187,12 +195,3 @@ def _pairs(values: dict[str, Any]) -> str:
         return str(value)
 
     return "\n".join(f"{name}: {text(value)}" for name, value in values.items())
-
-
-def _last_commit(store: "Store") -> dict[str, Any]:
-    """How the last unit of the last begun pass was made: versions, batch, threads, time."""
-    for index in reversed(store.begun_passes()):
-        units = store.committed_units(index)
-        if units:
-            return dict(store.commit_of(index, max(units)).built)
-    return {}

@@ -1,5 +1,6 @@
 """`kdcache ls`: the stores of the home."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,7 +9,10 @@ from kdcache.cli import options
 from kdcache.cli.output import Console, size_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.store import Home
+    from kdcache.cache.errors import KDCacheError
+    from kdcache.cache.store import Home, Store
+
+_AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 
 
 @options.command()
@@ -26,7 +30,18 @@ def command(console: Console, home: str) -> None:
         return
     if summaries:
         console.table(
-            ("store", "dataset", "teacher", "crop", "targets", "passes", "size", "built"),
+            (
+                "store",
+                "dataset",
+                "teacher",
+                "score",
+                "crop",
+                "targets",
+                "passes",
+                "done",
+                "size",
+                "last commit",
+            ),
             [_row(summary) for summary in summaries],
         )
     elif not damaged:
@@ -39,17 +54,39 @@ def _summarise_all(home: "Home") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Summaries of the stores that can be read; of the others, by URL, why not."""
     from kdcache.cache.errors import KDCacheError
     from kdcache.cache.objects import redact
-    from kdcache.cli.home import built_at
-    from kdcache.cli.info import summarise
+
+    def look(store: "Store") -> "dict[str, Any] | KDCacheError":
+        try:
+            return _summarise(store)
+        except KDCacheError as error:
+            return error
 
     summaries = []
     damaged = {url: str(error) for url, error in home.unreadable.items()}
-    for store in home.stores:
-        try:
-            summaries.append({**summarise(store), "built_at": built_at(store)})
-        except KDCacheError as error:
-            damaged[redact(store.url)] = str(error)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for store, found in zip(home.stores, pool.map(look, home.stores), strict=True):
+            if isinstance(found, KDCacheError):
+                damaged[redact(store.url)] = str(found)
+            else:
+                summaries.append(found)
     return summaries, damaged
+
+
+def _summarise(store: "Store") -> dict[str, Any]:
+    from kdcache.cache.survey import survey
+    from kdcache.cache.weights import public_miou
+    from kdcache.cli.info import summarise
+
+    surveyed = survey(store)
+    calibration = store.calibration if surveyed.last else None
+    return {
+        **summarise(store, surveyed),
+        "progress": surveyed.progress,
+        "last_commit_at": surveyed.last.built.get("time", "") if surveyed.last else "",
+        "codecs": {name: codec.name for name, codec in calibration.codecs.items()} if calibration else {},
+        "teacher_miou": public_miou(str(store.spec.teacher.get("weights_sha256", ""))),
+        "teacher_accuracy": calibration.teacher_check.get("accuracy") if calibration else None,
+    }
 
 
 def _row(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -58,9 +95,25 @@ def _row(summary: dict[str, Any]) -> tuple[str, ...]:
         summary["name"],
         f"{dataset['name']} {dataset['split']}",
         summary["teacher"]["name"],
+        _score(summary),
         f"{views['crop_height_px']}x{views['crop_width_px']}",
-        ",".join(summary["targets"]),
+        ",".join(_target(summary, name) for name in summary["targets"]),
         f"{len(summary['complete_passes'])}/{summary['goal']}",
+        f"{summary['progress']:.0%}",
         size_text(summary["bytes"]),
-        summary["built_at"],
+        summary["last_commit_at"],
     )
+
+
+def _target(summary: dict[str, Any], name: str) -> str:
+    """A target with its codec; in brackets where this copy was made without it."""
+    text = f"{name}:{summary['codecs'][name]}" if name in summary["codecs"] else name
+    return f"({text})" if summary["partial"] and name not in summary["bytes_per_view"] else text
+
+
+def _score(summary: dict[str, Any]) -> str:
+    """The teacher's published mIoU, or the share of labelled pixels that it had right on the calibration's crops."""
+    if summary["teacher_miou"] is not None:
+        return f"mIoU {summary['teacher_miou']:.1f} %"
+    accuracy = summary["teacher_accuracy"]
+    return f"{accuracy:.1%} of pixels" if isinstance(accuracy, float) else "-"

@@ -55,6 +55,16 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def pass_range(text: str) -> slice:
+    """Passes A:B, from A to before B as in Python, A: or :B; or one pass."""
+    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} are no passes: 0:4 are the first four, 4: the rest, 2 is one")
+    if match[1]:
+        return slice(int(match[1]), int(match[1]) + 1)
+    return slice(int(match[2] or 0), int(match[3]) if match[3] else None)
+
+
 class NumberType(click.IntRange):
     """An integer that is at least `min`."""
 
@@ -120,6 +130,18 @@ def dataset_options(*, required: bool, split: str | None) -> Callable[[Decorated
         )(function)
 
     return decorate
+
+
+def transfer_options(function: Decorated) -> Decorated:
+    """What of a store is copied, and how much of it at once."""
+    chosen = (
+        option("--targets", type=names, metavar="NAME,...", help="Targets to copy.", show_default="all"),
+        option("--passes", type=pass_range, metavar="A:B", help="Passes to copy.", show_default="all"),
+        option("--workers", type=COUNT, default=8, help="Units copied at once."),
+    )
+    for each in reversed(chosen):
+        function = each(function)
+    return function
 
 
 def device_option(function: Decorated) -> Decorated:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +82,12 @@ class Console:
             click.echo(f"hint: {hint}", err=True)
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Progress]:
+    def progress(self, label: str, *, in_bytes: bool = False) -> Iterator[Progress]:
         """A Progress drawn on stderr until the block ends. Work that starts again from 0 gets a new bar."""
         if self.rank != 0:
             yield silent
             return
-        drawn = _Bar(label) if sys.stderr.isatty() else _Lines(label)
+        drawn = _Bar(label, in_bytes) if sys.stderr.isatty() else _Lines(label, in_bytes)
         try:
             yield drawn
         finally:
@@ -97,8 +97,9 @@ class Console:
 class _Bar:
     """Progress as a tqdm bar."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, in_bytes: bool) -> None:
         self._label = label
+        self._unit: dict[str, Any] = {"unit": "B", "unit_scale": True} if in_bytes else {}
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, done: int, total: int, note: str) -> None:
@@ -107,7 +108,12 @@ class _Bar:
         if self._bar is None or (self._bar.total or 0) != total or done < self._bar.n:
             self.close()
             self._bar = tqdm(
-                total=total or None, initial=done, desc=self._label, file=sys.stderr, dynamic_ncols=True
+                total=total or None,
+                initial=done,
+                desc=self._label,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                **self._unit,
             )
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -121,15 +127,17 @@ class _Bar:
 class _Lines:
     """Progress as plain lines, for log files: the first, the last, and one every few seconds."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, in_bytes: bool) -> None:
         self._label = label
+        self._text: Callable[[int], str] = size_text if in_bytes else str
         self._last = ""
         self._pending = ""
         self._next = 0.0
         self._complete = False
 
     def __call__(self, done: int, total: int, note: str) -> None:
-        self._pending = f"{self._label} {f'{done}/{total}' if total else done} {note}".rstrip()
+        far = f"{self._text(done)}/{self._text(total)}" if total else self._text(done)
+        self._pending = f"{self._label} {far} {note}".rstrip()
         if time.monotonic() >= self._next or (done == total and not self._complete):
             self._write()
         self._complete = done == total  # what comes after, such as an evaluation, is told by the clock

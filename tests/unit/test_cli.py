@@ -18,6 +18,7 @@ import pytest
 from kdcache.cache import errors
 from kdcache.cli.distill import FIELDS, _show, make_config
 from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
+from kdcache.cli.options import pass_range
 from kdcache.cli.output import Console, size_text
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
 from kdcache.distill.outcome import RunResult
@@ -52,6 +53,10 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "report": "--teacher --out --json",
     "ls": "--home --json",
     "info": "--watch --home --json",
+    "push": "--targets --passes --workers --home --json",
+    "pull": "--targets --passes --workers --home --json",
+    "gc": "--grace --dry-run --home --json",
+    "rm": "--yes --force --home --json",
     "fidelity": "--home --data-root --teacher --weights --entries --student --rates --no-rates --out --device --json",
     "verify": "--home --deep --recompute --repair --force --data-root --teacher --weights --workers --device --json",
     "view": "--home --data-root --pass --image --count --out --json",
@@ -168,6 +173,9 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["evaluate", "--checkpoint", "x", "--weights", "y"], "--weights is the teacher's"),
         (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),
         (["ls", "--colour"], "--colour"),
+        (["pull", "stores/a", "--passes", "first"], "'first' are no passes"),
+        (["push", "a", "b", "c"], "got 3 places"),
+        (["gc", "--grace", "5"], "'5' lacks its unit"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(kdcache: Run, arguments: list[str], message: str) -> None:
@@ -253,6 +261,14 @@ def test_sizes_for_people() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [("0:4", slice(0, 4)), ("4:", slice(4, None)), (":2", slice(0, 2)), ("3", slice(3, 4))],
+)
+def test_passes_are_slices(text: str, passes: slice) -> None:
+    assert pass_range(text) == passes
+
+
 def test_tables_align_numbers_to_the_right(capfd: pytest.CaptureFixture[str]) -> None:
     Console().table(("name", "size", "gain"), [("a", 5, "-"), ("longer", 1234, "+1.5 %")])
     assert capfd.readouterr().out.splitlines() == [
@@ -274,6 +290,9 @@ def test_progress_is_plain_lines_off_a_terminal(capfd: pytest.CaptureFixture[str
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["build 1/5 pass 1", "build 5/5 pass 1"]
+    with Console().progress("pull", in_bytes=True) as progress:
+        progress(1500, 1500, "")
+    assert capfd.readouterr().err == "pull 1.5 kB/1.5 kB\n"
 
 
 def test_progress_without_a_total_counts(

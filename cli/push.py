@@ -1,0 +1,94 @@
+"""`kdcache push` and what it shares with `pull`: copying a store."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcache.cache.errors import IncompleteError, UsageError
+from kdcache.cli import options
+from kdcache.cli.output import Console, size_text
+from kdcache.distill.durations import duration_text
+
+if TYPE_CHECKING:
+    from kdcache.cache.store import Store
+
+
+@options.command()
+@click.argument("places", metavar="[STORE] URL", nargs=-1, required=True)
+@options.transfer_options
+@options.home_option
+@options.json_option
+@click.pass_obj
+def command(
+    console: Console,
+    places: tuple[str, ...],
+    targets: tuple[str, ...] | None,
+    passes: slice | None,
+    workers: int,
+    home: str,
+) -> None:
+    """Copy STORE to URL, by default the newest store of the home. A URL that ends with / is a home.
+
+    Only what is missing is copied, and the same command again goes on from there. Every object is checked against the
+    ledger; nothing that stands at URL is written over. Exit codes: 3 a pass of --passes is not complete yet, 11
+    something else stands at URL, 12 an object of STORE is damaged.
+    """
+    from kdcache.cache.crops import REPLAY
+    from kdcache.cache.objects import join_url
+    from kdcache.cli.home import find_store
+
+    if len(places) > 2:
+        raise UsageError(f"push takes [STORE] URL, got {len(places)} places", hint="kdcache push --help")
+    source = find_store(home, places[0] if len(places) == 2 else None)
+    url = join_url(places[-1], source.spec.name) if places[-1].endswith("/") else places[-1]
+    if source.spec.inputs != REPLAY:
+        name = source.spec.dataset.name
+        console.note(f"the store holds crops of {name}: the licence of {name} goes with it")
+    transfer(console, "push", source, url, targets, passes, workers)
+
+
+def transfer(
+    console: Console,
+    label: str,
+    source: "Store",
+    url: str,
+    targets: tuple[str, ...] | None,
+    passes: slice | None,
+    workers: int,
+) -> None:
+    """Copy a store and say what was copied."""
+    from kdcache.cache.objects import redact
+    from kdcache.cache.store import open_store
+    from kdcache.cache.transfer import copy_store
+    from kdcache.cli.info import holds_text, summarise
+
+    console.note(f"{label} {redact(source.url)} to {redact(url)}")
+    with console.progress(label, in_bytes=True) as progress:
+        result = copy_store(source, url, targets=targets, passes=passes, workers=workers, progress=progress)
+    summary = summarise(open_store(url))
+    if console.json:
+        console.document(
+            {
+                **summary,
+                "source": redact(source.url),
+                "objects_copied": result.objects_copied,
+                "bytes_copied": result.bytes_copied,
+                "objects_found": result.objects_found,
+                "seconds": result.seconds,
+            }
+        )
+    else:
+        copied = f"{result.objects_copied} objects, {size_text(result.bytes_copied)} in {duration_text(result.seconds)}"
+        console.fields(
+            {
+                "store": summary["url"],
+                "holds": holds_text(summary),
+                "copied": copied if result.objects_copied else "nothing, it was all there",
+            }
+        )
+    if result.incomplete_passes:
+        numbers = ", ".join(map(str, result.incomplete_passes))
+        raise IncompleteError(
+            f"passes {numbers} are not complete at {redact(source.url)}",
+            hint=f"the same `kdcache {label}` copies the rest once they are built",
+        )

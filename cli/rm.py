@@ -1,0 +1,61 @@
+"""`kdcache rm`: a store removed, after a question."""
+
+import sys
+
+import click
+
+from kdcache.cache.errors import KDCacheError, UsageError
+from kdcache.cli import options
+from kdcache.cli.options import option
+from kdcache.cli.output import Console, size_text
+from kdcache.distill.durations import duration_text
+
+
+@options.command()
+@click.argument("store")
+@option("--yes", is_flag=True, help="Do not ask.")
+@option("--force", is_flag=True, help="Go on although somebody may be building it.")
+@options.home_option
+@options.json_option
+@click.pass_obj
+def command(console: Console, store: str, yes: bool, force: bool, home: str) -> None:
+    """Remove STORE, a URL or a name under the home, after a question. The same command finishes an interrupted one.
+
+    Refused while a lease or a commit is younger than ten minutes. Without a terminal only with --yes.
+    """
+    from kdcache.cache.objects import redact
+    from kdcache.cache.removal import plan_removal
+    from kdcache.cli.home import store_url
+
+    url = store_url(home, store)
+    removal = plan_removal(url)
+    if removal.is_recent and not force:
+        raise UsageError(
+            f"{redact(url)}: its newest lease or commit is {duration_text(removal.newest_age_s or 0.0)} old:"
+            " somebody may be at work on it",
+            hint="wait until the build is over, or --force",
+        )
+    entries = "remains of a store" if removal.entries is None else f"{removal.entries} entries"
+    console.note(f"{redact(url)}: {entries}, {len(removal.stored)} objects, {size_text(removal.bytes)}")
+    if not yes:
+        _ask()
+    with console.progress("rm") as progress:
+        removal.carry_out(progress)
+    if console.json:
+        console.document(
+            {
+                "url": redact(url),
+                "entries": removal.entries,
+                "objects": len(removal.stored),
+                "bytes": removal.bytes,
+            }
+        )
+    else:
+        console.line(f"removed {redact(url)}")
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("rm asks before it removes, and there is no terminal to ask at", hint="--yes")
+    if not click.confirm("remove it?", default=False, err=True):
+        raise KDCacheError("nothing was removed")
