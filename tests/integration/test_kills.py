@@ -128,10 +128,12 @@ def kill_after(process: subprocess.Popen, count_now, target: int, delay_s: float
 
 
 def store_bytes(folder: Path) -> dict[str, bytes]:
-    """All objects but commit records, which tell of times."""
+    """All objects but commit records, which tell of times, and leases, which the killed may have left."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return {name: data for name, data in named.items() if not re.match(r"kd/passes/\d+/units/", name)}
+    return {
+        name: data for name, data in named.items() if not re.match(r"kd/(passes/\d+/units|leases)/", name)
+    }
 
 
 def commits_of(store: Path) -> int:
