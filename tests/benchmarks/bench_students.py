@@ -93,6 +93,8 @@ def run(
             teacher=teacher,
             teacher_weights=weights,
             fresh_views=False,
+            crop_height_px=None,  # the store's
+            crop_width_px=None,
             steps=n_steps,
         )
         cached = {
