@@ -208,9 +208,9 @@ class Store:
         return set(self.generations(pass_index))
 
     def is_committed(self, pass_index: int, unit: int) -> bool:
-        """Whether a unit has a commit record, by one small read."""
+        """Whether a unit has a commit record, by one request."""
         try:
-            return bool(self.objects.read_range(commit_path(pass_index, unit, 0), 0, 1))
+            return bool(self.objects.size(commit_path(pass_index, unit, 0)))
         except FileNotFoundError:
             return False
 
