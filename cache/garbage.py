@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError
+from kdcache.cache.leases import LEASES
 from kdcache.cache.objects import (
     PROBE_PREFIX,
     TEMP_FOLDER,
@@ -19,11 +20,12 @@ from kdcache.cache.objects import (
     redact,
     storage_time_s,
 )
+from kdcache.cache.probe import PROBES
 from kdcache.cache.store import SPEC
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"kd/leases": "lease", "kd/probes": "probe", TEMP_FOLDER: "temporary file"}  # by folder of a store
+KINDS = {LEASES: "lease", PROBES: "probe", TEMP_FOLDER: "temporary file"}  # by folder of a store
 UPLOAD = "unfinished upload"
 
 

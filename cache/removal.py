@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError, UsageError
+from kdcache.cache.leases import LEASES
 from kdcache.cache.objects import Objects, Stored, open_objects, redact, storage_time_s
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.store import SPEC, open_store, other_names
@@ -16,7 +17,7 @@ from kdcache.cache.store import SPEC, open_store, other_names
 RECENT_S = 600.0  # a lease or commit younger than this says that somebody is at work
 
 _OWN = re.compile(r"kd/|passes/\d+/")
-_AT_WORK = ("kd/leases/", "kd/passes/")
+_AT_WORK = (f"{LEASES}/", "kd/passes/")
 _ORDER = (SPEC, "kd/passes/", "kd/", "")  # prefixes, in the order in which they go
 _AT_ONCE = 1000
 

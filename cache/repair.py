@@ -15,6 +15,7 @@ import numpy as np
 
 from kdcache.cache.dataset import SegmentationDataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
+from kdcache.cache.leases import Place
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.recompute import recompute_unit, require_same_teacher
@@ -30,7 +31,7 @@ from kdcache.cache.store import (
     root_metadata,
 )
 from kdcache.cache.teacher import Teacher
-from kdcache.cache.verify import Damage, Place, Verification, count_leases
+from kdcache.cache.verify import Damage, Verification, count_leases
 
 _COPY = "only a copy of the store has it: `kdcache pull`, or build the store anew"
 _UNMENDABLE = {SPEC: _COPY, CALIBRATION: _COPY}

@@ -17,6 +17,7 @@ import numpy as np
 from kdcache.cache.crops import CROPS, LABELS, REPLAY
 from kdcache.cache.documents import parse_json, read_document
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreNotFoundError
+from kdcache.cache.leases import LEASES, Place
 from kdcache.cache.ledger import Commit, Manifest, read_commit
 from kdcache.cache.objects import TEMP_FOLDER, Objects, open_objects, sha256
 from kdcache.cache.progress import Progress, silent
@@ -38,10 +39,6 @@ from kdcache.cache.store import (
     read_spec,
     root_metadata,
 )
-
-LEASES = "kd/leases"
-
-Place = tuple[int, int]  # (pass, unit)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -16,19 +16,7 @@ from kdcache.cli.output import Console
 @options.command()
 @click.argument("store", required=False)
 @options.home_option
-@option(
-    "--data-root",
-    metavar="DIR",
-    help="Folder of the dataset, where the store does not keep its crops.",
-    show_default="$KDCACHE_DATA/NAME or ./data/NAME",
-)
-@option(
-    "--teacher",
-    metavar="NAME",
-    help="The store's teacher; a factory has to be named again.",
-    show_default="what the store says",
-)
-@option("--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them.")
+@options.origin_options
 @option("--entries", type=options.COUNT, default=16, help="Entries to look at, spread over the store.")
 @option(
     "--student",

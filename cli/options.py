@@ -132,6 +132,30 @@ def dataset_options(*, required: bool, split: str | None) -> Callable[[Decorated
     return decorate
 
 
+def origin_options(function: Decorated) -> Decorated:
+    """Where a store's images and its teacher are found, see origins.py."""
+    chosen = (
+        option(
+            "--data-root",
+            metavar="DIR",
+            help="Folder of the dataset, where the store does not keep its crops.",
+            show_default="$KDCACHE_DATA/NAME or ./data/NAME",
+        ),
+        option(
+            "--teacher",
+            metavar="NAME",
+            help="The store's teacher; a factory has to be named again.",
+            show_default="what the store says",
+        ),
+        option(
+            "--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them."
+        ),
+    )
+    for each in reversed(chosen):
+        function = each(function)
+    return function
+
+
 def transfer_options(function: Decorated) -> Decorated:
     """What of a store is copied, and how much of it at once."""
     chosen = (

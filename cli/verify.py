@@ -29,19 +29,7 @@ _SHOWN = 20  # damaged objects that are named without --json
 @option("--recompute", type=options.WHOLE, metavar="N", default=0, help="Run the teacher again on N entries.")
 @option("--repair", is_flag=True, help="Make again what is damaged; no build may be running.")
 @option("--force", is_flag=True, help="Repair although builders left leases.")
-@option(
-    "--data-root",
-    metavar="DIR",
-    help="Folder of the dataset.",
-    show_default="$KDCACHE_DATA/NAME or ./data/NAME",
-)
-@option(
-    "--teacher",
-    metavar="NAME",
-    help="The store's teacher; a factory has to be named again.",
-    show_default="what the store says",
-)
-@option("--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them.")
+@options.origin_options
 @option("--workers", type=options.COUNT, default=8, help="Threads that read objects.")
 @options.device_option
 @options.json_option

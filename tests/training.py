@@ -17,6 +17,7 @@ from kdcache.cache.build import BuildOptions, build_store, plan_store
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.objects import RemoteObjects
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
@@ -137,3 +138,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def note_shard_gets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the shards that this process gets from remote storage from now on, in order, as they come."""
+    gets: list[str] = []
+    real = RemoteObjects.read_ranges
+
+    def noted(self, ranges):
+        gets.extend(each.path for each in ranges if "/c/" in each.path)
+        return real(self, ranges)
+
+    monkeypatch.setattr(RemoteObjects, "read_ranges", noted)
+    return gets

@@ -16,11 +16,12 @@ from training import (
     interrupt_after,
     lines_of,
     make_teacher,
+    note_shard_gets,
     start,
 )
 
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.objects import RemoteObjects, open_objects
+from kdcache.cache.objects import open_objects
 from kdcache.cache.store import open_store
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
@@ -74,15 +75,7 @@ def in_memory(local, request) -> str:
 
 @pytest.fixture
 def shard_gets(monkeypatch) -> list[str]:
-    """Paths of the shards that this process got, in order."""
-    gets, real = [], RemoteObjects.read_ranges
-
-    def counted(self, ranges):
-        gets.extend(each.path for each in ranges if "/c/" in each.path)
-        return real(self, ranges)
-
-    monkeypatch.setattr(RemoteObjects, "read_ranges", counted)
-    return gets
+    return note_shard_gets(monkeypatch)
 
 
 def test_a_run_from_a_remote_store_is_the_local_one_and_fetches_each_shard_once(

@@ -38,14 +38,6 @@ from kdcache.distill.train import train
 TERMS = ("ce", "aux", "logit", "feature")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory) -> Path:
     return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from training import note_shard_gets
 
 from kdcache.cache import shardcache
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.objects import RemoteObjects
 from kdcache.cache.reader import StoreReader, requests_of_a_pass
 from kdcache.cache.shardcache import ShardCache
 
@@ -218,17 +218,6 @@ def remote_store(stores, spec, request):
     return store
 
 
-def shard_gets(monkeypatch) -> list[str]:
-    gets, real = [], RemoteObjects.read_ranges
-
-    def counted(self, ranges):
-        gets.extend(each.path for each in ranges if "/c/" in each.path)
-        return real(self, ranges)
-
-    monkeypatch.setattr(RemoteObjects, "read_ranges", counted)
-    return gets
-
-
 def codes_of(reader: StoreReader) -> list[bytes]:
     return [reader.entry(0, position).codes["logits"].tobytes() for position in range(7)]
 
@@ -236,7 +225,7 @@ def codes_of(reader: StoreReader) -> list[bytes]:
 def test_a_reader_fetches_whole_shards_of_what_it_needs_once(remote_store, cache, monkeypatch):
     clean = codes_of(StoreReader(remote_store.url, ["logits"]))
     cache = ShardCache(cache.folder, 10**6)
-    gets = shard_gets(monkeypatch)
+    gets = note_shard_gets(monkeypatch)
     reader = StoreReader(remote_store.url, ["logits"], cache=cache)
     assert codes_of(reader) == clean and np.array_equal(reader.rows(0), reader.rows(0))
     assert sorted(gets) == sorted(path for unit in range(3) for path in reader.shards(0, unit))
@@ -258,7 +247,7 @@ def test_a_bit_that_flips_in_the_store_is_found_and_one_in_the_cache_is_mended(
     for place in range(0, len(data), max(1, len(data) // 16)):
         data[place] ^= 4
     kept.write_bytes(data)
-    gets = shard_gets(monkeypatch)
+    gets = note_shard_gets(monkeypatch)
     assert codes_of(StoreReader(remote_store.url, ["logits"], cache=cache)) == clean
     assert path in gets
     remote_store.objects.fs.pipe_file(remote_store.objects._full(path), bytes(data))
