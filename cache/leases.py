@@ -185,6 +185,7 @@ class LeasedShare(Share):
         self._heartbeat_s = heartbeat_s
         self._watch = LeaseWatch(store.objects, heartbeat_s)
         self._held: dict[Place, int] = {}  # -> number of the lease
+        self._beating = threading.Lock()  # a late heartbeat would bring back a lease that is given up
         self._builder = secrets.token_hex(8)
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
@@ -286,7 +287,8 @@ class LeasedShare(Share):
             _remove(self.store.objects, f"{folder}/{name}")
 
     def _release(self, place: Place) -> None:
-        takeover = self._held.pop(place)
+        with self._beating:
+            takeover = self._held.pop(place)
         for number in range(takeover, -1, -1):  # those that were taken over stay until now: they bar the unit
             _remove(self.store.objects, lease_path(*place, number))
 
@@ -295,8 +297,9 @@ class LeasedShare(Share):
         while not self._stop.wait(self._heartbeat_s):
             beats += 1
             for place, takeover in list(self._held.items()):
-                if place in self._held:
-                    with suppress(KDCacheError):  # the build meets the same error where it matters
+                # The build meets the same error where it matters.
+                with self._beating, suppress(KDCacheError):
+                    if place in self._held:
                         self.store.objects.overwrite(lease_path(*place, takeover), self._lease(beats))
 
     def _lease(self, beats: int) -> bytes:

@@ -78,8 +78,9 @@ def wait_for_batches(log: Path, target: int, builders: list[multiprocessing.proc
 
 
 def assert_whole(url: str, folder: Path) -> None:
-    """Complete, every object as the ledger has it and as in the local store, and no lease left."""
+    """Complete, every object as the ledger has it and as in the local store; no lease left but of those killed."""
     store, expected = open_store(url), shards_of(folder)
+    left = 0
     assert store.is_complete
     assert {name: store.objects.get(name) for name in expected} == expected
     for index in range(PASSES):
@@ -88,4 +89,6 @@ def assert_whole(url: str, folder: Path) -> None:
             for name, record in commit.objects.items():
                 path = store.shard_path(layouts[name], index, unit)
                 assert record == ObjectRecord.of(expected[path]), path
-        assert open_objects(url).names(f"{LEASES}/{index:03d}") == []
+        left += len(open_objects(url).names(f"{LEASES}/{index:03d}"))
+    # One that was killed between its lease and its look for the commit, in a pass that others had finished.
+    assert left <= KILLS
