@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import Objects, is_running
+from kdcache.cache.objects import Objects
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.store import Store
+from kdcache.cache.writers import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class SeenLease:
     @property
     def process_is_gone(self) -> bool:
         """Whether it was a process of this host that has ended."""
-        return self.host == socket.gethostname() and not is_running(self.process)
+        return has_ended(self.host, self.process)
 
 
 @dataclass(slots=True)

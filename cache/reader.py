@@ -20,12 +20,14 @@ from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
 from kdcache.cache.documents import parse_json, require_document
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
-from kdcache.cache.objects import ByteRange, LocalObjects, Objects, redact
+from kdcache.cache.localobjects import LocalObjects
+from kdcache.cache.objects import ByteRange, Objects
 from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
 from kdcache.cache.store import Store, array_path, open_store
+from kdcache.cache.urls import redact
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,10 +39,12 @@ from kdcache.cache.errors import (
     UsageError,
 )
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, read_manifest
-from kdcache.cache.objects import Objects, join_url, open_objects, redact, sha256
+from kdcache.cache.objects import Objects, sha256
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.shards import ArrayLayout, group_metadata, same_metadata
 from kdcache.cache.spec import MAX_UNIT_BYTES, VIEWS, StoreSpec, canonical_json
+from kdcache.cache.storage import open_objects
+from kdcache.cache.urls import join_url, redact
 
 SPEC = "kd/spec.json"
 IMAGES = "kd/images.json"

@@ -6,6 +6,7 @@ already is read and compared, never written over. A pass may be copied without s
 says which arrays are here, and a later copy of the rest completes it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Collection
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field, replace
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
-from kdcache.cache.objects import redact
+from kdcache.cache.probe import probe_creation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.store import Store, array_path, create_store, pass_folder
+from kdcache.cache.urls import redact
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 8  # fewer than the connections that an S3 client keeps open, 10
 MAX_BYTES_IN_FLIGHT = 512 * 2**20
@@ -67,6 +71,8 @@ def copy_store(
         for index in asked
         if index in begun
     ]
+    if any(plan.units for plan in plans):
+        _prove_creation(target)
     copier = _Copier(source, target, sum(plan.bytes for plan in plans), workers, progress)
     for plan in plans:
         copier.copy(plan)
@@ -111,6 +117,15 @@ def _begin_target(source: Store, url: str) -> Store:
         )
     target.raise_goal(source.goal)
     return target
+
+
+def _prove_creation(target: Store) -> None:
+    """Have `target` look before every put where its storage would write over what came since it was listed."""
+    if not probe_creation(target.objects):
+        logger.warning(
+            "%s cannot be relied on to create an object only once: nobody else may write there during the copy",
+            redact(target.url),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

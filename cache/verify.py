@@ -19,11 +19,13 @@ from kdcache.cache.documents import parse_json, read_document
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreNotFoundError
 from kdcache.cache.leases import LEASES, Place
 from kdcache.cache.ledger import Commit, Manifest, read_commit
-from kdcache.cache.objects import TEMP_FOLDER, Objects, open_objects, sha256
+from kdcache.cache.localobjects import TEMP_FOLDER
+from kdcache.cache.objects import Objects, sha256
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.reader import read_crop, require_row_of
 from kdcache.cache.shards import EMPTY, ArrayLayout, group_metadata, same_metadata
 from kdcache.cache.spec import VIEWS
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import (
     CALIBRATION,
     GOALS,

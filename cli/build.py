@@ -119,9 +119,10 @@ def command(console: Console, /, **given: Any) -> None:
     not found.
     """
     from kdcache.cache.build import build_store
-    from kdcache.cache.objects import open_objects, redact
     from kdcache.cache.plan import measure_plan
+    from kdcache.cache.storage import open_objects
     from kdcache.cache.store import create_store, find_store_of
+    from kdcache.cache.urls import redact
 
     request = open_request(given)
     if given["dry_run"]:
@@ -177,9 +178,9 @@ def open_request(given: dict[str, Any]) -> Request:
     from kdcache.cache.codecs import canonical_request
     from kdcache.cache.crops import canonical_inputs
     from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.objects import join_url
     from kdcache.cache.spec import check_target_names
     from kdcache.cache.teacher import load_teacher
+    from kdcache.cache.urls import join_url
     from kdcache.cache.views import view_policy
 
     if given["threads"]:

@@ -68,7 +68,7 @@ def command(console: Console, /, **given: Any) -> None:
     machine, and leaves nothing behind. Of a store that stands already only what is left counts as time. The options
     of `kdcache build` mean the same here.
     """
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
     from kdcache.distill.trial import check_student, choose_method
 
     method = choose_method(given["method"], given["targets"])  # before anything that takes time
@@ -89,10 +89,11 @@ command.params[:0] = [parameter for parameter in build_command.params if paramet
 
 def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
     """The build, the storage, the student, one after the other: none of them is to slow another."""
-    from kdcache.cache.objects import open_objects, redact
     from kdcache.cache.plan import measure_plan
-    from kdcache.cache.storage import measure_storage
+    from kdcache.cache.storage import open_objects
+    from kdcache.cache.storagespeed import measure_storage
     from kdcache.cache.store import find_store_of
+    from kdcache.cache.urls import redact
     from kdcache.distill.estimate import Estimate, Prices
     from kdcache.distill.trial import time_student
 

@@ -21,8 +21,8 @@ _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 @click.pass_obj
 def command(console: Console, home: str) -> None:
     """List the stores of the home. One that is damaged is named with what is wrong, and hides no other."""
-    from kdcache.cache.objects import redact
     from kdcache.cache.store import list_stores
+    from kdcache.cache.urls import redact
 
     summaries, damaged = _summarise_all(list_stores(home))
     if console.json:
@@ -53,7 +53,7 @@ def command(console: Console, home: str) -> None:
 def _summarise_all(home: "Home") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Summaries of the stores that can be read; of the others, by URL, why not."""
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
 
     def look(store: "Store") -> "dict[str, Any] | KDCacheError":
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kdcache.cache.errors import NotFoundError
-from kdcache.cache.objects import redact
+from kdcache.cache.urls import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED, Outcome, read_attempts, read_outcome
 from kdcache.distill.comparison import CLOSE_MIOU

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import redact
+from kdcache.cache.urls import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED
 from kdcache.distill.clock import PARTS

@@ -17,7 +17,7 @@ from kdcache.cache.build import BuildOptions, build_store, plan_store
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
-from kdcache.cache.objects import RemoteObjects
+from kdcache.cache.remoteobjects import RemoteObjects
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy

@@ -26,12 +26,12 @@ from kdcache.cache.errors import (
     TeacherError,
     UsageError,
 )
-from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects
+from kdcache.cache.localobjects import TEMP_FOLDER, LocalObjects
 from kdcache.cache.plan import measure_plan
 from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
-from kdcache.cache.storage import measure_storage
+from kdcache.cache.storagespeed import measure_storage, open_objects
 from kdcache.cache.store import list_stores, open_store
 
 

@@ -21,7 +21,7 @@ from training import (
 )
 
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.objects import open_objects
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import open_store
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig

@@ -27,7 +27,7 @@ from training import (
 )
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
-from kdcache.cache.objects import LocalObjects
+from kdcache.cache.localobjects import LocalObjects
 from kdcache.distill import clock, inputs
 from kdcache.distill import train as train_module
 from kdcache.distill.checkpoint import load_state

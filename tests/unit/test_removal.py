@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreNotFoundError, UsageError
-from kdcache.cache.objects import LocalObjects
+from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.removal import plan_removal
 from kdcache.cache.store import Store, list_stores, open_store
 

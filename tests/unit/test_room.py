@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.objects import open_objects
 from kdcache.cache.room import Outlook, calibrated_bytes, look_ahead, require_room
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import CALIBRATION, Store, open_store
 
 FIDELITY = {"logits": {"bytes_per_value": 0.5}, "features": {"bytes_per_value": 0.26}}
