@@ -14,7 +14,7 @@ from kdcache.cache.localobjects import TEMP_FOLDER
 from kdcache.cache.objects import Objects, Stored, Upload
 from kdcache.cache.probe import PROBES
 from kdcache.cache.storage import PROBE_PREFIX, open_objects, storage_time_s
-from kdcache.cache.store import SPEC
+from kdcache.cache.storepaths import SPEC
 from kdcache.cache.urls import redact
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from kdcache.cache.leases import LEASES
 from kdcache.cache.objects import Objects, Stored, Upload
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.storage import open_objects, storage_time_s
-from kdcache.cache.store import SPEC, open_store, other_names
+from kdcache.cache.store import open_store, other_names
+from kdcache.cache.storepaths import SPEC
 from kdcache.cache.urls import redact
 
 RECENT_S = 600.0  # a lease or commit younger than this says that somebody is at work

@@ -10,7 +10,8 @@ from kdcache.cli.output import Console, size_text
 
 if TYPE_CHECKING:
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.store import Home, Store
+    from kdcache.cache.homes import Home
+    from kdcache.cache.store import Store
 
 _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 
@@ -21,7 +22,7 @@ _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 @click.pass_obj
 def command(console: Console, home: str) -> None:
     """List the stores of the home. One that is damaged is named with what is wrong, and hides no other."""
-    from kdcache.cache.store import list_stores
+    from kdcache.cache.homes import list_stores
     from kdcache.cache.urls import redact
 
     summaries, damaged = _summarise_all(list_stores(home))

@@ -14,8 +14,9 @@ from kdcache.distill.clock import PARTS
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import Curve, draw_class_iou, draw_miou
 from kdcache.distill.intervals import CONFIDENCE, Difference
+from kdcache.distill.rankings import Ranking, Row
 from kdcache.distill.report import REPORT, figure, make_figures, markdown_table, percent, write_parts
-from kdcache.distill.standings import Ranking, Row, Standings
+from kdcache.distill.standings import Standings
 
 STANDINGS = "standings.json"
 TABLE = "standings.csv"
