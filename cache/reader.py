@@ -157,7 +157,7 @@ class StoreReader:
         ]
 
     def rows(self, pass_index: int) -> np.ndarray:
-        """The inputs of a whole pass, (n_images, columns) int32, see views.ENTRY_COLUMNS."""
+        """The inputs of a whole pass, (n_images, columns) int32, see replay.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
         return np.concatenate([views.unit(unit) for unit in range(len(views.shard_sizes))])
 

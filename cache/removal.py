@@ -38,10 +38,12 @@ class Removal:
 
     @property
     def bytes(self) -> int:
+        """Of objects, and of the parts of uploads."""
         return sum(each.size for each in (*self.stored, *self.uploads))
 
     @property
     def is_recent(self) -> bool:
+        """Whether somebody seems to be at work."""
         return self.newest_age_s is not None and self.newest_age_s < RECENT_S
 
     def carry_out(self, progress: Progress = silent) -> None:
@@ -74,13 +76,12 @@ def plan_removal(url: str) -> Removal:
         UsageError: other things stand beside it: a home, or somebody's files.
     """
     objects = open_objects(url)
-    others = other_names(objects)
-    stored = () if others else tuple(objects.walk(""))
-    if others:
+    if others := other_names(objects):
         raise UsageError(
             f"{redact(url)} is not only a store: it holds {', '.join(others[:3])}",
             hint="name one store: `kdcache ls`",
         )
+    stored = tuple(objects.walk(""))
     if not any(_OWN.match(each.path) for each in stored):
         raise StoreNotFoundError(
             f"no store at {redact(url)}", hint="`kdcache ls` lists the stores of the home"

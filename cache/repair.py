@@ -145,7 +145,7 @@ class _Repair:
         for name, layout in self.store.layouts(index).items():
             path = self.store.shard_path(layout, index, unit)
             try:
-                shard = self.store.objects.read_range(path, 0, layout.largest_shard + 1)
+                shard = self.store.objects.read_range(path, 0, layout.max_shard_bytes + 1)
                 layout.decode(shard, n)
             except (FileNotFoundError, StoreDamagedError):
                 shard = layout.encode(self._recompute(place, {})[name])

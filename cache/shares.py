@@ -90,9 +90,8 @@ class LeasedShare(Share):
             self._missing.setdefault(index, set()).add(unit)
         self._entries = _count_entries(store, missing)
         self._entries_of_others = 0
-        self._free: dict[int, deque[tuple[int, int]]] = {
-            index: deque() for index in self._missing
-        }  # unit, next lease
+        # By pass: unit and the number of its next lease.
+        self._free: dict[int, deque[tuple[int, int]]] = {index: deque() for index in self._missing}
         self._next_look = dict.fromkeys(self._missing, 0.0)  # monotonic
         self._heartbeat_s = heartbeat_s
         self._watch = LeaseWatch(store.objects, heartbeat_s)

@@ -76,9 +76,8 @@ class Store:
             if not calibration.codecs[name].fits(target.shape):
                 raise StoreDamagedError(f"{redact(self.url)}: the codec of {name} is one for another shape")
         rows = sum(packing.row_bytes for packing in self.spec.packings(calibration.codecs).values())
-        if (
-            self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES
-        ):  # a transform's whole blocks may take more than the map
+        # Twice as much: a transform's whole blocks may take more than the map.
+        if self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES:
             raise StoreDamagedError(f"{redact(self.url)}: a unit unpacks to more than a unit may hold")
         return calibration
 
@@ -90,6 +89,7 @@ class Store:
 
     @property
     def is_calibrated(self) -> bool:
+        """Whether a builder has measured what the spec leaves open, by one listing."""
         return "calibration.json" in self.objects.names("kd")
 
     @property
@@ -125,9 +125,9 @@ class Store:
         }
 
     @cached_property
-    def largest_shards(self) -> dict[str, int]:
-        """Bytes that no shard of an array exceeds."""
-        return {name: layout.largest_shard for name, layout in self.layouts(0).items()}
+    def max_shard_bytes(self) -> dict[str, int]:
+        """What no shard of an array exceeds."""
+        return {name: layout.max_shard_bytes for name, layout in self.layouts(0).items()}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -296,6 +296,7 @@ class Store:
         return generations
 
     def manifest_generations(self, pass_index: int) -> set[int]:
+        """The generations of the manifests of a pass on record; none while it is not complete."""
         return {generation for (generation,) in self._numbers(ledger_folder(pass_index), MANIFEST_NAME)}
 
     def _numbers(self, folder: str, pattern: re.Pattern[str]) -> Iterable[tuple[int, ...]]:
@@ -325,10 +326,10 @@ class Store:
                 f"the commit of unit {unit} of pass {pass_index} belongs to something else"
             )
         for name, record in commit.objects.items():
-            if record.size > self.largest_shards[name]:
+            if record.size > self.max_shard_bytes[name]:
                 raise StoreDamagedError(
                     f"the commit of unit {unit} of pass {pass_index} names {record.size} bytes of {name}:"
-                    f" no shard of it has more than {self.largest_shards[name]}"
+                    f" no shard of it has more than {self.max_shard_bytes[name]}"
                 )
 
 

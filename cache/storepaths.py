@@ -22,12 +22,13 @@ GOALS = "kd/goals"
 PARTIAL = "kd/partial"
 
 TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
+
+# Names of records. Others in the ledger's folders are nobody's: file systems and people leave such files.
 COMMIT_NAME = re.compile(r"([0-9]{6,9})-([0-9]{1,9})\.json")
 MANIFEST_NAME = re.compile(r"manifest-([0-9]{1,9})\.json")
 PASS_NAME = re.compile(r"([0-9]{3,9})")
 GOAL_NAME = re.compile(r"([0-9]{4,9})")
 PARTIAL_NAME = re.compile(r"([0-9]{3,9})(?:-(\w+))?")
-# Other names in the ledger's folders are nobody's record: file systems and people leave such files.
 
 
 def pass_folder(pass_index: int) -> str:
@@ -41,6 +42,7 @@ def array_path(pass_index: int, name: str) -> str:
 
 
 def ledger_folder(pass_index: int) -> str:
+    """Where the commits and manifests of a pass stand."""
     return f"kd/passes/{pass_index:03d}"
 
 

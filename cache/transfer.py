@@ -19,7 +19,7 @@ from kdcache.cache.probe import probe_creation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.store import Store, create_store
-from kdcache.cache.storepaths import array_path, pass_folder
+from kdcache.cache.storepaths import pass_folder
 from kdcache.cache.urls import redact
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,6 @@ class _Copier:
             self.target.mark_partial(plan.index)
         self.target.create_pass(plan.index, plan.arrays)
         layouts = self.source.layouts(plan.index)
-        self._require_possible_sizes(plan, layouts)
         self._in_parallel(plan, layouts)
         if plan.manifest is not None:
             for name in plan.arrays if plan.partial else ():
@@ -271,23 +270,11 @@ class _Copier:
             self._done_bytes += record.size
             self.progress(self._done_bytes, self.total_bytes, "")
 
-    def _require_possible_sizes(self, plan: _PassPlan, layouts: dict[str, ArrayLayout]) -> None:
-        """No record may have more memory taken than an array of this spec can need."""
-        for unit in plan.units:
-            for name in unit.arrays:
-                if unit.commit.objects[name].size > layouts[name].max_shard_bytes:
-                    raise StoreDamagedError(
-                        f"{redact(self.source.url)}: the ledger has {unit.commit.objects[name].size:,} bytes of"
-                        f" {array_path(plan.index, name)} in unit {unit.commit.unit}, more than it can hold"
-                    )
-
 
 def _read_checked(source: Store, path: str, record: ObjectRecord) -> bytes:
     """An object of the source, whole. Raises StoreDamagedError where it is not what the ledger says."""
     try:
-        data = source.objects.read_range(
-            path, 0, record.size + 1
-        )  # one more shows an object that is too long
+        data = source.objects.read_range(path, 0, record.size + 1)  # one more shows that it ends there
     except FileNotFoundError as error:
         raise StoreDamagedError(f"{error} is missing", hint=_DAMAGED_HINT) from None
     if ObjectRecord.of(data) != record:

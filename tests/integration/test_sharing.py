@@ -213,9 +213,8 @@ def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Ru
     assert code == 2 and "somebody may be at work" in err
     begin_upload(store.url, "passes/002/logits/c/0/0/0/0")
     theirs = begin_upload(other.url, "passes/002/logits/c/0/0/0/0")
-    store.objects.remove_many(
-        ["kd/spec.json", "passes/000/logits/c/0/0/0/0"]
-    )  # as an interrupted removal would
+    # As an interrupted removal would.
+    store.objects.remove_many(["kd/spec.json", "passes/000/logits/c/0/0/0/0"])
     code, _, err = kdcache("rm", store.url, "--yes", "--force")
     assert code == 0 and ", 1 unfinished uploads, " in err
     assert store.objects.walk("") == []
