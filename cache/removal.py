@@ -39,7 +39,7 @@ class Removal:
     @property
     def bytes(self) -> int:
         """Of objects, and of the parts of uploads."""
-        return sum(each.size for each in (*self.stored, *self.uploads))
+        return sum(each.size for each in self.stored) + sum(each.size for each in self.uploads)
 
     @property
     def is_recent(self) -> bool:

@@ -17,7 +17,7 @@ def writer_name() -> str:
 def is_left_behind(name: str) -> bool:
     """Whether a `writer_name` is that of a process of this host that has ended."""
     writer = re.fullmatch(r"(.+)-(\d+)-\d+", name)
-    return bool(writer) and has_ended(writer[1], int(writer[2]))
+    return writer is not None and has_ended(writer[1], int(writer[2]))
 
 
 def has_ended(host: str, process: int) -> bool:
