@@ -144,8 +144,10 @@ class RemoteObjects(Objects):
 
     def _modified_s(self, info: Mapping[str, Any]) -> float:
         """When an object was put: file systems have names of their own for it."""
-        known = (info[name] for name in ("LastModified", "mtime", "created") if info.get(name) is not None)
-        return seconds(next(known, None) or self._ask(lambda: self.fs.modified(info["name"])))
+        for name in ("LastModified", "mtime", "created"):
+            if info.get(name) is not None:
+                return seconds(info[name])
+        return seconds(self._ask(lambda: self.fs.modified(info["name"])))
 
     def free_bytes(self) -> int | None:
         return None

@@ -4,7 +4,7 @@ import pytest
 from faultproxy import FaultProxy
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import Stored, Upload
+from kdcache.cache.objects import Upload
 from kdcache.cache.retries import Patience
 from kdcache.cache.s3objects import S3Objects
 
@@ -134,11 +134,22 @@ def test_keys_that_a_server_refuses_within_its_answer(
     assert calls == ["delete_objects"] * asked
 
 
-def test_an_object_for_the_folder_itself_goes_too(objects: S3Objects) -> None:
-    """Consoles of S3 put such objects."""
-    objects.put_new("a", b"x")
-    objects.fs.call_s3(
-        "put_object", Bucket=objects.prefix.split("/")[0], Key=f"{objects.prefix.split('/', 1)[1]}/"
-    )
+def test_an_object_for_the_folder_itself_goes_too(
+    objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Consoles of S3 put such objects; a listing has them under the folder's name with a slash."""
+    found = {
+        f"{objects.prefix}/{path}": {"name": f"{objects.prefix}/{path}", "size": 0, "mtime": 0.0}
+        for path in ("", "a")
+    }
+    removed: list[str] = []
+
+    def note(method: str, *, Delete: dict[str, list[dict[str, str]]], **_: object) -> dict[str, object]:
+        removed.extend(each["Key"] for each in Delete["Objects"])
+        return {}
+
+    monkeypatch.setattr(objects.fs, "find", lambda path, detail: found)
+    monkeypatch.setattr(objects.fs, "call_s3", note)
     objects.remove_all()
-    assert [each for each in objects.walk("") if isinstance(each, Stored)] == []
+    _, _, key = objects.prefix.partition("/")
+    assert removed == [f"{key}/", f"{key}/a"]
