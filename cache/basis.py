@@ -46,12 +46,16 @@ class ChannelBasis:
         mean = total / cells
         vectors = torch.linalg.eigh(products / cells - torch.outer(mean, mean))[1].flip(1)
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        return cls.of(
-            mean, vectors * largest.sign()
-        )  # a sign of its own, so that equal samples give equal bytes
+        # Each component with a sign of its own, so that equal samples give equal bytes.
+        return cls.of(mean, vectors * largest.sign())
 
     @classmethod
-    def of(cls, mean: Tensor, vectors: Tensor) -> "ChannelBasis":
+    def of(
+        cls,
+        mean: Tensor,  # (C,)
+        vectors: Tensor,  # (C, K), orthonormal
+    ) -> "ChannelBasis":
+        """The basis of these numbers, rounded to float32."""
         channels, components = vectors.shape
         return cls(channels=channels, components=components, mean=_to_bytes(mean), vectors=_to_bytes(vectors))
 
@@ -83,6 +87,7 @@ class ChannelBasis:
         return self._tensors(torch.device("cpu"))[1].abs().sum(dim=1) * component_error
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values, the bytes in base64."""
         return {
             "channels": self.channels,
             "components": self.components,

@@ -31,7 +31,7 @@ class Calibration:
 
     spec_key: str
     codecs: Mapping[str, Codec]  # by target
-    canaries: tuple[tuple[int, ...], ...]  # entry rows (views.entry_row) of the first entries of pass 0
+    canaries: tuple[tuple[int, ...], ...]  # entry rows (replay.entry_row) of the first entries of pass 0
     teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
     input_bytes: Mapping[str, int]  # by array of inputs: what an entry takes in the store
     # By target: what its codec lost on crops held out, see fidelity.py.
@@ -52,6 +52,7 @@ class Calibration:
         return f"{self.codecs[target].name} {codec}".strip() + "".join(f", {text}" for text in measured)
 
     def to_bytes(self) -> bytes:
+        """The stored document, canonical JSON."""
         return canonical_json(
             {
                 "spec": self.spec_key,

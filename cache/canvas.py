@@ -31,9 +31,11 @@ class Dice:
         return least + (word * (most - least + 1) >> 64)
 
     def chance(self, percent: int) -> bool:
+        """True `percent` times of a hundred."""
         return self.between(1, 100) <= percent
 
     def choose(self, among: Sequence[Colour]) -> Colour:
+        """One of some colours."""
         return among[self.between(0, len(among) - 1)]
 
     def near(self, colour: Colour, spread: int) -> Colour:
@@ -43,6 +45,7 @@ class Dice:
         return red, green, blue
 
     def any_colour(self) -> Colour:
+        """A colour that is neither quite dark nor quite bright."""
         return self.between(15, 235), self.between(15, 235), self.between(15, 235)
 
     def bytes(self, what: str, *shape: int) -> NDArray[np.uint8]:

@@ -148,12 +148,13 @@ def load_backbone(backbone: DilatedResNet, path: str | Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    # (state dict, what stands beside it)
+    """The state dict in a file, and what stands beside it. Raises WeightsError."""
     with open(path, "rb") as file:
         head = file.read(16)
     if path.suffix == ".safetensors" or head[8:9] == b"{":

@@ -40,9 +40,8 @@ class Sample:
     target: str
     fitted: Sequence[Tensor]  # each (N, C, h, w) float32
     judged: Sequence[Tensor]  # what the store would hold, were it exact
-    exact: Sequence[
-        Tensor
-    ]  # the float32 teacher's word on the judged crops; `judged` itself for such a teacher
+    # The float32 teacher's word on the judged crops; `judged` itself for such a teacher.
+    exact: Sequence[Tensor]
     weights: Sequence[Tensor]  # (N, h, w) the part of every cell of the judged crops that is not padding
     classifier: Classifier | None = None
 

@@ -104,9 +104,8 @@ def unpack_crop(
 
 def _decode(file: bytes, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
     """The pixels of a file, (height, width, 3), whose size is checked before anything is decoded."""
-    if (
-        file[:4] == b"RIFF" and _webp_size(file) != size
-    ):  # Pillow makes room for the pixels before it tells their size
+    # Pillow makes room for a WebP's pixels before it tells their size.
+    if file[:4] == b"RIFF" and _webp_size(file) != size:
         raise StoreDamagedError(f"{where} is no lossless WebP of {size[0]}x{size[1]}")
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "WEBP")) as opened:

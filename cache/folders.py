@@ -34,9 +34,11 @@ class Listing:
     endings: Mapping[str, str]
 
     def path(self, image_id: str) -> Path:
+        """Where the file of an id stands."""
         return self.folder / (image_id + self.endings[image_id])
 
     def only(self, image_ids: Iterable[str]) -> "Listing":
+        """The files of some ids, in that order. Raises KeyError for one that is not listed."""
         return Listing(self.folder, {image_id: self.endings[image_id] for image_id in image_ids})
 
 

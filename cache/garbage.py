@@ -10,18 +10,12 @@ from dataclasses import dataclass
 
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError
 from kdcache.cache.leases import LEASES
-from kdcache.cache.objects import (
-    PROBE_PREFIX,
-    TEMP_FOLDER,
-    Objects,
-    Stored,
-    Upload,
-    open_objects,
-    redact,
-    storage_time_s,
-)
+from kdcache.cache.localobjects import TEMP_FOLDER
+from kdcache.cache.objects import Objects, Stored, Upload
 from kdcache.cache.probe import PROBES
-from kdcache.cache.store import SPEC
+from kdcache.cache.storage import PROBE_PREFIX, open_objects, storage_time_s
+from kdcache.cache.storepaths import SPEC
+from kdcache.cache.urls import redact
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +69,7 @@ def find_garbage(url: str, grace_s: float) -> list[Garbage]:
         for folder, kind in KINDS.items()
         for stored in objects.walk(f"{prefix}{folder}")
     ]
-    candidates += [(UPLOAD, upload) for upload in _uploads(objects) if upload.path.startswith(stores)]
+    candidates += [(UPLOAD, each) for each in unfinished_uploads(objects) if each.path.startswith(stores)]
     now_s = storage_time_s(url) if candidates else 0.0
     found = [Garbage(kind=kind, found=each, age_s=now_s - _since(each)) for kind, each in candidates]
     return [garbage for garbage in found if garbage.age_s > grace_s]
@@ -90,7 +84,8 @@ def remove_garbage(url: str, garbage: Sequence[Garbage]) -> None:
             objects.abort(each.found)
 
 
-def _uploads(objects: Objects) -> list[Upload]:
+def unfinished_uploads(objects: Objects) -> list[Upload]:
+    """What `objects.uploads` lists, or a warning and nothing where it cannot be listed."""
     try:
         return objects.uploads()
     except KDCacheError as error:  # not every server can say, nor every user ask

@@ -24,16 +24,19 @@ class ObjectRecord:
 
     @classmethod
     def of(cls, data: bytes) -> "ObjectRecord":
+        """The record of an object with these bytes."""
         return cls(len(data), sha256(data))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ObjectRecord":
+        """The inverse of to_dict. Raises one of documents.MALFORMED for what is no record."""
         size, digest = int(fields["size"]), str(fields["sha256"])
         if not 0 <= size < 2**63 or len(digest) != 64 or bytes.fromhex(digest).hex() != digest:
             raise ValueError(f"object of {size} bytes with digest {digest[:70]!r}")
         return cls(size, digest)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return {"size": self.size, "sha256": self.sha256}
 
 
@@ -50,6 +53,7 @@ class Commit:
     built: Mapping[str, Any] = field(default_factory=dict)  # versions, batch, threads, device, seconds, time
 
     def to_dict(self, *, built: bool = True) -> dict[str, Any]:
+        """JSON values; without `built` those alone that every builder of the unit would put."""
         fields: dict[str, Any] = {
             "pass": self.pass_index,
             "unit": self.unit,
@@ -62,6 +66,7 @@ class Commit:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Commit":
+        """The inverse of to_dict. Raises one of documents.MALFORMED for what is no commit."""
         return cls(
             pass_index=int(fields["pass"]),
             unit=int(fields["unit"]),
@@ -75,6 +80,7 @@ class Commit:
         )
 
     def to_bytes(self) -> bytes:
+        """The stored record, canonical JSON with its seal."""
         return _sealed(self.to_dict())
 
 

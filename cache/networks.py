@@ -92,6 +92,7 @@ class NetworkConfig:
 
     @property
     def backbone_channels(self) -> int:
+        """Of layer 4, the target `backbone`."""
         return _layer4_channels(self.backbone)
 
     @property
@@ -117,10 +118,12 @@ class NetworkConfig:
         return _map_length(height_px, self.pool_ceil_mode), _map_length(width_px, self.pool_ceil_mode)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict. Raises UsageError for an unknown field or a value of another type."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(f"unknown network field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -219,10 +222,12 @@ class Normalisation:
         return pixels.permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return {"channel_order": self.channel_order, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict. Raises KeyError, TypeError or UsageError for values that cannot be."""
         mean, std = tuple(values["mean"]), tuple(values["std"])
         return cls(channel_order=values["channel_order"], mean=mean, std=std)
 
@@ -238,9 +243,8 @@ def _kept_constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """On the device once: a copy from ordinary memory waits, every step, for all work before it."""
-    with torch.inference_mode(
-        False
-    ):  # the first to ask may be a teacher, and the next a student that is trained
+    # The first to ask may be a teacher, and the next a student that is trained.
+    with torch.inference_mode(False):
         return _constants(mean, std, device)
 
 
@@ -372,7 +376,7 @@ def _map_length(length_px: int, ceil_mode: bool) -> int:
 
 
 def _inside(valid: Tensor, crops: Tensor) -> Tensor:
-    # (N, H, W) bool, true where a pixel belongs to the image
+    """(N, H, W) bool, true where a pixel belongs to the image."""
     height, width = crops.shape[1:3]
     valid = valid.to(crops.device)
     rows = torch.arange(height, device=crops.device) < valid[:, :1]

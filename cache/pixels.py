@@ -145,14 +145,15 @@ def _colour_map(
     one = 2**_TRIG_BITS * 1000
     cosine = saturation_milli * _COS[hue_degrees]
     sine = saturation_milli * _SIN_OVER_SQRT3[hue_degrees]
-    contrast = _rounded(contrast_milli * 2**_COLOUR_BITS, 1000)
-    following = _rounded(contrast_milli * (one - cosine - 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
-    preceding = _rounded(contrast_milli * (one - cosine + 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
+    contrast = rounded(contrast_milli * 2**_COLOUR_BITS, 1000)
+    following = rounded(contrast_milli * (one - cosine - 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
+    preceding = rounded(contrast_milli * (one - cosine + 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
     same = contrast - following - preceding
     matrix = [(same, following, preceding), (preceding, same, following), (following, preceding, same)]
-    bias = _rounded(brightness_levels * contrast_milli * 2**_COLOUR_BITS, 1000)
+    bias = rounded(brightness_levels * contrast_milli * 2**_COLOUR_BITS, 1000)
     return matrix, bias + 2 ** (_COLOUR_BITS - 1)
 
 
-def _rounded(numerator: int, denominator: int) -> int:
+def rounded(numerator: int, denominator: int) -> int:
+    """The whole number nearest to a quotient, halves up; `denominator` above 0."""
     return (2 * numerator + denominator) // (2 * denominator)

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 
-from kdcache.cache.build import Builder, BuildOptions
+from kdcache.cache.builder import Builder, BuildOptions
 from kdcache.cache.codecs import Codec
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.leases import FixedShare
-from kdcache.cache.objects import open_probe
 from kdcache.cache.progress import Pace, Progress, silent
+from kdcache.cache.shares import FixedShare
 from kdcache.cache.spec import StoreSpec
+from kdcache.cache.storage import open_probe
 from kdcache.cache.store import Store, create_store
 from kdcache.cache.teacher import Teacher
 

@@ -4,14 +4,14 @@ Some servers take `If-None-Match: *` and ignore it. What is left behind, where n
 """
 
 import logging
-import os
 import secrets
-import socket
 from concurrent.futures import ThreadPoolExecutor
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import Objects, RemoteObjects
+from kdcache.cache.objects import Objects
+from kdcache.cache.remoteobjects import RemoteObjects
 from kdcache.cache.retries import refusal_code
+from kdcache.cache.writers import writer_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def probe_creation(objects: Objects) -> bool:
 
 
 def _one_wins(objects: RemoteObjects) -> bool:
-    path = f"{PROBES}/{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    path = f"{PROBES}/{writer_name()}-{secrets.token_hex(4)}"
     bodies = [f"{path} {n}".encode() for n in range(_WRITERS)]
     try:
         with ThreadPoolExecutor(_WRITERS) as pool:

@@ -30,9 +30,8 @@ _BLOCK_CLASSES = 4
 _PLANE_CLASSES = 32  # about as many: planes of like activity
 _WORD_BYTES = 4
 _HEADER_BYTES = 4  # the number of words, or:
-_PLAIN = (
-    2**32 - 1
-)  # the codes as they are, where they are of another kind than the tables and would take more
+# The codes as they are, where they are of another kind than the tables and would take more.
+_PLAIN = 2**32 - 1
 _FREQUENCIES = 2**12  # tables add up to this, so that a symbol never seen costs 12 bits
 
 

@@ -20,12 +20,15 @@ from kdcache.cache.crops import CROPS, LABELS, REPLAY, unpack_crop
 from kdcache.cache.documents import parse_json, require_document
 from kdcache.cache.errors import IncompleteError, StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Manifest
-from kdcache.cache.objects import ByteRange, LocalObjects, Objects, redact
+from kdcache.cache.localobjects import LocalObjects
+from kdcache.cache.objects import ByteRange, Objects
 from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
-from kdcache.cache.store import Store, array_path, open_store
+from kdcache.cache.store import Store, open_store
+from kdcache.cache.storepaths import array_path
+from kdcache.cache.urls import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class StoreReader:
         ]
 
     def rows(self, pass_index: int) -> np.ndarray:
-        """The inputs of a whole pass, (n_images, columns) int32, see views.ENTRY_COLUMNS."""
+        """The inputs of a whole pass, (n_images, columns) int32, see replay.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
         return np.concatenate([views.unit(unit) for unit in range(len(views.shard_sizes))])
 

@@ -33,6 +33,7 @@ class TargetDifference:
     is_the_teachers: bool  # near enough to be the same teacher's word for the same crop
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return {
             "largest_in_bounds": self.largest_in_bounds,
             "relative_error": self.relative_error,
@@ -50,6 +51,7 @@ class Recomputation:
     targets: Mapping[str, TargetDifference]  # over the entries whose crops are
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return {
             "entries": self.entries,
             "other_crops": list(self.other_crops),

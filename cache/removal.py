@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError, UsageError
+from kdcache.cache.garbage import unfinished_uploads
 from kdcache.cache.leases import LEASES
-from kdcache.cache.objects import Objects, Stored, open_objects, redact, storage_time_s
+from kdcache.cache.objects import Objects, Stored, Upload
 from kdcache.cache.progress import Progress, silent
-from kdcache.cache.store import SPEC, open_store, other_names
+from kdcache.cache.storage import open_objects, storage_time_s
+from kdcache.cache.store import open_store, other_names
+from kdcache.cache.storepaths import SPEC
+from kdcache.cache.urls import redact
 
 RECENT_S = 600.0  # a lease or commit younger than this says that somebody is at work
 
@@ -24,23 +28,28 @@ _AT_ONCE = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """All objects under a store's prefix, listed before they go."""
+    """All objects and unfinished uploads under a store's prefix, listed before they go."""
 
     objects: Objects
     stored: tuple[Stored, ...]
+    uploads: tuple[Upload, ...]
     entries: int | None  # committed; None where the ledger does not say
     newest_age_s: float | None  # of the newest lease or commit, by the storage's clock
 
     @property
     def bytes(self) -> int:
-        return sum(stored.size for stored in self.stored)
+        """Of objects, and of the parts of uploads."""
+        return sum(each.size for each in self.stored) + sum(each.size for each in self.uploads)
 
     @property
     def is_recent(self) -> bool:
+        """Whether somebody seems to be at work."""
         return self.newest_age_s is not None and self.newest_age_s < RECENT_S
 
     def carry_out(self, progress: Progress = silent) -> None:
         """Remove everything; progress counts objects."""
+        for upload in self.uploads:  # first: nothing would lead to them once the last object is gone
+            self.objects.abort(upload)
         done = 0
         for paths in self._batches():
             self.objects.remove_many(paths)
@@ -67,13 +76,12 @@ def plan_removal(url: str) -> Removal:
         UsageError: other things stand beside it: a home, or somebody's files.
     """
     objects = open_objects(url)
-    others = other_names(objects)
-    stored = () if others else tuple(objects.walk(""))
-    if others:
+    if others := other_names(objects):
         raise UsageError(
             f"{redact(url)} is not only a store: it holds {', '.join(others[:3])}",
             hint="name one store: `kdcache ls`",
         )
+    stored = tuple(objects.walk(""))
     if not any(_OWN.match(each.path) for each in stored):
         raise StoreNotFoundError(
             f"no store at {redact(url)}", hint="`kdcache ls` lists the stores of the home"
@@ -82,6 +90,7 @@ def plan_removal(url: str) -> Removal:
     return Removal(
         objects=objects,
         stored=stored,
+        uploads=tuple(unfinished_uploads(objects)),
         entries=_entries(url),
         newest_age_s=None if newest is None else storage_time_s(url) - newest,
     )

@@ -13,25 +13,18 @@ from functools import partial
 
 import numpy as np
 
+from kdcache.cache.damage import Damage
 from kdcache.cache.dataset import SegmentationDataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
-from kdcache.cache.leases import Place
+from kdcache.cache.leases import Place, count_leases
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.recompute import recompute_unit, require_same_teacher
 from kdcache.cache.spec import canonical_json
-from kdcache.cache.store import (
-    CALIBRATION,
-    IMAGES,
-    SPEC,
-    Store,
-    commit_path,
-    manifest_path,
-    read_spec,
-    root_metadata,
-)
+from kdcache.cache.store import Store, read_spec, root_metadata
+from kdcache.cache.storepaths import CALIBRATION, IMAGES, SPEC, commit_path, manifest_path
 from kdcache.cache.teacher import Teacher
-from kdcache.cache.verify import Damage, Verification, count_leases
+from kdcache.cache.verify import Verification
 
 _COPY = "only a copy of the store has it: `kdcache pull`, or build the store anew"
 _UNMENDABLE = {SPEC: _COPY, CALIBRATION: _COPY}
@@ -152,7 +145,7 @@ class _Repair:
         for name, layout in self.store.layouts(index).items():
             path = self.store.shard_path(layout, index, unit)
             try:
-                shard = self.store.objects.read_range(path, 0, layout.largest_shard + 1)
+                shard = self.store.objects.read_range(path, 0, layout.max_shard_bytes + 1)
                 layout.decode(shard, n)
             except (FileNotFoundError, StoreDamagedError):
                 shard = layout.encode(self._recompute(place, {})[name])

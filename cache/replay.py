@@ -18,12 +18,10 @@ from kdcache.cache.pixels import THUMBNAIL_SIDE, distort_colours, resize_image, 
 from kdcache.cache.views import View, ViewPolicy, crop_label
 
 _DIGEST_BYTES = 16
-_THUMBNAIL_SHAPE = (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
 _THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 _DIGEST_WORDS = (2 * _DIGEST_BYTES + _THUMBNAIL_BYTES) // 4
-_NEAR_LEVELS = (
-    3  # mean difference of thumbnails: decoders and resizers stay below 1, other images lie far above
-)
+# Mean difference of thumbnails: decoders and resizers stay below 1, other images lie far above.
+_NEAR_LEVELS = 3
 
 ENTRY_COLUMNS: tuple[str, ...] = (
     "image_index",

@@ -21,7 +21,6 @@ _PASSING_CODES = {
     "ConditionalRequestConflict",  # another writer is at that key; who wins is still open
     "IncompleteBody",
     "InternalError",
-    "NoSuchUpload",  # the reply to the completion of a multipart upload was lost: the next put meets the object
     "OperationAborted",
     "RequestTimeout",
     "ServiceUnavailable",
@@ -37,7 +36,13 @@ _PASSING_TYPES = {  # module -> its errors; looked at where the module is loaded
     "botocore.parsers": ("ResponseParserError",),
     "aiohttp": ("ClientError",),
 }
-_CREDENTIAL_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
+_CREDENTIAL_CODES = {
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "RequestTimeTooSkewed",
+}
 _CREDENTIAL_TYPES = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
 
 

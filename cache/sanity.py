@@ -61,6 +61,7 @@ class TeacherCheck:
     text: str
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values by field."""
         return {**asdict(self), "best_shift": list(self.best_shift)}
 
 
@@ -192,7 +193,7 @@ def _padding_ignored(labels: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _upsampled_argmax(logits: Tensor, size: torch.Size) -> Tensor:
-    # (N, H, W) int16; one crop at a time, as upsampled logits of 150 classes are 150 floats a pixel
+    """(N, H, W) int16; one crop at a time, as upsampled logits of 150 classes are 150 floats a pixel."""
     rows = [F.interpolate(row[None].float(), size=size, mode="bilinear").argmax(dim=1) for row in logits]
     return torch.cat(rows).to(torch.int16)
 

@@ -26,7 +26,8 @@ from typing import BinaryIO
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.objects import ByteRange, LocalObjects, Objects, sha256
+from kdcache.cache.localobjects import LocalObjects
+from kdcache.cache.objects import ByteRange, Objects, sha256
 
 _SPARE = 20  # evicting leaves a 20th of the limit free, so that it is not done for every object
 _DOWNLOADS = 2  # of an object whose bytes are wrong

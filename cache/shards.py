@@ -33,11 +33,8 @@ EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
 # on that; 256 kB stay in a core's cache, and take the same room within half a percent.
 _BLOCK_BYTES = 2**18
 
-_OPTIONAL = (
-    "attributes",
-    "storage_transformers",
-    "consolidated_metadata",
-)  # of a zarr.json, where they say nothing
+# Fields of a zarr.json that may be left out where they say nothing.
+_OPTIONAL = ("attributes", "storage_transformers", "consolidated_metadata")
 
 _BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
@@ -113,23 +110,18 @@ class ArrayLayout:
         return np.empty((n, *self.row_shape), dtype=self.dtype)
 
     @property
-    def max_shard_bytes(self) -> int:
-        """No shard is larger: rows that do not compress are stored as they are, with a header and a checksum."""
-        row_bytes = math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
-        return self.unit_entries * (row_bytes + _BLOSC_HEADER_BYTES + _CHECKSUM_BYTES) + self.index_bytes
-
-    @property
     def index_bytes(self) -> int:
         """The index at the end of a shard: an offset and a size for each row, and a checksum."""
         return 16 * self.unit_entries + _CHECKSUM_BYTES
 
     @property
-    def largest_shard(self) -> int:
-        """Bytes that no shard exceeds: every row as it is, with what its codecs put around it."""
+    def max_shard_bytes(self) -> int:
+        """No shard is larger: rows that do not compress stand as they are, with what their codecs put around them."""
         return self.unit_entries * (self.row_bytes + 2 * _BLOSC_HEADER_BYTES) + self.index_bytes
 
     @property
     def row_bytes(self) -> int:
+        """Of one row, unpacked."""
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     def read_index(self, tail: bytes, shard_bytes: int, where: str) -> np.ndarray:

@@ -135,6 +135,7 @@ class StoreSpec:
 
     @property
     def units_per_pass(self) -> int:
+        """Units of a pass; the last may be short."""
         return -(-self.dataset.images // self.unit_entries)
 
     def unit_rows(self, unit: int) -> range:
@@ -143,6 +144,7 @@ class StoreSpec:
         return range(start, min(start + self.unit_entries, self.dataset.images))
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values; the key is a digest over them."""
         dataset = self.dataset
         return {
             "format": FORMAT_VERSION,

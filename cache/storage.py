@@ -1,75 +1,55 @@
-"""Storage, measured: how fast a disk or a bucket takes and gives objects of a store's size."""
+"""Storage: what a URL names, a local folder or a remote place, opened as objects."""
 
-import os
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from kdcache.cache.objects import LocalObjects, Objects, open_probe
+from kdcache.cache.errors import KDCacheError
+from kdcache.cache.localobjects import LocalObjects
+from kdcache.cache.objects import Objects
+from kdcache.cache.remoteobjects import RemoteObjects
+from kdcache.cache.s3objects import S3Objects
+from kdcache.cache.urls import join_url, require_no_credentials
+from kdcache.cache.writers import writer_name
 
-MAX_PROBE_BYTES = 8 * 2**20
-_ROUNDS = 3
-_MAX_PIECES = 64  # read back of an object
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StorageSpeed:
-    """What one writer and one reader get."""
-
-    write_bytes_per_s: float  # whole objects, each lasting before the next is begun
-    read_bytes_per_s: float  # pieces of objects, one after the other
-    object_bytes: int
-    piece_bytes: int
+PROBE_PREFIX = ".kdcache-probe-"  # of the folders of `open_probe`
 
 
-def measure_storage(url: str, *, object_bytes: int, piece_bytes: int) -> StorageSpeed:
-    """Write a few objects under `url`, read pieces of them back, and remove them.
+def open_objects(url: str) -> Objects:
+    """The objects under a local folder, a file:// URL or any URL that fsspec knows.
 
-    Args:
-        object_bytes: of a shard, at most MAX_PROBE_BYTES are written: small objects pay for every round trip.
-        piece_bytes: of an entry's row, which is what a reader asks for.
-
-    Raises:
-        KDCacheError: nothing can be written or read there.
+    Raises UsageError for a URL with credentials in it, or of an unknown scheme.
     """
-    object_bytes = max(1, min(object_bytes, MAX_PROBE_BYTES))
-    piece_bytes = max(1, min(piece_bytes, object_bytes))
-    starts = range(0, object_bytes - piece_bytes + 1, piece_bytes)[:_MAX_PIECES]
-    data = os.urandom(object_bytes)  # nothing that a file system could compress or share
-    write_s, read_s = [], []
-    with open_probe(url) as objects:
-        for name in map(str, range(_ROUNDS)):
-            write_s.append(_seconds(partial(objects.put_new, name, data)))
-            _drop_from_memory(objects, name)
-            # Backwards: a disk that reads ahead would otherwise have the next piece at hand, as no reader finds it.
-            read_s.append(_seconds(partial(_read, objects, name, starts[::-1], piece_bytes)))
-    return StorageSpeed(
-        write_bytes_per_s=object_bytes / statistics.median(write_s),
-        read_bytes_per_s=len(starts) * piece_bytes / statistics.median(read_s),
-        object_bytes=object_bytes,
-        piece_bytes=piece_bytes,
-    )
+    require_no_credentials(url)
+    url = url.removeprefix("file://")
+    if url.startswith(("s3:", "s3a:")):
+        return S3Objects(url)
+    return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))
 
 
-def _read(objects: Objects, name: str, starts: range, piece_bytes: int) -> None:
-    for start in starts:
-        objects.read_range(name, start, piece_bytes)
+@contextmanager
+def open_probe(url: str) -> Iterator[Objects]:
+    """An empty prefix of its own under `url`, which goes with all that was put there.
 
-
-def _drop_from_memory(objects: Objects, name: str) -> None:
-    """Have the disk asked for a file that was just written; elsewhere than on Linux it is read from memory."""
-    if isinstance(objects, LocalObjects) and hasattr(os, "posix_fadvise"):
-        handle = os.open(Path(objects.root, name), os.O_RDONLY)
+    Where a local `url` does not exist yet it lies in the nearest folder that does, on the same disk: no folder stays.
+    """
+    home = open_objects(url)
+    place = str(home.nearest_folder()) if isinstance(home, LocalObjects) else url
+    objects = open_objects(join_url(place, f"{PROBE_PREFIX}{writer_name()}"))
+    try:
+        yield objects
+    finally:
         try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
+            objects.remove_all()
+        except KDCacheError as error:  # some buckets let nobody delete; what was measured still holds
+            logger.warning("%s; delete it by hand", error)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def storage_time_s(url: str) -> float:
+    """The time since 1970 by the clock of the storage at `url`: an object's that is written there and removed."""
+    with open_probe(url) as objects:
+        objects.put_new("now", b"now")
+        return objects.walk("")[0].modified_s

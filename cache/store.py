@@ -1,23 +1,10 @@
-"""The store: a plain Zarr v3 hierarchy beside a small ledger that says which of it exists.
-
-    zarr.json                                  Zarr group
-    kd/spec.json  kd/images.json               the request, and the image ids in order
-    kd/calibration.json                        what the request left open, measured once
-    kd/goals/0004                              four passes are wanted
-    kd/passes/000/units/000012-0.json          commit of unit 12 of pass 0, generation 0
-    kd/passes/000/manifest-0.json              all commits of the complete pass
-    kd/partial/000  000-logits                 a copy without all arrays of pass 0; its logits are whole
-    passes/000/views/zarr.json   c/12/0        inputs: view parameters and crop digests, int32
-    passes/000/crops/...  labels/...           inputs too, where the crops themselves are kept
-    passes/000/logits/zarr.json  c/12/0/0/0    targets, (entry, channel, y, x)
-    passes/000/features/...
+"""The store: a plain Zarr v3 hierarchy beside a small ledger that says which of it exists (storepaths.py draws it).
 
 Every object is created once and never changed; a pass is its own group, so more views are more groups.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,31 +19,37 @@ from kdcache.cache.documents import (
     require_same_text,
 )
 from kdcache.cache.errors import (
-    KDCacheError,
     StoreDamagedError,
     StoreMismatchError,
     StoreNotFoundError,
     UsageError,
 )
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, read_manifest
-from kdcache.cache.objects import Objects, join_url, open_objects, redact, sha256
+from kdcache.cache.objects import Objects, sha256
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.shards import ArrayLayout, group_metadata, same_metadata
 from kdcache.cache.spec import MAX_UNIT_BYTES, VIEWS, StoreSpec, canonical_json
-
-SPEC = "kd/spec.json"
-IMAGES = "kd/images.json"
-CALIBRATION = "kd/calibration.json"
-GOALS = "kd/goals"
-PARTIAL = "kd/partial"
-
-_TOP = {"zarr.json", "kd", "passes"}  # all that stands at the top of a store
-_COMMIT_NAME = re.compile(r"([0-9]{6,9})-([0-9]{1,9})\.json")
-_MANIFEST_NAME = re.compile(r"manifest-([0-9]{1,9})\.json")
-_PASS_NAME = re.compile(r"([0-9]{3,9})")
-_GOAL_NAME = re.compile(r"([0-9]{4,9})")
-_PARTIAL_NAME = re.compile(r"([0-9]{3,9})(?:-(\w+))?")
-# Other names in the ledger's folders are nobody's record: file systems and people leave such files.
+from kdcache.cache.storage import open_objects
+from kdcache.cache.storepaths import (
+    CALIBRATION,
+    COMMIT_NAME,
+    GOAL_NAME,
+    GOALS,
+    IMAGES,
+    MANIFEST_NAME,
+    PARTIAL,
+    PARTIAL_NAME,
+    PASS_NAME,
+    SPEC,
+    TOP,
+    array_path,
+    commit_path,
+    goal_path,
+    ledger_folder,
+    manifest_path,
+    pass_folder,
+)
+from kdcache.cache.urls import redact
 
 
 class Store:
@@ -83,9 +76,8 @@ class Store:
             if not calibration.codecs[name].fits(target.shape):
                 raise StoreDamagedError(f"{redact(self.url)}: the codec of {name} is one for another shape")
         rows = sum(packing.row_bytes for packing in self.spec.packings(calibration.codecs).values())
-        if (
-            self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES
-        ):  # a transform's whole blocks may take more than the map
+        # Twice as much: a transform's whole blocks may take more than the map.
+        if self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES:
             raise StoreDamagedError(f"{redact(self.url)}: a unit unpacks to more than a unit may hold")
         return calibration
 
@@ -97,12 +89,13 @@ class Store:
 
     @property
     def is_calibrated(self) -> bool:
+        """Whether a builder has measured what the spec leaves open, by one listing."""
         return "calibration.json" in self.objects.names("kd")
 
     @property
     def goal(self) -> int:
         """How many passes are wanted: the largest goal on record."""
-        return max((number for (number,) in self._numbers(GOALS, _GOAL_NAME)), default=0)
+        return max((number for (number,) in self._numbers(GOALS, GOAL_NAME)), default=0)
 
     def raise_goal(self, passes: int) -> int:
         """Record that `passes` passes are wanted; the goal afterwards, which never shrinks."""
@@ -132,9 +125,9 @@ class Store:
         }
 
     @cached_property
-    def largest_shards(self) -> dict[str, int]:
-        """Bytes that no shard of an array exceeds."""
-        return {name: layout.largest_shard for name, layout in self.layouts(0).items()}
+    def max_shard_bytes(self) -> dict[str, int]:
+        """What no shard of an array exceeds."""
+        return {name: layout.max_shard_bytes for name, layout in self.layouts(0).items()}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -262,7 +255,7 @@ class Store:
 
     def begun_passes(self) -> list[int]:
         """Passes with a commit record or a manifest, in order."""
-        return sorted(number for (number,) in self._numbers("kd/passes", _PASS_NAME))
+        return sorted(number for (number,) in self._numbers("kd/passes", PASS_NAME))
 
     def complete_passes(self, arrays: Collection[str] = (VIEWS,)) -> list[int]:
         """Passes with a manifest of which these arrays are here, in order."""
@@ -279,7 +272,7 @@ class Store:
     def partial_passes(self) -> dict[int, set[str]]:
         """Passes that a copy brought here without all their arrays, and those that are here whole."""
         partial: dict[int, set[str]] = {}
-        for match in map(_PARTIAL_NAME.fullmatch, self.objects.names(PARTIAL)):
+        for match in map(PARTIAL_NAME.fullmatch, self.objects.names(PARTIAL)):
             if match:
                 partial.setdefault(int(match[1]), set()).update({match[2]} & set(self.arrays))
         return partial
@@ -295,15 +288,16 @@ class Store:
     def generations(self, pass_index: int) -> dict[int, int]:
         """The highest generation of record of every committed unit."""
         generations: dict[int, int] = {}
-        folder = f"{_ledger_folder(pass_index)}/units"
-        for unit, generation in self._numbers(folder, _COMMIT_NAME):
+        folder = f"{ledger_folder(pass_index)}/units"
+        for unit, generation in self._numbers(folder, COMMIT_NAME):
             if unit >= self.spec.units_per_pass:
                 raise StoreDamagedError(f"{folder} has a commit of unit {unit}, which the pass does not have")
             generations[unit] = max(generation, generations.get(unit, 0))
         return generations
 
     def manifest_generations(self, pass_index: int) -> set[int]:
-        return {generation for (generation,) in self._numbers(_ledger_folder(pass_index), _MANIFEST_NAME)}
+        """The generations of the manifests of a pass on record; none while it is not complete."""
+        return {generation for (generation,) in self._numbers(ledger_folder(pass_index), MANIFEST_NAME)}
 
     def _numbers(self, folder: str, pattern: re.Pattern[str]) -> Iterable[tuple[int, ...]]:
         """The numbers in those names of a folder that fit the pattern."""
@@ -332,19 +326,11 @@ class Store:
                 f"the commit of unit {unit} of pass {pass_index} belongs to something else"
             )
         for name, record in commit.objects.items():
-            if record.size > self.largest_shards[name]:
+            if record.size > self.max_shard_bytes[name]:
                 raise StoreDamagedError(
                     f"the commit of unit {unit} of pass {pass_index} names {record.size} bytes of {name}:"
-                    f" no shard of it has more than {self.largest_shards[name]}"
+                    f" no shard of it has more than {self.max_shard_bytes[name]}"
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """What stands directly under a home, by name."""
-
-    stores: tuple[Store, ...]
-    unreadable: Mapping[str, KDCacheError]  # by URL: why a store there cannot be opened
 
 
 def create_store(url: str, spec: StoreSpec, image_ids: tuple[str, ...]) -> Store:
@@ -417,30 +403,6 @@ def read_image_ids(objects: Objects, spec: StoreSpec) -> tuple[str, ...]:
     return tuple(image_ids)
 
 
-def list_stores(home: str) -> Home:
-    """All stores directly under `home`; folders that hold none are passed over."""
-    stores, unreadable = [], {}
-    for name in open_objects(home).names(""):
-        url = join_url(home, name)
-        try:
-            stores.append(open_store(url))
-        except StoreNotFoundError:
-            continue
-        except KDCacheError as error:  # one bad store must not hide the others
-            unreadable[redact(url)] = error
-    return Home(tuple(stores), unreadable)
-
-
-def pass_folder(pass_index: int) -> str:
-    """The group of a pass."""
-    return f"passes/{pass_index:03d}"
-
-
-def array_path(pass_index: int, name: str) -> str:
-    """Where an array of a pass stands in the store."""
-    return f"{pass_folder(pass_index)}/{name}"
-
-
 def root_metadata(spec: StoreSpec, image_ids: tuple[str, ...]) -> bytes:
     """The zarr.json at the top: it names the spec and the images, whose documents nothing else vouches for."""
     images = sha256(canonical_json(list(image_ids)))
@@ -454,7 +416,7 @@ def goal_text(passes: int) -> bytes:
 
 def other_names(objects: Objects) -> list[str]:
     """What stands beside a store's objects and is none of them; hidden files are nobody's."""
-    return [name for name in objects.names("") if name not in _TOP and not name.startswith(".")]
+    return [name for name in objects.names("") if name not in TOP and not name.startswith(".")]
 
 
 def _require_free(url: str) -> None:
@@ -478,22 +440,3 @@ def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
             f"{objects.url} was begun for other images and never got further",
             hint="it holds nothing: delete it, or name another folder",
         )
-
-
-def _ledger_folder(pass_index: int) -> str:
-    return f"kd/passes/{pass_index:03d}"
-
-
-def goal_path(passes: int) -> str:
-    """Where the goal of that many passes is on record."""
-    return f"{GOALS}/{passes:04d}"
-
-
-def manifest_path(pass_index: int, generation: int) -> str:
-    """Where a manifest of a pass stands."""
-    return f"{_ledger_folder(pass_index)}/manifest-{generation}.json"
-
-
-def commit_path(pass_index: int, unit: int, generation: int) -> str:
-    """Where the commit record of a unit stands."""
-    return f"{_ledger_folder(pass_index)}/units/{unit:06d}-{generation}.json"

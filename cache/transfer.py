@@ -6,6 +6,7 @@ already is read and compared, never written over. A pass may be copied without s
 says which arrays are here, and a later copy of the rest completes it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Collection
@@ -14,10 +15,14 @@ from dataclasses import dataclass, field, replace
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
-from kdcache.cache.objects import redact
+from kdcache.cache.probe import probe_creation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.store import Store, array_path, create_store, pass_folder
+from kdcache.cache.store import Store, create_store
+from kdcache.cache.storepaths import pass_folder
+from kdcache.cache.urls import redact
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 8  # fewer than the connections that an S3 client keeps open, 10
 MAX_BYTES_IN_FLIGHT = 512 * 2**20
@@ -67,6 +72,8 @@ def copy_store(
         for index in asked
         if index in begun
     ]
+    if any(plan.units for plan in plans):
+        _prove_creation(target)
     copier = _Copier(source, target, sum(plan.bytes for plan in plans), workers, progress)
     for plan in plans:
         copier.copy(plan)
@@ -111,6 +118,15 @@ def _begin_target(source: Store, url: str) -> Store:
         )
     target.raise_goal(source.goal)
     return target
+
+
+def _prove_creation(target: Store) -> None:
+    """Have `target` look before every put where its storage would write over what came since it was listed."""
+    if not probe_creation(target.objects):
+        logger.warning(
+            "%s cannot be relied on to create an object only once: nobody else may write there during the copy",
+            redact(target.url),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +219,6 @@ class _Copier:
             self.target.mark_partial(plan.index)
         self.target.create_pass(plan.index, plan.arrays)
         layouts = self.source.layouts(plan.index)
-        self._require_possible_sizes(plan, layouts)
         self._in_parallel(plan, layouts)
         if plan.manifest is not None:
             for name in plan.arrays if plan.partial else ():
@@ -255,23 +270,11 @@ class _Copier:
             self._done_bytes += record.size
             self.progress(self._done_bytes, self.total_bytes, "")
 
-    def _require_possible_sizes(self, plan: _PassPlan, layouts: dict[str, ArrayLayout]) -> None:
-        """No record may have more memory taken than an array of this spec can need."""
-        for unit in plan.units:
-            for name in unit.arrays:
-                if unit.commit.objects[name].size > layouts[name].max_shard_bytes:
-                    raise StoreDamagedError(
-                        f"{redact(self.source.url)}: the ledger has {unit.commit.objects[name].size:,} bytes of"
-                        f" {array_path(plan.index, name)} in unit {unit.commit.unit}, more than it can hold"
-                    )
-
 
 def _read_checked(source: Store, path: str, record: ObjectRecord) -> bytes:
     """An object of the source, whole. Raises StoreDamagedError where it is not what the ledger says."""
     try:
-        data = source.objects.read_range(
-            path, 0, record.size + 1
-        )  # one more shows an object that is too long
+        data = source.objects.read_range(path, 0, record.size + 1)  # one more shows that it ends there
     except FileNotFoundError as error:
         raise StoreDamagedError(f"{error} is missing", hint=_DAMAGED_HINT) from None
     if ObjectRecord.of(data) != record:

@@ -145,9 +145,7 @@ class Dct(Codec):
 
     def error_bound(self, target: Tensor) -> Tensor:
         dct = dct_matrix(torch.device("cpu"))
-        gain = (
-            float(dct.abs().sum(dim=0).max()) ** 2
-        )  # of one block: a cell is a sum over its 64 coefficients
+        gain = float(dct.abs().sum(dim=0).max()) ** 2  # a cell is a sum over its block's 64 coefficients
         quantisation = self.basis.largest_error(self.step / 2 * gain)[:, None, None].to(target.device)
         return truncation_error(self.basis, target) + quantisation
 

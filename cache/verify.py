@@ -12,50 +12,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-
-from kdcache.cache.crops import CROPS, LABELS, REPLAY
+from kdcache.cache.damage import Damage, unit_damage
 from kdcache.cache.documents import parse_json, read_document
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreNotFoundError
-from kdcache.cache.leases import LEASES, Place
+from kdcache.cache.leases import count_leases
 from kdcache.cache.ledger import Commit, Manifest, read_commit
-from kdcache.cache.objects import TEMP_FOLDER, Objects, open_objects, sha256
+from kdcache.cache.localobjects import TEMP_FOLDER
 from kdcache.cache.progress import Progress, silent
-from kdcache.cache.reader import read_crop, require_row_of
-from kdcache.cache.shards import EMPTY, ArrayLayout, group_metadata, same_metadata
+from kdcache.cache.shards import group_metadata, same_metadata
 from kdcache.cache.spec import VIEWS
-from kdcache.cache.store import (
+from kdcache.cache.storage import open_objects
+from kdcache.cache.store import Store, goal_text, read_image_ids, read_spec, root_metadata
+from kdcache.cache.storepaths import (
     CALIBRATION,
     GOALS,
     IMAGES,
     SPEC,
-    Store,
     array_path,
     commit_path,
     goal_path,
-    goal_text,
     manifest_path,
-    read_image_ids,
-    read_spec,
-    root_metadata,
 )
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Damage:
-    """One object that is not what something else says of it."""
-
-    path: str
-    what: str
-    place: Place | None = None  # whose commit or shard it is
-    array: str | None = None  # of a shard
-    expected: bytes | None = None  # where its bytes follow from others
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,9 +260,8 @@ class _Check:
             for name in self.store.layouts(index):
                 found = self.store.objects.names(f"{array_path(index, name)}/c")
                 self.counts["orphans"] += sum(unit.isdecimal() and int(unit) not in units for unit in found)
-        self.counts["leftovers"] = len(self.store.objects.names(TEMP_FOLDER)) + count_leases(
-            self.store.objects
-        )
+        objects = self.store.objects
+        self.counts["leftovers"] = len(objects.names(TEMP_FOLDER)) + count_leases(objects)
 
     def _compare(self, path: str, expected: bytes) -> None:
         """An object whose bytes follow from others."""
@@ -305,73 +284,6 @@ class _Check:
     def _each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
         """`work` of every item, in their order, on all threads."""
         return self.pool.map(work, items)
-
-
-def unit_damage(
-    store: Store, layouts: Mapping[str, ArrayLayout], commit: Commit, *, deep: bool
-) -> Iterator[Damage]:
-    """The damaged shards of a unit."""
-    place = (commit.pass_index, commit.unit)
-    shards: dict[str, bytes] = {}
-    for name, layout in layouts.items():
-        path, record = store.shard_path(layout, *place), commit.objects[name]
-        try:
-            if not deep:
-                size = store.objects.size(path)
-                what = (
-                    None if size == record.size else f"has {size} bytes, not the {record.size} of the ledger"
-                )
-            else:
-                shard = store.objects.read_range(path, 0, record.size + 1)
-                what = None if sha256(shard) == record.sha256 else "is not what the ledger's digest says"
-                if what is None:
-                    shards = {**shards, name: shard} if name in store.spec.input_packings else shards
-                    _decode(store, layout, name, shards, shard, commit.entries)
-        except FileNotFoundError:
-            what = "is missing"
-        except StoreDamagedError as error:  # it is what was committed, and that is no shard of this store
-            what = str(error)
-        if what is not None:
-            yield Damage(path=path, what=what, place=place, array=name)
-
-
-def _decode(
-    store: Store, layout: ArrayLayout, name: str, inputs: Mapping[str, bytes], shard: bytes, entries: int
-) -> None:
-    """Decode every row as a reader would, one at a time: a unit need not fit into memory. Raises StoreDamagedError."""
-    spec = store.spec
-    for place, row in enumerate(_rows(layout, shard, entries)):
-        where = f"{name}, row {place}"
-        if name == VIEWS:
-            require_row_of(spec, row, where)
-        elif name == LABELS and spec.inputs != REPLAY and {VIEWS, CROPS} <= inputs.keys():
-            views, crops = (
-                next(_rows(store.layouts(0)[other], inputs[other], 1, start=place))
-                for other in (VIEWS, CROPS)
-            )
-            read_crop(spec, {CROPS: crops, LABELS: row}, require_row_of(spec, views, where), where)
-        elif name in spec.targets:
-            try:
-                codes = store.calibration.codecs[name].unpack(row)
-            except ValueError as error:
-                raise StoreDamagedError(f"{where} cannot be unpacked: {error}") from None
-            if codes.dtype.kind == "f" and not np.isfinite(codes).all():
-                raise StoreDamagedError(f"{where} is not finite")
-
-
-def _rows(layout: ArrayLayout, shard: bytes, count: int, *, start: int = 0) -> Iterator[np.ndarray]:
-    index = layout.read_index(shard[-layout.index_bytes :], len(shard), layout.name)
-    for place, (offset, size) in enumerate(index[start : start + count].tolist(), start=start):
-        if offset == EMPTY:
-            raise StoreDamagedError(f"{layout.name}, row {place} is missing")
-        row = layout.empty_rows(1)[0]
-        layout.unpack(shard[offset : offset + size], row, f"{layout.name}, row {place}")
-        yield row
-
-
-def count_leases(objects: Objects) -> int:
-    """Leases of builders, at work or dead."""
-    return sum(len(objects.names(f"{LEASES}/{folder}")) for folder in objects.names(LEASES))
 
 
 def _names_of(root: bytes | None) -> Mapping[str, str] | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.pixels import resize_label
+from kdcache.cache.pixels import resize_label, rounded
 
 MAX_SIDE_PX = 2**15
 
@@ -306,7 +306,7 @@ def _scaled_size(policy: ViewPolicy, size: tuple[int, int], scale_milli: int) ->
             numerator, denominator = numerator * policy.base_long_px, denominator * long
         else:
             numerator, denominator = numerator * policy.base_short_px, denominator * short
-    height, width = (max(1, _rounded(n * numerator, denominator)) for n in size)
+    height, width = (max(1, rounded(n * numerator, denominator)) for n in size)
     return height, width
 
 
@@ -330,8 +330,8 @@ def _draw_box(
 
 
 def _source_span(start: int, stop: int, scaled: int, source: int) -> tuple[int, int]:
-    first = min(_rounded(start * source, scaled), source - 1)
-    return first, max(first + 1, _rounded(stop * source, scaled))
+    first = min(rounded(start * source, scaled), source - 1)
+    return first, max(first + 1, rounded(stop * source, scaled))
 
 
 def _draw_colours(draws: _Draws) -> dict[str, int]:
@@ -372,7 +372,3 @@ def _check_known(what: str, name: str, known: Mapping[str, Any]) -> None:
 
 def _milli(value: float) -> int:
     return round(value * 1000)
-
-
-def _rounded(numerator: int, denominator: int) -> int:
-    return (2 * numerator + denominator) // (2 * denominator)

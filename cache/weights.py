@@ -167,7 +167,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _download(url: str, target: Path, progress: Progress) -> str:
-    # sha256 of what was written
+    """Fetch `url` into `target`; the sha256 (hex) of what was written. Raises NotFoundError, WeightsError."""
     digest = hashlib.sha256()
     done = 0
     try:
@@ -192,7 +192,7 @@ def _download(url: str, target: Path, progress: Progress) -> str:
 
 @contextmanager
 def _open(url: str) -> Iterator[tuple[IO[bytes], int]]:
-    # (stream, its size in bytes or 0)
+    """A stream of the bytes at `url`, and their number or 0."""
     if urlsplit(url).scheme in ("http", "https"):
         with urlopen(Request(url, headers={"User-Agent": "kdcache"}), timeout=TIMEOUT_S) as answer:
             yield answer, int(answer.headers.get("Content-Length") or 0)
@@ -210,6 +210,6 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(url: str) -> str:
-    # Without user, password and query: they may hold a key.
+    """The URL without user, password and query: they may hold a key."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -18,7 +18,8 @@ from kdcache.distill.durations import duration_text
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from kdcache.cache.build import BuildOptions, BuildResult
+    from kdcache.cache.build import BuildResult
+    from kdcache.cache.builder import BuildOptions
     from kdcache.cache.datasets import SegmentationDataset
     from kdcache.cache.plan import BuildPlan
     from kdcache.cache.room import Outlook
@@ -119,23 +120,13 @@ def command(console: Console, /, **given: Any) -> None:
     not found.
     """
     from kdcache.cache.build import build_store
-    from kdcache.cache.objects import open_objects, redact
-    from kdcache.cache.plan import measure_plan
-    from kdcache.cache.store import create_store, find_store_of
+    from kdcache.cache.storage import open_objects
+    from kdcache.cache.store import create_store
+    from kdcache.cache.urls import redact
 
     request = open_request(given)
     if given["dry_run"]:
-        with console.progress("measure") as progress:
-            plan = measure_plan(
-                request.spec,
-                request.dataset,
-                request.teacher,
-                passes=request.passes,
-                options=request.options,
-                store=find_store_of(request.spec, request.url),
-                progress=progress,
-                report=console.note,
-            )
+        plan = measure_request(console, request)
         _show_plan(console, redact(request.url), plan, open_objects(request.url).free_bytes())
         return
     store = create_store(request.url, request.spec, request.dataset.image_ids)
@@ -173,13 +164,14 @@ def open_request(given: dict[str, Any]) -> Request:
     import torch
     from accelerate import PartialState
 
-    from kdcache.cache.build import BuildOptions, plan_store
+    from kdcache.cache.build import plan_store
+    from kdcache.cache.builder import BuildOptions
     from kdcache.cache.codecs import canonical_request
     from kdcache.cache.crops import canonical_inputs
     from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.objects import join_url
     from kdcache.cache.spec import check_target_names
     from kdcache.cache.teacher import load_teacher
+    from kdcache.cache.urls import join_url
     from kdcache.cache.views import view_policy
 
     if given["threads"]:
@@ -219,6 +211,24 @@ def open_request(given: dict[str, Any]) -> Request:
         ),
         state=state,
     )
+
+
+def measure_request(console: Console, request: Request) -> "BuildPlan":
+    """What building it would write, and how long that would take, from a few measured crops; nothing is left."""
+    from kdcache.cache.plan import measure_plan
+    from kdcache.cache.store import find_store_of
+
+    with console.progress("measure") as progress:
+        return measure_plan(
+            request.spec,
+            request.dataset,
+            request.teacher,
+            passes=request.passes,
+            options=request.options,
+            store=find_store_of(request.spec, request.url),
+            progress=progress,
+            report=console.note,
+        )
 
 
 def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:

@@ -217,9 +217,8 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         targets = needs(merged) if merged["source"] == "cache" else ()
         merged["store"] = find_store(console, home, asked.get("store"), merged.get("dataset"), targets)
     if merged.get("store") and merged.get("recipe") in RECIPES:
-        del merged[
-            "recipe"
-        ]  # the views are the store's, and all that it sets for training stands field by field
+        # The views are the store's, and all that it sets for training stands field by field.
+        del merged["recipe"]
     return TrainConfig.from_dict(merged)
 
 

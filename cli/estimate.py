@@ -14,7 +14,7 @@ import click
 from kdcache.cache.errors import UsageError
 from kdcache.cli import options
 from kdcache.cli.build import command as build_command
-from kdcache.cli.build import free_text, open_request
+from kdcache.cli.build import free_text, measure_request, open_request
 from kdcache.cli.options import option
 from kdcache.cli.output import Console, size_text
 from kdcache.distill.config import DEFAULT_STEPS, MIXED_PRECISIONS
@@ -68,7 +68,7 @@ def command(console: Console, /, **given: Any) -> None:
     machine, and leaves nothing behind. Of a store that stands already only what is left counts as time. The options
     of `kdcache build` mean the same here.
     """
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
     from kdcache.distill.trial import check_student, choose_method
 
     method = choose_method(given["method"], given["targets"])  # before anything that takes time
@@ -89,25 +89,14 @@ command.params[:0] = [parameter for parameter in build_command.params if paramet
 
 def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
     """The build, the storage, the student, one after the other: none of them is to slow another."""
-    from kdcache.cache.objects import open_objects, redact
-    from kdcache.cache.plan import measure_plan
-    from kdcache.cache.storage import measure_storage
-    from kdcache.cache.store import find_store_of
+    from kdcache.cache.storage import open_objects
+    from kdcache.cache.storagespeed import measure_storage
+    from kdcache.cache.urls import redact
     from kdcache.distill.estimate import Estimate, Prices
     from kdcache.distill.trial import time_student
 
     spec, place = request.spec, given["store"] or given["home"]
-    with console.progress("measure") as progress:
-        plan = measure_plan(
-            spec,
-            request.dataset,
-            request.teacher,
-            passes=request.passes,
-            options=request.options,
-            store=find_store_of(spec, request.url),
-            progress=progress,
-            report=console.note,
-        )
+    plan = measure_request(console, request)
     console.note(f"measure {redact(place)}")
     row_bytes = sum(plan.bytes_per_entry.values()) // len(plan.bytes_per_entry)
     storage = measure_storage(

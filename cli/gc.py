@@ -21,7 +21,7 @@ def command(console: Console, store: str | None, grace: float, dry_run: bool, ho
     Targets, inputs and records stay, committed or not. Ages are by the storage's clock.
     """
     from kdcache.cache.garbage import find_garbage, remove_garbage
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
     from kdcache.cli.home import store_url
 
     url = store_url(home, store) if store else home

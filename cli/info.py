@@ -56,8 +56,8 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
 
 def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any]:
     """The request of a store and how far it is, as JSON values. Bytes are those of complete passes."""
-    from kdcache.cache.objects import redact
     from kdcache.cache.survey import survey
+    from kdcache.cache.urls import redact
 
     spec, found = store.spec, surveyed or survey(store)
     images = spec.dataset.images
@@ -81,7 +81,7 @@ def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any
 
 def _watch(console: Console, store: "Store") -> None:
     """Look again and again until the store is complete."""
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
     from kdcache.cache.watch import StoreWatch
 
     looks = StoreWatch(store)

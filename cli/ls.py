@@ -10,7 +10,8 @@ from kdcache.cli.output import Console, size_text
 
 if TYPE_CHECKING:
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.store import Home, Store
+    from kdcache.cache.homes import Home
+    from kdcache.cache.store import Store
 
 _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 
@@ -21,8 +22,8 @@ _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 @click.pass_obj
 def command(console: Console, home: str) -> None:
     """List the stores of the home. One that is damaged is named with what is wrong, and hides no other."""
-    from kdcache.cache.objects import redact
-    from kdcache.cache.store import list_stores
+    from kdcache.cache.homes import list_stores
+    from kdcache.cache.urls import redact
 
     summaries, damaged = _summarise_all(list_stores(home))
     if console.json:
@@ -53,7 +54,7 @@ def command(console: Console, home: str) -> None:
 def _summarise_all(home: "Home") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Summaries of the stores that can be read; of the others, by URL, why not."""
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.objects import redact
+    from kdcache.cache.urls import redact
 
     def look(store: "Store") -> "dict[str, Any] | KDCacheError":
         try:

@@ -86,6 +86,44 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     return click.command(context_settings=settings, **attributes)
 
 
+def _together(*chosen: Callable[[Any], Any]) -> Callable[[Decorated], Decorated]:
+    """One decorator of several options, which help lists in this order."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for each in reversed(chosen):
+            function = each(function)
+        return function
+
+    return decorate
+
+
+_DATA_ROOT = "$KDCACHE_DATA/NAME or ./data/NAME"
+
+# Where a store's images and its teacher are found, see origins.py.
+origin_options = _together(
+    option(
+        "--data-root",
+        metavar="DIR",
+        help="Folder of the dataset, where the store does not keep its crops.",
+        show_default=_DATA_ROOT,
+    ),
+    option(
+        "--teacher",
+        metavar="NAME",
+        help="The store's teacher; a factory has to be named again.",
+        show_default="what the store says",
+    ),
+    option("--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them."),
+)
+
+# What of a store is copied, and how much of it at once.
+transfer_options = _together(
+    option("--targets", type=names, metavar="NAME,...", help="Targets to copy.", show_default="all"),
+    option("--passes", type=pass_range, metavar="A:B", help="Passes to copy.", show_default="all"),
+    option("--workers", type=COUNT, default=8, help="Units copied at once."),
+)
+
+
 def home_option(function: Decorated) -> Decorated:
     """`--home`, whose variable is KDCACHE_HOME for every command."""
     text = "Where stores live: a folder, or s3://bucket/prefix."
@@ -110,62 +148,18 @@ def json_option(function: Decorated) -> Decorated:
 
 def dataset_options(*, required: bool, split: str | None) -> Callable[[Decorated], Decorated]:
     """`--dataset`, `--data-root` and, where the command has one, `--split`."""
-
-    def decorate(function: Decorated) -> Decorated:
-        if split is not None:
-            function = option("--split", metavar="SPLIT", default=split, help="Split of the dataset.")(
-                function
-            )
-        function = option(
-            "--data-root",
-            metavar="DIR",
-            help="Folder of the dataset.",
-            show_default="$KDCACHE_DATA/NAME or ./data/NAME",
-        )(function)
-        return option(
+    chosen = [
+        option(
             "--dataset",
             metavar="NAME",
             required=required,
             help="cityscapes, ade20k, voc2012, camvid, folder or streets[:HxW[:COUNT[:SEED]]].",
-        )(function)
-
-    return decorate
-
-
-def origin_options(function: Decorated) -> Decorated:
-    """Where a store's images and its teacher are found, see origins.py."""
-    chosen = (
-        option(
-            "--data-root",
-            metavar="DIR",
-            help="Folder of the dataset, where the store does not keep its crops.",
-            show_default="$KDCACHE_DATA/NAME or ./data/NAME",
         ),
-        option(
-            "--teacher",
-            metavar="NAME",
-            help="The store's teacher; a factory has to be named again.",
-            show_default="what the store says",
-        ),
-        option(
-            "--weights", metavar="PATH|URL|auto", default="auto", help="Its weights, as `build` took them."
-        ),
-    )
-    for each in reversed(chosen):
-        function = each(function)
-    return function
-
-
-def transfer_options(function: Decorated) -> Decorated:
-    """What of a store is copied, and how much of it at once."""
-    chosen = (
-        option("--targets", type=names, metavar="NAME,...", help="Targets to copy.", show_default="all"),
-        option("--passes", type=pass_range, metavar="A:B", help="Passes to copy.", show_default="all"),
-        option("--workers", type=COUNT, default=8, help="Units copied at once."),
-    )
-    for each in reversed(chosen):
-        function = each(function)
-    return function
+        option("--data-root", metavar="DIR", help="Folder of the dataset.", show_default=_DATA_ROOT),
+    ]
+    if split is not None:
+        chosen.append(option("--split", metavar="SPLIT", default=split, help="Split of the dataset."))
+    return _together(*chosen)
 
 
 def device_option(function: Decorated) -> Decorated:
@@ -205,13 +199,7 @@ VIEW_OPTIONS: dict[str, Callable[[Any], Any]] = {
 
 def view_options(*wanted: str) -> Callable[[Decorated], Decorated]:
     """Some of VIEW_OPTIONS."""
-
-    def decorate(function: Decorated) -> Decorated:
-        for name in reversed(wanted):
-            function = VIEW_OPTIONS[name](function)
-        return function
-
-    return decorate
+    return _together(*(VIEW_OPTIONS[name] for name in wanted))
 
 
 def view_overrides(given: dict[str, Any]) -> dict[str, Any]:

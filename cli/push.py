@@ -34,7 +34,7 @@ def command(
     something else stands at URL, 12 an object of STORE is damaged.
     """
     from kdcache.cache.crops import REPLAY
-    from kdcache.cache.objects import join_url
+    from kdcache.cache.urls import join_url
     from kdcache.cli.home import find_store
 
     if len(places) > 2:
@@ -57,9 +57,9 @@ def transfer(
     workers: int,
 ) -> None:
     """Copy a store and say what was copied."""
-    from kdcache.cache.objects import redact
     from kdcache.cache.store import open_store
     from kdcache.cache.transfer import copy_store
+    from kdcache.cache.urls import redact
     from kdcache.cli.info import holds_text, summarise
 
     console.note(f"{label} {redact(source.url)} to {redact(url)}")

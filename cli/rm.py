@@ -23,8 +23,8 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
 
     Refused while a lease or a commit is younger than ten minutes. Without a terminal only with --yes.
     """
-    from kdcache.cache.objects import redact
     from kdcache.cache.removal import plan_removal
+    from kdcache.cache.urls import redact
     from kdcache.cli.home import store_url
 
     url = store_url(home, store)
@@ -36,7 +36,10 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
             hint="wait until the build is over, or --force",
         )
     entries = "remains of a store" if removal.entries is None else f"{removal.entries} entries"
-    console.note(f"{redact(url)}: {entries}, {len(removal.stored)} objects, {size_text(removal.bytes)}")
+    uploads = f", {len(removal.uploads)} unfinished uploads" if removal.uploads else ""
+    console.note(
+        f"{redact(url)}: {entries}, {len(removal.stored)} objects{uploads}, {size_text(removal.bytes)}"
+    )
     if not yes:
         _ask()
     with console.progress("rm") as progress:
@@ -47,6 +50,7 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
                 "url": redact(url),
                 "entries": removal.entries,
                 "objects": len(removal.stored),
+                "uploads": len(removal.uploads),
                 "bytes": removal.bytes,
             }
         )

@@ -79,7 +79,7 @@ class _Outcome:
         return StoreMismatchError.exit_code if self.recomputed and self.recomputed.other_crops else 0
 
     def to_dict(self) -> dict[str, Any]:
-        from kdcache.cache.objects import redact
+        from kdcache.cache.urls import redact
 
         repaired, found = self.repaired, self.found
         return {
@@ -154,8 +154,8 @@ def _repair(console: Console, url: str, found: "Verification", given: dict[str, 
 
     from accelerate import PartialState
 
-    from kdcache.cache.objects import open_objects
     from kdcache.cache.repair import Origin, repair_store
+    from kdcache.cache.storage import open_objects
     from kdcache.cache.store import Store, read_spec
     from kdcache.cli.origins import open_images, open_teacher
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from kdcache.distill.intervals import Difference, paired_difference
-from kdcache.distill.standings import Move, Ranking, Row, Standings
+from kdcache.distill.rankings import Move, Ranking, Row
+from kdcache.distill.standings import Standings
 from kdcache.distill.standingsreport import ranking_title
 
 

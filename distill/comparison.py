@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.cache.objects import redact
+from kdcache.cache.urls import redact
 from kdcache.distill.config import FREE_ON_RESUME, option_of
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import draw_class_iou, draw_miou

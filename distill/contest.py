@@ -104,9 +104,8 @@ class Contest:
     contenders: tuple[Contender, ...]  # the first one is the baseline
     rungs: tuple[Rung, ...]  # those of the time before those of steps
     seeds: tuple[int, ...]
-    run: Mapping[
-        str, Any
-    ]  # fields of TrainConfig that all runs share; a method takes weights of its own terms alone
+    # Fields of TrainConfig that all runs share; a method takes weights of its own terms alone.
+    run: Mapping[str, Any]
     store_key: str  # of the store that all runs share, see spec.StoreSpec
     processes: int = 1  # of every run
     teacher: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from math import ceil
 from kdcache.cache.plan import BuildPlan
 from kdcache.cache.reader import requests_of_a_pass
 from kdcache.cache.spec import StoreSpec
-from kdcache.cache.storage import StorageSpeed
+from kdcache.cache.storagespeed import StorageSpeed
 from kdcache.distill.trial import StudentTrial
 
 GB = 2**30  # bytes that S3 bills as one

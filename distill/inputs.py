@@ -14,12 +14,12 @@ import torch
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
-from kdcache.cache.objects import redact
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.shardcache import ShardCache, default_folder
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.storedimages import StoredImages
 from kdcache.cache.teacher import Teacher, load_teacher
+from kdcache.cache.urls import redact
 from kdcache.cache.views import ViewPolicy, view_policy
 from kdcache.distill.ahead import bytes_at_once
 from kdcache.distill.config import TrainConfig

@@ -38,7 +38,8 @@ from kdcache.distill.pagetables import (
     ranking_table,
     teacher_cost_table,
 )
-from kdcache.distill.standings import Ranking, Standings
+from kdcache.distill.rankings import Ranking
+from kdcache.distill.standings import Standings
 
 PAGE = "report.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -10,7 +10,8 @@ from kdcache.distill.linechart import Limit, Line, draw_lines
 from kdcache.distill.looks import PLAIN, Look
 from kdcache.distill.markup import Markup, tag
 from kdcache.distill.rankchart import RankColumn, draw_rankings
-from kdcache.distill.standings import Ranking, Row, Standings
+from kdcache.distill.rankings import Ranking, Row
+from kdcache.distill.standings import Standings
 
 Looks = Mapping[str, Look]
 NOTHING = Markup("")

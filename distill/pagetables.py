@@ -9,8 +9,9 @@ from kdcache.distill.looks import key
 from kdcache.distill.markup import Child, Markup, join, tag
 from kdcache.distill.pagebars import extremes
 from kdcache.distill.pagecharts import NOTHING, Looks
+from kdcache.distill.rankings import Ranking, Row
 from kdcache.distill.report import percent
-from kdcache.distill.standings import Ranking, Row, Standings
+from kdcache.distill.standings import Standings
 from kdcache.distill.standingsreport import ranking_title
 
 

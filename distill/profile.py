@@ -23,9 +23,8 @@ class Tracer:
     """Records some steps of a run into its folder, as TRACE; a run that is shorter leaves none."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        os.environ.setdefault(
-            "KINETO_LOG_LEVEL", "99"
-        )  # it speaks on stderr, and calls a missing GPU an error
+        # It speaks on stderr, and calls a missing GPU an error.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self.path = folder / TRACE
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":

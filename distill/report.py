@@ -15,7 +15,7 @@ from typing import Any
 
 from kdcache.cache.classes import ClassSet
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import redact
+from kdcache.cache.urls import redact
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import draw_class_iou, draw_losses, draw_miou, draw_samples
 from kdcache.distill.runrecord import RunRecord, RunSummary, loss_terms

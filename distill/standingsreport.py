@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import redact
+from kdcache.cache.urls import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED
 from kdcache.distill.clock import PARTS
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import Curve, draw_class_iou, draw_miou
 from kdcache.distill.intervals import CONFIDENCE, Difference
+from kdcache.distill.rankings import Ranking, Row
 from kdcache.distill.report import REPORT, figure, make_figures, markdown_table, percent, write_parts
-from kdcache.distill.standings import Ranking, Row, Standings
+from kdcache.distill.standings import Standings
 
 STANDINGS = "standings.json"
 TABLE = "standings.csv"

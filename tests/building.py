@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.store import create_store
 from kdcache.cache.views import view_policy

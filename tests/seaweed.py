@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 BUCKET = "kdcache"
 _READY_S = 60.0
 
@@ -108,6 +110,19 @@ class Seaweed:
                     tail = (self.folder / "log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"SeaweedFS does not answer: {error}\n{tail}") from error
                 time.sleep(0.2)
+
+
+def ignore_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on puts reach the server without `If-None-Match`, as if it did not know that."""
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def unconditional(self: S3FileSystem, method: str, *arguments: object, **given: object) -> object:
+        given.pop("IfNoneMatch", None)
+        return await call(self, method, *arguments, **given)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", unconditional)
 
 
 def free_ports(n: int) -> list[int]:

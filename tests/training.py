@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
-from kdcache.cache.objects import RemoteObjects
+from kdcache.cache.remoteobjects import RemoteObjects
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
@@ -58,6 +60,22 @@ def build(url: Path, teacher_file: Path, *, passes: int = 2, targets=("logits", 
     store = create_store(str(url), spec, images.image_ids)
     build_store(store, images, teacher, passes=passes, options=BuildOptions(batch_size=2, force=True))
     return str(url)
+
+
+def small_config(out: Path, store: str, **changes: Any) -> TrainConfig:
+    """A run of a few steps on two crops each, on the CPU, with every step in its metrics and nothing evaluated."""
+    small = {
+        "steps": 6,
+        "batch_size": 2,
+        "backbone_weights": "none",
+        "eval_split": "",
+        "device": "cpu",
+        "workers": 0,
+        "log_every_steps": 1,
+        "gradnorm_every_steps": 0,
+        "save_every_steps": 3,
+    }
+    return TrainConfig(out=str(out), store=store, **{**small, **changes})
 
 
 def lines_of(config: TrainConfig, kind: str = "train") -> list[dict]:

@@ -15,12 +15,15 @@ from harness import Row, alternate, finish, median_ratio, ratio
 from PIL import Image
 from torch import Tensor
 
-from kdcache.cache.build import BuildOptions, build_store, cut_entry, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
+from kdcache.cache.entries import cut_entry
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
 from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.store import CALIBRATION, Store, create_store
+from kdcache.cache.store import Store, create_store
+from kdcache.cache.storepaths import CALIBRATION
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy
 

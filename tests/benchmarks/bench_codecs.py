@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from harness import Row, alternate, finish, ratio
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.choose import Promise, Sample, candidates, choose_codec, measure
 from kdcache.cache.codec import Codec
 from kdcache.cache.dataset import SegmentationDataset

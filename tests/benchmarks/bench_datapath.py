@@ -26,11 +26,11 @@ from kdcache.cache.crops import (
     with_decoded,
 )
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.objects import open_objects
 from kdcache.cache.pixels import distort_colours, resize_image
 from kdcache.cache.reader import ShardedArray, read_rows
 from kdcache.cache.replay import Crop, CropDigest, compare_digest, crop_digest, replay
 from kdcache.cache.shards import ArrayLayout
+from kdcache.cache.storage import open_objects
 from kdcache.cache.views import View, crop_label, draw_view, view_policy
 
 SIZE = (1024, 2048)

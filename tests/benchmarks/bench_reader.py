@@ -23,9 +23,9 @@ from harness import Row, alternate, finish, median_ratio, ratio
 from torch import Tensor
 
 from kdcache.cache.codecs import Codec, fit_codec
-from kdcache.cache.objects import open_objects
 from kdcache.cache.reader import ShardedArray, read_rows
 from kdcache.cache.shards import ArrayLayout
+from kdcache.cache.storage import open_objects
 
 BATCH = 16
 ROUNDS = 15

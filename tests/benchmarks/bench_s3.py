@@ -19,11 +19,11 @@ from seaweed import BUCKET, Seaweed
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import fit_codec
-from kdcache.cache.objects import open_objects
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.shardcache import ShardCache
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import create_store
 from kdcache.cache.views import View, ViewPolicy
 from kdcache.distill.ahead import FETCHES, Ahead

@@ -14,7 +14,8 @@ import torch
 from bench_build import random_teacher
 from harness import Row, alternate, finish, median_ratio, ratio, synchronise
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.progress import silent
 from kdcache.cache.store import create_store

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from harness import Row, finish
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher

@@ -16,7 +16,8 @@ import pytest
 import torch
 from building import DATASET, OPTIONS, TinyTeacher, begin, build, shards_of
 
-from kdcache.cache.build import BuildOptions, build_store
+from kdcache.cache.build import build_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.errors import (
     DataError,
@@ -26,13 +27,14 @@ from kdcache.cache.errors import (
     TeacherError,
     UsageError,
 )
-from kdcache.cache.objects import TEMP_FOLDER, LocalObjects, open_objects
+from kdcache.cache.homes import list_stores
+from kdcache.cache.localobjects import TEMP_FOLDER, LocalObjects
 from kdcache.cache.plan import measure_plan
 from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
-from kdcache.cache.storage import measure_storage
-from kdcache.cache.store import list_stores, open_store
+from kdcache.cache.storagespeed import measure_storage, open_objects
+from kdcache.cache.store import open_store
 
 
 def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):

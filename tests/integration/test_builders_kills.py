@@ -14,7 +14,7 @@ from building import build, run_builder, shards_of
 
 from kdcache.cache.leases import LEASES
 from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.objects import open_objects
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import create_store, open_store
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.build import BuildOptions, plan_store
+from kdcache.cache.build import plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config

@@ -18,6 +18,7 @@ from training import (
     interrupt_after,
     lines_of,
     make_teacher,
+    small_config,
     start,
     tensors_of,
 )
@@ -53,19 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> str:
 
 @pytest.fixture
 def config(store: str, tmp_path: Path) -> Iterator[TrainConfig]:
-    yield TrainConfig(
-        out=str(tmp_path / "run"),
-        store=store,
-        steps=2,
-        batch_size=2,
-        backbone_weights="none",
-        eval_split="",
-        device="cpu",
-        workers=0,
-        log_every_steps=1,
-        gradnorm_every_steps=0,
-        save_every_s=0.0,
-    )
+    yield small_config(tmp_path / "run", store, steps=2, save_every_steps=0, save_every_s=0.0)
     shutil.rmtree(tmp_path)
 
 

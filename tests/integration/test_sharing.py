@@ -1,6 +1,7 @@
 """Push, pull, ls, gc and rm on a real S3 server."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,13 +15,16 @@ import fsspec
 import numpy as np
 import pytest
 from faultproxy import FaultProxy
+from seaweed import ignore_conditions
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import Fp16
-from kdcache.cache.objects import open_objects
+from kdcache.cache.errors import StoreMismatchError
 from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import Store, create_store, open_store
+from kdcache.cache.transfer import copy_store
 from kdcache.cache.views import View, ViewPolicy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -113,6 +117,24 @@ def test_requests_of_looking_again(bucket: str, faulty: FaultProxy, tmp_path: Pa
     assert sum(faulty.requests.values()) < 20, faulty.requests
 
 
+def test_a_copy_writes_over_nothing_where_conditions_are_ignored(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, late = make_store(str(tmp_path / "store")), "passes/000/logits/c/4/0/0/0"
+    ignore_conditions(monkeypatch)
+    fs, path = fsspec.core.url_to_fs(f"{bucket}/{late}")
+
+    def build_beside(done: int, total: int, note: str) -> None:
+        fs.pipe_file(path, b"another builder's")  # after the copy saw that nothing stood there
+
+    monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
+    with pytest.raises(StoreMismatchError, match=f"{late} stands and differs"):
+        copy_store(store, bucket, workers=1, progress=build_beside)
+    assert fs.cat_file(path) == b"another builder's"
+    assert "nobody else may write there during the copy" in caplog.text
+    assert 4 not in open_store(bucket).committed_units(0)
+
+
 @pytest.mark.slow
 def test_a_killed_pull_goes_on(bucket: str, faulty: FaultProxy, tmp_path: Path, kdcache: Run) -> None:
     store = make_store(f"{bucket}/store", images=24)
@@ -150,16 +172,29 @@ def test_a_copy_through_faults(bucket: str, faulty: FaultProxy, tmp_path: Path, 
     assert contents(f"{bucket}/store") == contents(store.url)
 
 
+def begin_upload(url: str, path: str) -> dict[str, str]:
+    """A multipart upload of one part of 1000 bytes that nobody finishes: what names it to the server."""
+    fs, full = fsspec.core.url_to_fs(f"{url}/{path}")
+    bucket, _, key = full.partition("/")
+    place = {"Bucket": bucket, "Key": key}
+    place["UploadId"] = fs.call_s3("create_multipart_upload", **place)["UploadId"]
+    fs.call_s3("upload_part", **place, PartNumber=1, Body=b"x" * 1000)
+    return place
+
+
+def pending_uploads(url: str) -> list[str]:
+    """The ids of the uploads under `url` that nobody finished."""
+    fs, full = fsspec.core.url_to_fs(url)
+    bucket, _, prefix = full.partition("/")
+    found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+    return [each["UploadId"] for each in found.get("Uploads", [])]
+
+
 def test_garbage_of_a_bucket(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     store = make_store(f"{bucket}/store")
     before = contents(store.url)
-    fs, path = fsspec.core.url_to_fs(store.url)
-    name, _, key = path.partition("/")
-    uploads = []
-    for place in (f"{key}/passes/002/logits/c/0/0/0/0", f"{key}-elsewhere/x"):
-        upload = fs.call_s3("create_multipart_upload", Bucket=name, Key=place)["UploadId"]
-        fs.call_s3("upload_part", Bucket=name, Key=place, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
-        uploads.append(upload)
+    begin_upload(store.url, "passes/002/logits/c/0/0/0/0")
+    elsewhere = begin_upload(bucket, "store-elsewhere/x")
     for left in ("kd/leases/000/000001", "kd/probes/p"):
         store.objects.put_new(left, b"left")
     time.sleep(2.1)  # the server counts whole seconds
@@ -169,19 +204,19 @@ def test_garbage_of_a_bucket(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     assert code == 0 and found["bytes"] == 1008
     assert sorted(each["kind"] for each in found["garbage"]) == ["lease", "probe", "unfinished upload"]
     assert contents(store.url) == before
-    parent = key.rpartition("/")[0]
-    pending = fs.call_s3("list_multipart_uploads", Bucket=name, Prefix=f"{parent}/").get("Uploads", [])
-    assert [each["UploadId"] for each in pending] == uploads[1:]  # it belongs to no store
-    fs.call_s3("abort_multipart_upload", Bucket=name, Key=f"{key}-elsewhere/x", UploadId=uploads[1])
+    assert pending_uploads(bucket) == [elsewhere["UploadId"]]  # it belongs to no store
 
 
 def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     store, other = make_store(f"{bucket}/store"), make_store(f"{bucket}/store2", seed=1)
     code, _, err = kdcache("rm", store.url, "--yes")
     assert code == 2 and "somebody may be at work" in err
-    store.objects.remove_many(
-        ["kd/spec.json", "passes/000/logits/c/0/0/0/0"]
-    )  # as an interrupted removal would
-    assert kdcache("rm", store.url, "--yes", "--force")[0] == 0
+    begin_upload(store.url, "passes/002/logits/c/0/0/0/0")
+    theirs = begin_upload(other.url, "passes/002/logits/c/0/0/0/0")
+    # As an interrupted removal would.
+    store.objects.remove_many(["kd/spec.json", "passes/000/logits/c/0/0/0/0"])
+    code, _, err = kdcache("rm", store.url, "--yes", "--force")
+    assert code == 0 and ", 1 unfinished uploads, " in err
     assert store.objects.walk("") == []
+    assert pending_uploads(bucket) == [theirs["UploadId"]]
     assert open_store(other.url).is_complete

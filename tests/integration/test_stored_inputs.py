@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training import small_config
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
+from kdcache.cache.build import build_store, plan_store
+from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.entries import cut_entry
@@ -19,7 +21,6 @@ from kdcache.cache.reader import StoreReader
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
-from kdcache.distill.config import TrainConfig
 from kdcache.distill.train import train
 
 IMAGES = 5
@@ -87,18 +88,7 @@ def test_training_needs_no_dataset(tmp_path, dataset_folder, weights):
     shutil.copytree(dataset_folder, moved)
     url = build(tmp_path / "store", moved, weights, "jpeg:95")
     shutil.rmtree(moved)
-    config = TrainConfig(
-        out=str(tmp_path / "run"),
-        method="logit",
-        store=url,
-        backbone_weights="none",
-        batch_size=2,
-        steps=2,
-        eval_split="",
-        device="cpu",
-        workers=1,
-        data_root=str(moved),
-    )
+    config = small_config(tmp_path / "run", url, steps=2, workers=1, data_root=str(moved))
     assert train(config).steps == 2
     student = json.loads((tmp_path / "run" / "inputs.json").read_text())
     assert student["dataset"]["name"] == "folder"

@@ -17,11 +17,12 @@ from training import (
     lines_of,
     make_teacher,
     note_shard_gets,
+    small_config,
     start,
 )
 
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.objects import open_objects
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import open_store
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
@@ -42,20 +43,7 @@ def local(tmp_path_factory, teacher_file) -> str:
 @pytest.fixture
 def config(local, tmp_path, monkeypatch) -> Iterator[TrainConfig]:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
-    yield TrainConfig(
-        out=str(tmp_path / "run"),
-        method="logit",
-        store=local,
-        steps=6,
-        batch_size=2,
-        backbone_weights="none",
-        eval_split="",
-        device="cpu",
-        workers=0,
-        log_every_steps=1,
-        gradnorm_every_steps=0,
-        save_every_steps=3,
-    )
+    yield small_config(tmp_path / "run", local, method="logit")
     shutil.rmtree(tmp_path)  # 150 MB a checkpoint
 
 

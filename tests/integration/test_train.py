@@ -21,13 +21,14 @@ from training import (
     interrupt_after,
     lines_of,
     make_teacher,
+    small_config,
     start,
     tensors_of,
     wait_until_gone,
 )
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
-from kdcache.cache.objects import LocalObjects
+from kdcache.cache.localobjects import LocalObjects
 from kdcache.distill import clock, inputs
 from kdcache.distill import train as train_module
 from kdcache.distill.checkpoint import load_state
@@ -50,7 +51,7 @@ def store(tmp_path_factory, teacher_file) -> str:
 
 @pytest.fixture
 def config(store, tmp_path) -> Iterator[TrainConfig]:
-    yield make_config(store, tmp_path / "run")
+    yield small_config(tmp_path / "run", store, method="logit+feature")
     shutil.rmtree(tmp_path)  # 150 MB a checkpoint
 
 
@@ -58,27 +59,10 @@ def config(store, tmp_path) -> Iterator[TrainConfig]:
 def whole(store, tmp_path_factory) -> Iterator[TrainConfig]:
     """A run of `config` that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    whole = make_config(store, folder / "run")
+    whole = small_config(folder / "run", store, method="logit+feature")
     train(whole)
     yield whole
     shutil.rmtree(folder)
-
-
-def make_config(store: str, out: Path) -> TrainConfig:
-    return TrainConfig(
-        out=str(out),
-        method="logit+feature",
-        store=store,
-        steps=6,
-        batch_size=2,
-        backbone_weights="none",
-        eval_split="",
-        device="cpu",
-        workers=0,
-        log_every_steps=1,
-        gradnorm_every_steps=0,
-        save_every_steps=3,
-    )
 
 
 def test_a_run_leaves_a_whole_folder_and_the_loss_falls(config):

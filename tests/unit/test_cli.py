@@ -231,7 +231,7 @@ def test_errors_of_a_command_become_exit_codes(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("kdcache.cache.store.list_stores", fail)
+    monkeypatch.setattr("kdcache.cache.homes.list_stores", fail)
     found, out, err = kdcache("ls", "--json")
     assert (found, out) == (code, "")
     assert json.loads(err)["error"] == kind

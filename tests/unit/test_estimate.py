@@ -6,7 +6,7 @@ import pytest
 
 from kdcache.cache.errors import UsageError
 from kdcache.cache.plan import BuildPlan
-from kdcache.cache.storage import StorageSpeed
+from kdcache.cache.storagespeed import StorageSpeed
 from kdcache.distill.estimate import GB, Estimate, Prices
 from kdcache.distill.trial import StudentTrial, check_student, choose_method
 

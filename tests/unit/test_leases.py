@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from kdcache.cache.leases import LEASES, FixedShare, LeasedShare, LeaseWatch, lease_path
+from kdcache.cache.leases import LEASES, LeaseWatch, lease_path
+from kdcache.cache.shares import FixedShare, LeasedShare
 from kdcache.cache.spec import VIEWS
 from kdcache.cache.watch import StoreWatch
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreNotFoundError, UsageError
-from kdcache.cache.objects import LocalObjects
+from kdcache.cache.homes import list_stores
+from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.removal import plan_removal
-from kdcache.cache.store import Store, list_stores, open_store
+from kdcache.cache.store import Store, open_store
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numcodecs import blosc
 
 from kdcache.cache.errors import StoreDamagedError
-from kdcache.cache.objects import open_objects
 from kdcache.cache.reader import ShardedArray, read_rows
 from kdcache.cache.shards import EMPTY, ArrayLayout, group_metadata, same_metadata
+from kdcache.cache.storage import open_objects
 
 
 @st.composite

@@ -19,7 +19,8 @@ from comparisons import (
 
 from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.distill.account import COMPLETE, FAILED, WAITING
-from kdcache.distill.standings import Move, Standings
+from kdcache.distill.rankings import Move
+from kdcache.distill.standings import Standings
 
 
 @pytest.fixture(scope="module")

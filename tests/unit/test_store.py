@@ -17,9 +17,10 @@ from kdcache.cache.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from kdcache.cache.objects import open_objects
+from kdcache.cache.homes import list_stores
 from kdcache.cache.spec import VIEWS, StoreSpec, canonical_json, default_unit_entries
-from kdcache.cache.store import create_store, list_stores, open_store
+from kdcache.cache.storage import open_objects
+from kdcache.cache.store import create_store, open_store
 from kdcache.cli.home import choose_store
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
-from kdcache.cache.objects import LocalObjects
+from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import VIEWS
 from kdcache.cache.store import Store, open_store

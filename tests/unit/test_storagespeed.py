@@ -7,8 +7,9 @@ import fsspec
 import pytest
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import LocalObjects, RemoteObjects
-from kdcache.cache.storage import MAX_PROBE_BYTES, measure_storage
+from kdcache.cache.localobjects import LocalObjects
+from kdcache.cache.remoteobjects import RemoteObjects
+from kdcache.cache.storagespeed import MAX_PROBE_BYTES, measure_storage
 
 
 @pytest.fixture
