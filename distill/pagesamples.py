@@ -6,8 +6,9 @@ from pathlib import Path
 from kdcache.distill.account import COMPLETE
 from kdcache.distill.markup import Markup, join, tag
 from kdcache.distill.pagecharts import NOTHING
+from kdcache.distill.ranking import Ranking
 from kdcache.distill.samplefiles import SampleFiles
-from kdcache.distill.standings import Ranking, Standings
+from kdcache.distill.standings import Standings
 
 MOST_IMAGES = 3
 TEACHER = "teacher"  # a folder of the comparison that may hold the teacher's samples

@@ -1,13 +1,11 @@
 """Standings: what came of a comparison, as numbers alone. Read from its folder, also while it goes on.
 
-    standings = Standings.read(Path("runs/comparison"))
-    runfolder.write_json(Path("standings.json"), standings.to_dict())
+standings = Standings.read(Path("runs/comparison"))
+runfolder.write_json(Path("standings.json"), standings.to_dict())
 
-A ranking is by the mean mIoU over seeds, of the last checkpoints. Differences are to the baseline, paired by seed.
 """
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +15,11 @@ from kdcache.cache.objects import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED, Outcome, read_attempts, read_outcome
 from kdcache.distill.comparison import CLOSE_MIOU
-from kdcache.distill.contest import COMPARISON, Contender, Contest, Rung, find_steps
-from kdcache.distill.intervals import Difference, mean_interval, paired_difference
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import COMPARISON, Contest
+from kdcache.distill.ranking import Move, Ranking, find_moves, rank
 from kdcache.distill.stepcost import Cost, measure_costs
+from kdcache.distill.teachercost import TeacherCost
 
 FORMAT_VERSION = 1
 
@@ -28,53 +28,12 @@ STEADY = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A contender on a rung. Means are over the seeds that are complete."""
-
-    rank: int | None  # 1 is best; None without a score
-    contender: str
-    miou: float | None
-    interval: tuple[float, float] | None  # of the mean mIoU; None for fewer than two seeds
-    by_seed: Mapping[int, float]
-    difference: Difference | None  # of mIoU to the baseline; None for itself, and without a common seed
-    pixel_accuracy: float | None
-    class_iou: Mapping[str, float | None]
-    steps: float | None
-    training_s: float | None
-    with_teacher_s: float | None  # and the whole cost of the store that it used
-    with_shared_teacher_s: float | None  # and its share of that, by the runs that used it
-    over_teacher: float | None  # mIoU as a fraction of the teacher's
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranking:
-    """All contenders on a rung, the best first, those without a score last."""
-
-    rung: Rung
-    steps: int | None  # of a rung of steps, where they are known
-    rows: Sequence[Row]
-
-    def ranks(self) -> dict[str, int]:
-        return {row.contender: row.rank for row in self.rows if row.rank is not None}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Move:
-    """A contender whose place depends on the clock."""
-
-    contender: str
-    time_rung: str
-    steps_rung: str
-    by_time: int  # ranks
-    by_steps: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Noise:
-    """The baseline twice, with one seed: first among the others, then at the very end."""
+    """The baseline twice, with one seed: first among the others, then at the end of what was asked."""
 
     rung: str
     seed: int
+    again: int  # the n-th repetition, for an extension of what was asked
     miou: tuple[float | None, float | None]
     steps: tuple[int, int]
     step_s: tuple[float, float]
@@ -83,16 +42,6 @@ class Noise:
     def step_drift(self) -> float:
         """Relative change of the time of a step from the first run to the last."""
         return self.step_s[1] / self.step_s[0] - 1 if self.step_s[0] else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherCost:
-    """What the stored targets cost once, as the builders recorded it, for the passes that the runs used."""
-
-    build_s: float
-    passes: int
-    runs: int  # those that used the store's targets
-    shared_s: float  # for each of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,17 +66,30 @@ class Standings:
         contest = Contest.from_dict(runfolder.read_json(folder / COMPARISON))
         attempts = read_attempts(folder)
         outcomes = [read_outcome(folder, start, attempts.get(start.name, [])) for start in contest.starts()]
-        teacher_cost = _teacher_cost(contest, outcomes)
-        rankings = [_rank(contest, rung, outcomes, teacher_cost) for rung in contest.rungs]
+        teacher_cost = TeacherCost.of(contest, outcomes)
+        rankings = [rank(contest, rung, outcomes, teacher_cost) for rung in contest.rungs]
         return cls(
             contest=contest,
             outcomes=outcomes,
             rankings=rankings,
-            moves=list(_moves(rankings)),
+            moves=list(find_moves(rankings)),
             costs=measure_costs(contest, outcomes),
             noise=list(_noise(contest, outcomes)),
             teacher_cost=teacher_cost,
         )
+
+    @property
+    def main(self) -> Ranking:
+        """The length on which most contenders were asked; of several those of time before steps, and the longest."""
+        first = self.contest.clocks[0]
+        return max(self.rankings, key=lambda r: (len(r.rows), r.rung.clock == first, r.rung.order))
+
+    @property
+    def counterpart(self) -> Ranking | None:
+        """On the other clock than the main ranking: of the same budget, else as that is chosen."""
+        others = [ranking for ranking in self.rankings if ranking.rung.clock != self.main.rung.clock]
+        same = [ranking for ranking in others if ranking.rung.budget_s == self.main.rung.budget_s]
+        return max(same or others, key=lambda r: (len(r.rows), r.rung.order), default=None)
 
     @property
     def cautions(self) -> list[str]:
@@ -143,8 +105,18 @@ class Standings:
             found.append(
                 f"the time of {len(early)} runs was up before the learning rate was at its end: {', '.join(early)}"
             )
+        if uneven := [ranking.rung.name for ranking in self.rankings if ranking.seeds_differ]:
+            found.append(
+                f"on {', '.join(uneven)} some methods have more seeds than others: places are by the difference to the "
+                "baseline, paired by seed"
+            )
         if differing := self._environment()["differing"]:
             found.append(f"runs differ in {', '.join(differing)}")
+        asked = [o.record.inputs.get("teacher") or {} for o in self.outcomes if o.record and o.record.teacher]
+        if len({teacher.get("weights_sha256") for teacher in asked}) > 1:
+            found.append(
+                "the teacher that ran along has other weights than the store's: its runs are no limit of the others"
+            )
         teacher_miou = self.contest.teacher.get("miou")
         base = [
             row.miou
@@ -175,16 +147,20 @@ class Standings:
             ],
             "clocks": contest.clocks,
             "rungs": [{"name": rung.name, **asdict(rung)} for rung in contest.rungs],
-            "seeds": list(contest.seeds),
+            "seeds": contest.seeds,
             "processes": contest.processes,
             "options": {**contest.run, "store": redact(str(contest.run.get("store", "")))},
             "store_key": contest.store_key,
-            "command": contest.command(),
+            "commands": contest.commands(),
+            "passes": contest.passes,
             "student": next((o.summary.student for o in self.outcomes if o.summary), None),
             "dataset": self._dataset(),
             "environment": self._environment(),
-            "teacher": {**contest.teacher, "cost": asdict(self.teacher_cost) if self.teacher_cost else None},
-            "rankings": [_ranking_dict(ranking) for ranking in self.rankings],
+            "teacher": {
+                **contest.teacher,
+                "cost": self.teacher_cost.to_dict() if self.teacher_cost else None,
+            },
+            "rankings": [ranking.to_dict() for ranking in self.rankings],
             "cautions": self.cautions,
             "moves": [asdict(move) for move in self.moves],
             "costs": [asdict(cost) for cost in self.costs],
@@ -230,144 +206,22 @@ class Standings:
 _OF_ONE_RUN = frozenset({"term_weights", "in_flight_entries", "in_flight_entry_bytes", "in_flight_bytes"})
 
 
-def _rank(
-    contest: Contest, rung: Rung, outcomes: Sequence[Outcome], teacher_cost: TeacherCost | None
-) -> Ranking:
-    done = [o for o in outcomes if o.start.rung == rung and not o.start.again and o.miou is not None]
-    by_contender = {c: [o for o in done if o.start.contender == c] for c in contest.contenders}
-    base = _by_seed(by_contender[contest.baseline])
-    rows = [_row(contest, c, of_it, base, teacher_cost) for c, of_it in by_contender.items()]
-    scored = sorted((row for row in rows if row.miou is not None), key=lambda row: -(row.miou or 0))
-    ranked = [replace(row, rank=rank) for rank, row in enumerate(scored, start=1)]
-    steps = {o.start.name: o.summary.steps for o in outcomes if o.miou is not None and o.summary}
-    return Ranking(
-        rung=rung,
-        steps=find_steps(contest, rung, steps) if rung.clock == "steps" else None,
-        rows=[*ranked, *(row for row in rows if row.miou is None)],
-    )
-
-
-def _row(
-    contest: Contest,
-    contender: Contender,
-    done: Sequence[Outcome],
-    base: Mapping[int, float],
-    teacher_cost: TeacherCost | None,
-) -> Row:
-    by_seed = _by_seed(done)
-    common = sorted(by_seed.keys() & base.keys())
-    compared = common and contender != contest.baseline
-    miou = statistics.fmean(by_seed.values()) if by_seed else None
-    summaries = [outcome.summary for outcome in done if outcome.summary]
-    training_s = _mean(outcome.training_s for outcome in done)
-    stored = teacher_cost if contender.source == "cache" else None
-    teacher_miou = contest.teacher.get("miou")
-    return Row(
-        rank=None,
-        contender=contender.name,
-        miou=miou,
-        interval=mean_interval(list(by_seed.values())),
-        by_seed=by_seed,
-        difference=paired_difference([by_seed[s] for s in common], [base[s] for s in common])
-        if compared
-        else None,
-        pixel_accuracy=_mean(summary.pixel_accuracy for summary in summaries),
-        class_iou=_mean_class_iou(done),
-        steps=_mean(summary.steps for summary in summaries),
-        training_s=training_s,
-        with_teacher_s=None if training_s is None else training_s + (stored.build_s if stored else 0.0),
-        with_shared_teacher_s=None
-        if training_s is None
-        else training_s + (stored.shared_s if stored else 0.0),
-        over_teacher=miou / teacher_miou if miou is not None and teacher_miou else None,
-    )
-
-
-def _by_seed(outcomes: Iterable[Outcome]) -> dict[int, float]:
-    return {outcome.start.seed: outcome.miou for outcome in outcomes if outcome.miou is not None}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _mean_class_iou(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    scores = [
-        outcome.record.scores["iou"] for outcome in outcomes if outcome.record and outcome.record.scores
-    ]
-    names = dict.fromkeys(name for iou in scores for name in iou)
-    return {name: _mean(iou.get(name) for iou in scores) for name in names}
-
-
-def _moves(rankings: Sequence[Ranking]) -> Iterable[Move]:
-    """Rungs of the two clocks are set against each other in their order, the shortest with the shortest."""
-    of_clock = {
-        clock: [ranking for ranking in rankings if ranking.rung.clock == clock] for clock in ("time", "steps")
-    }
-    for timed, counted in zip(of_clock["time"], of_clock["steps"], strict=False):
-        by_time, by_steps = timed.ranks(), counted.ranks()
-        common = by_time.keys() & by_steps.keys()
-        # Ranks among those that have both: a run that failed on one clock moves nobody.
-        time_order, steps_order = (sorted(common, key=ranks.__getitem__) for ranks in (by_time, by_steps))
-        for place, name in enumerate(time_order, start=1):
-            other = steps_order.index(name) + 1
-            if other != place:
-                yield Move(
-                    contender=name,
-                    time_rung=timed.rung.name,
-                    steps_rung=counted.rung.name,
-                    by_time=place,
-                    by_steps=other,
-                )
-
-
 def _noise(contest: Contest, outcomes: Sequence[Outcome]) -> Iterable[Noise]:
     done = {o.start.name: o for o in outcomes if o.status == COMPLETE}
     for outcome in done.values():
         if not outcome.start.again:
             continue
-        first = done.get(replace(outcome.start, again=False).name)
+        first = done.get(replace(outcome.start, again=0).name)
         if first and first.summary and outcome.summary:
             one, other = first.summary, outcome.summary
             yield Noise(
                 rung=outcome.start.rung.name,
                 seed=outcome.start.seed,
+                again=outcome.start.again,
                 miou=(one.miou, other.miou),
                 steps=(one.steps, other.steps),
                 step_s=(one.step_s, other.step_s),
             )
-
-
-def _teacher_cost(contest: Contest, outcomes: Sequence[Outcome]) -> TeacherCost | None:
-    by_pass = contest.teacher.get("build_s")
-    used = [
-        o.start.contender for o in outcomes if o.start.contender.source == "cache" and o.status == COMPLETE
-    ]
-    if not by_pass or not used:
-        return None
-    passes = max(contender.passes or len(by_pass) for contender in used)
-    build_s = sum(by_pass[:passes])
-    return TeacherCost(build_s=build_s, passes=passes, runs=len(used), shared_s=build_s / len(used))
-
-
-def _ranking_dict(ranking: Ranking) -> dict[str, Any]:
-    rows = [
-        {
-            **{name: getattr(row, name) for name in Row.__slots__},
-            "by_seed": {str(seed): miou for seed, miou in row.by_seed.items()},
-            "difference": row.difference.to_dict() if row.difference else None,
-        }
-        for row in ranking.rows
-    ]
-    rung = ranking.rung
-    return {
-        "rung": rung.name,
-        "clock": rung.clock,
-        "budget_s": rung.budget_s,
-        "steps": ranking.steps,
-        "rows": rows,
-    }
 
 
 def _curve_dict(outcome: Outcome) -> dict[str, Any]:
