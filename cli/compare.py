@@ -278,13 +278,14 @@ def _show_plan(console: Console, contest: "Contest", out: Path) -> None:
     )
     timed = [start.rung.budget_s for start in left if start.rung.budget_s is not None]
     counted = sum(start.rung.steps is not None for start in left)
+    said = [f"{len(left)} of {len(starts)} runs left"]
+    if timed:
+        longer = ", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else ""
+        said.append(f"about {duration_text(sum(timed))} of training{longer}")
+    if counted:
+        said.append(f"{counted} runs of steps that are not timed yet")
     console.line("")
-    console.line(
-        f"{len(left)} of {len(starts)} runs left, about {duration_text(sum(timed))} of training"
-        + (", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else "")
-        + (f"; {counted} runs of steps that are not timed yet" if counted else "")
-        + "; start-up and evaluation come on top"
-    )
+    console.line("; ".join([*said, "start-up and evaluation come on top"]))
 
 
 def _length_text(rung: Any) -> str:
