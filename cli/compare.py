@@ -110,20 +110,23 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     """Train every method for the same time and for the same number of steps, and rank them on both clocks.
 
     Runs are in processes of their own, in an order drawn anew for every seed and length, and the baseline is repeated
-    at the end. The same command again goes on where it was; failed runs are tried once more. Exit code 3: some failed.
+    at the end. The same command again goes on where it was; failed runs are tried once more. With other methods, more
+    seeds or other lengths it extends the comparison in --out: what stands is kept, what is missing is run, and the
+    report covers all. Exit code 3: some failed.
     """
     from kdcache.distill.page import write_page
     from kdcache.distill.pagesamples import TEACHER
-    from kdcache.distill.referee import enter, run_contest
+    from kdcache.distill.referee import enter, read_contest, run_contest
     from kdcache.distill.samplefiles import copy_sample_files
-    from kdcache.distill.standingsreport import write_standings
+    from kdcache.distill.standingsfiles import write_standings
 
     out, teacher_run = Path(given.pop("out")), given["teacher_run"]
-    contest = make_contest(console, home, given)
+    asked = make_contest(console, home, given)
     if dry_run:
-        _show_plan(console, contest)
+        _show_plan(console, read_contest(out, asked), out)
         return
-    enter(out, contest)
+    contest = enter(out, asked)
+    _say_what_stands(console, contest, asked, out)
     if teacher_run:
         copy_sample_files(Path(teacher_run), out / TEACHER)
     try:
@@ -143,8 +146,10 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
 def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
     """What the options ask for."""
     from kdcache.cache.store import open_store
-    from kdcache.distill.contest import BASELINE, CLOCKS, Contest, make_contenders, make_rungs
+    from kdcache.distill.contender import BASELINE, make_contenders
+    from kdcache.distill.contest import Ask, Contest
     from kdcache.distill.methods import find_method
+    from kdcache.distill.rung import CLOCKS, make_rungs
 
     own = ("methods", "budget", "steps", "clock", "seeds", "online", "views", "fresh_views", "processes")
     asked = {name: given.pop(name) for name in own}
@@ -156,10 +161,11 @@ def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Cont
     if BASELINE in (asked["online"] or ()):
         raise UsageError("--online none: it asks no teacher", hint="--online logit")
     budgets_s = [_budget_s(text, asked["processes"]) for text in asked["budget"] or ()]
-    run = _shared_fields(console, home, given, asked["methods"])
+    run, needs = _shared_fields(console, home, given, asked["methods"])
     store = open_store(run["store"])
+    passes = len(store.complete_passes([need for need in needs if need in store.spec.targets]))
     scores = read_teacher_scores("--teacher-run", teacher_run) if teacher_run else {}
-    return Contest(
+    ask = Ask(
         contenders=make_contenders(
             asked["methods"],
             online=asked["online"] or (),
@@ -168,8 +174,12 @@ def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Cont
         ),
         rungs=make_rungs(budgets_s, asked["steps"] or (), asked["clock"] or ()),
         seeds=tuple(range(asked["seeds"])),
+    )
+    return Contest(
+        asks=(ask,),
         run=run,
         store_key=store.spec.key,
+        passes=None if run.get("follow") else passes or None,
         processes=asked["processes"],
         teacher={**scores, "name": store.spec.teacher["name"], "build_s": _build_seconds(store)},
     )
@@ -177,8 +187,8 @@ def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Cont
 
 def _shared_fields(
     console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
-) -> dict[str, Any]:
-    """Fields of TrainConfig that all runs have: those given, the recipe's, and the store's URL."""
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fields of TrainConfig that all runs have, which are those given, the recipe's and the store's URL; targets they need."""
     from kdcache.distill.methods import own_options
     from kdcache.distill.recipes import RECIPES, recipe_fields
 
@@ -192,9 +202,9 @@ def _shared_fields(
     run.pop("steps", None)
     _require_known_terms(run.get("kd_terms", ""), methods)
     asked = [{**own_options(method, run), "method": method} for method in methods]
-    needs = dict.fromkeys(need for of_method in asked for need in distill.needs(of_method))
-    run["store"] = distill.find_store(console, home, run.get("store"), run.get("dataset"), tuple(needs))
-    return run
+    needs = tuple(dict.fromkeys(need for of_method in asked for need in distill.needs(of_method)))
+    run["store"] = distill.find_store(console, home, run.get("store"), run.get("dataset"), needs)
+    return run, needs
 
 
 def _require_known_terms(weights: str, methods: Sequence[str]) -> None:
@@ -228,28 +238,54 @@ def _build_seconds(store: Any) -> list[float]:
     return [] if pace is None else [pace * store.spec.dataset.images for _ in store.complete_passes()]
 
 
-def _show_plan(console: Console, contest: "Contest") -> None:
+def _say_what_stands(console: Console, contest: "Contest", asked: "Contest", out: Path) -> None:
+    """What was there before this command, where something was."""
+    from kdcache.distill.referee import is_done
+
     starts = contest.starts()
+    if done := sum(is_done(out, start) for start in starts):
+        console.note(f"{done} of {len(starts)} runs are complete in {out}")
+    if contest.passes and asked.passes and contest.passes < asked.passes:
+        console.note(
+            f"the store has {asked.passes} complete passes by now; the comparison keeps to the {contest.passes} that it "
+            "was begun with"
+        )
+
+
+def _show_plan(console: Console, contest: "Contest", out: Path) -> None:
+    from kdcache.distill.referee import is_done
+
+    starts = contest.starts()
+    left = [start for start in starts if not is_done(out, start)]
     if console.json:
         runs = [
-            {"name": start.name, "budget_s": start.rung.budget_s, "steps": start.rung.steps}
+            {
+                "name": start.name,
+                "budget_s": start.rung.budget_s,
+                "steps": start.rung.steps,
+                "complete": start not in left,
+            }
             for start in starts
         ]
         console.document({"contest": contest.to_dict(), "runs": runs})
         return
     console.table(
         ["run", "name", "training"],
-        [[number, start.name, _length_text(start.rung)] for number, start in enumerate(starts, start=1)],
+        [
+            [number, start.name, _length_text(start.rung) if start in left else "complete"]
+            for number, start in enumerate(starts, start=1)
+        ],
     )
-    timed = [start.rung.budget_s for start in starts if start.rung.budget_s is not None]
-    counted = sum(start.rung.steps is not None for start in starts)
+    timed = [start.rung.budget_s for start in left if start.rung.budget_s is not None]
+    counted = sum(start.rung.steps is not None for start in left)
+    said = [f"{len(left)} of {len(starts)} runs left"]
+    if timed:
+        longer = ", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else ""
+        said.append(f"about {duration_text(sum(timed))} of training{longer}")
+    if counted:
+        said.append(f"{counted} runs of steps that are not timed yet")
     console.line("")
-    console.line(
-        f"{len(starts)} runs, about {duration_text(sum(timed))} of training"
-        + (", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else "")
-        + (f"; {counted} runs of steps that are not timed yet" if counted else "")
-        + "; start-up and evaluation come on top"
-    )
+    console.line("; ".join([*said, "start-up and evaluation come on top"]))
 
 
 def _length_text(rung: Any) -> str:

@@ -3,24 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 from kdcache.distill.intervals import Difference, paired_difference
-from kdcache.distill.rankings import Move, Ranking, Row
+from kdcache.distill.ranking import Move, Ranking, Row, pair_clocks
 from kdcache.distill.standings import Standings
 from kdcache.distill.standingsreport import ranking_title
 
 
-def main_ranking(standings: Standings) -> Ranking:
-    """The longest rung of time, or of steps where there is no other."""
-    clock = standings.contest.clocks[0]
-    of_clock = [ranking for ranking in standings.rankings if ranking.rung.clock == clock]
-    return max(of_clock, key=lambda ranking: ranking.rung.budget_s or ranking.rung.steps or 0)
-
-
 def answer(standings: Standings) -> list[str]:
     """Which came first, what it can be told from, how many can be told from the baseline, what the clock changes."""
-    ranking, baseline = main_ranking(standings), standings.contest.baseline.name
+    ranking, baseline = standings.main, standings.contest.baseline.name
     scored = [row for row in ranking.rows if row.miou is not None]
     if not scored:
-        return ["No run on the longest budget has a score yet."]
+        return [f"No run of {ranking_title(ranking)} has a score yet."]
     if all(row.contender == baseline for row in scored):
         return [f"Only {baseline} has a score yet."]
     said = [_at_the_top(scored, baseline, ranking_title(ranking)), _against_baseline(scored, baseline)]
@@ -82,16 +75,23 @@ def _against_baseline(scored: Sequence[Row], baseline: str) -> str:
 
 
 def _by_clock(standings: Standings, ranking: Ranking) -> Iterator[str]:
-    counted = [other for other in standings.rankings if other.rung.clock != ranking.rung.clock]
-    if not counted or not any(row.miou is not None for other in counted for row in other.rows):
+    pairs = (pair for pair in pair_clocks(standings.rankings) if any(of is ranking for of in pair))
+    timed, counted = next(pairs, (ranking, ranking))
+    common = timed.ranks().keys() & counted.ranks().keys()
+    if timed is counted or len(common) < 2:
         return
-    moves = [move for move in standings.moves if move.time_rung == ranking.rung.name]
+    other = "steps" if ranking is timed else "time"
+    moves = [
+        move
+        for move in standings.moves
+        if (move.time_rung, move.steps_rung) == (timed.rung.name, counted.rung.name)
+    ]
     if not moves:
-        yield "The same order stands at equal steps."
+        yield f"The same order stands at equal {other}."
         return
     furthest = max(moves, key=_distance)
     yield (
-        f"At equal steps {len(moves)} of {len(ranking.ranks())} change place: {furthest.contender} is number "
+        f"At equal {other} {len(moves)} of {len(common)} change place: {furthest.contender} is number "
         f"{furthest.by_steps} by steps and {furthest.by_time} by time."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcache.cache.errors import KDCacheError
 from kdcache.distill.account import COMPLETE, Outcome
-from kdcache.distill.answer import answer, main_ranking
+from kdcache.distill.answer import answer
 from kdcache.distill.durations import duration_text
 from kdcache.distill.intervals import CONFIDENCE
 from kdcache.distill.looks import give_looks
@@ -38,7 +38,7 @@ from kdcache.distill.pagetables import (
     ranking_table,
     teacher_cost_table,
 )
-from kdcache.distill.rankings import Ranking
+from kdcache.distill.ranking import Ranking
 from kdcache.distill.standings import Standings
 
 PAGE = "report.html"
@@ -58,26 +58,27 @@ def write_page(folder: Path, standings: Standings) -> Path:
 
 def page(folder: Path, standings: Standings) -> str:
     """The whole document. `folder` is the comparison's: its runs' sample predictions are read from there."""
-    main, baseline = main_ranking(standings), standings.contest.baseline.name
+    main, baseline = standings.main, standings.contest.baseline.name
     charted = in_charts(standings, main)
-    looks = give_looks(list(dict.fromkeys(row.contender for row in (*charted.rows, *main.rows))), baseline)
+    ranked = [row.contender for ranking in (charted, main, *standings.rankings) for row in ranking.rows]
+    looks = give_looks(list(dict.fromkeys(ranked)), baseline)
     document = standings.to_dict()
     title = f"Distillation methods on {document['dataset']['name']}"
     sections = [
         _head(title, standings, document),
-        _section("Rankings", *_rankings(standings, main, looks)),
-        _section("While training", *_curves(standings, main, looks)),
+        _section("Rankings", *_rankings(standings, looks)),
+        _section("While training", *_curves(standings, looks)),
         _section(
             "Budgets and views",
             pair(
                 ladder_figure(standings, looks),
-                views_figure(standings, _other_clock(standings, main) or main, looks),
+                views_figure(standings, looks),
             ),
         ),
         _section("What a step costs", pair(*cost_figures(standings))),
         _section("Classes", pair(*class_figures(standings, charted)), class_table(standings, charted)),
         _section("Sample predictions", sample_section(folder, standings, charted)),
-        _section("The teacher's cost", *_teacher_cost(standings, main)),
+        _section("The teacher's cost", *_teacher_cost(standings)),
         _section("Noise of the machine", noise_table(standings)),
         _section("Runs", failure_table(standings), account_table(standings)),
         _section("To repeat it", *_repeat(standings, main, document)),
@@ -138,42 +139,40 @@ def _head(title: str, standings: Standings, document: Mapping[str, Any]) -> Mark
     )
 
 
-def _rankings(standings: Standings, main: Ranking, looks: Looks) -> Iterator[Markup]:
+def _rankings(standings: Standings, looks: Looks) -> Iterator[Markup]:
     baseline, teacher_miou = standings.contest.baseline.name, standings.contest.teacher.get("miou")
-    other = _other_clock(standings, main)
-    both = [ranking for ranking in (other, main) if ranking]
-    charted = [in_charts(standings, ranking) for ranking in both]
+    shown = _both_clocks(standings)
+    charted = [in_charts(standings, ranking) for ranking in reversed(shown)]
     worth = worth_figure(standings, charted[0], looks)
-    yield pair(rank_figure(charted[0], charted[1], looks), worth) if other else worth
+    yield pair(rank_figure(charted[0], charted[1], looks), worth) if len(charted) > 1 else worth
     yield pair(*mean_figures(charted, looks, teacher_miou))
-    for ranking in reversed(both):
+    for ranking in shown:
         yield ranking_table(ranking, looks, baseline)
     yield length_table(standings, baseline)
 
 
-def _curves(standings: Standings, main: Ranking, looks: Looks) -> Iterator[Markup]:
-    shown = [ranking for ranking in (main, _other_clock(standings, main)) if ranking]
+def _curves(standings: Standings, looks: Looks) -> Iterator[Markup]:
+    shown = _both_clocks(standings)
     yield pair(*(curve_figure(standings, in_charts(standings, ranking), looks) for ranking in shown))
 
 
-def _other_clock(standings: Standings, main: Ranking) -> Ranking | None:
-    """The ranking on the other clock that belongs to the main one: of the same budget, or the longest."""
-    others = [ranking for ranking in standings.rankings if ranking.rung.clock != main.rung.clock]
-    same = [ranking for ranking in others if ranking.rung.budget_s == main.rung.budget_s]
-    return next(reversed(same or others), None)
+def _both_clocks(standings: Standings) -> list[Ranking]:
+    """The main ranking and that on the other clock, the one by time first."""
+    shown = [ranking for ranking in (standings.main, standings.counterpart) if ranking]
+    return sorted(shown, key=lambda ranking: ranking.rung.order)
 
 
-def _teacher_cost(standings: Standings, main: Ranking) -> Iterator[Markup]:
+def _teacher_cost(standings: Standings) -> Iterator[Markup]:
     cost = standings.teacher_cost
     if cost is None:
         return
     yield tag(
         "p",
         f"Building the {cost.passes} views of every image that the runs used took {duration_text(cost.build_s)}, once, "
-        f"at the pace on record. {cost.runs} runs used them: {duration_text(cost.shared_s)} each.",
+        f"at the pace on record. {cost.runs} runs used them: {duration_text(cost.shared_s)} each on average. A run that was "
+        "confined to fewer views bears their cost alone.",
     )
-    shown = [ranking for ranking in (main, _other_clock(standings, main)) if ranking]
-    yield teacher_cost_table([in_charts(standings, ranking) for ranking in shown])
+    yield teacher_cost_table([in_charts(standings, ranking) for ranking in _both_clocks(standings)])
 
 
 def _repeat(standings: Standings, main: Ranking, document: Mapping[str, Any]) -> Iterator[Markup]:
@@ -181,7 +180,7 @@ def _repeat(standings: Standings, main: Ranking, document: Mapping[str, Any]) ->
     packages = ", ".join(
         f"{name} {version}" for name, version in place.get("packages", {}).items() if version
     )
-    yield tag("pre", tag("code", document["command"]))
+    yield tag("pre", tag("code", "\n".join(document["commands"])))
     yield fact_table(
         "What it stands on",
         [

@@ -9,7 +9,7 @@ from kdcache.distill.barchart import Bar, Stack, draw_differences, draw_stacks, 
 from kdcache.distill.clock import COPY, OTHER, PARTS, WAIT
 from kdcache.distill.markup import Markup, join
 from kdcache.distill.pagecharts import NOTHING, figure
-from kdcache.distill.rankings import Ranking, Row
+from kdcache.distill.ranking import Ranking, Row
 from kdcache.distill.standings import Standings
 from kdcache.distill.stepcost import Cost
 

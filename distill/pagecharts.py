@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kdcache.distill.breakdown import Ladder, Views
 from kdcache.distill.dotchart import DotRow, Mark, draw_rows, stretch_of
 from kdcache.distill.durations import duration_text
 from kdcache.distill.figures import TIME_UNITS
@@ -10,8 +11,9 @@ from kdcache.distill.linechart import Limit, Line, draw_lines
 from kdcache.distill.looks import PLAIN, Look
 from kdcache.distill.markup import Markup, tag
 from kdcache.distill.rankchart import RankColumn, draw_rankings
-from kdcache.distill.rankings import Ranking, Row
+from kdcache.distill.ranking import Ranking, Row
 from kdcache.distill.standings import Standings
+from kdcache.distill.standingsreport import ranking_title
 
 Looks = Mapping[str, Look]
 NOTHING = Markup("")
@@ -150,68 +152,42 @@ def worth_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup
 
 
 def ladder_figure(standings: Standings, looks: Looks) -> Markup:
-    """mIoU over budgets, where there are several."""
-    timed = [in_charts(standings, ranking) for ranking in standings.rankings if ranking.rung.clock == "time"]
-    if len(timed) < 2:
+    """mIoU over lengths, where there are several."""
+    ladder = Ladder.of(standings)
+    if ladder is None:
         return NOTHING
-    by_name: dict[str, list[tuple[float, Row]]] = {}
-    for ranking in timed:
-        for row in ranking.rows:
-            if row.miou is not None and ranking.rung.budget_s:
-                by_name.setdefault(row.contender, []).append((ranking.rung.budget_s, row))
-    lines = [_ladder(name, found, looks[name]) for name, found in by_name.items()]
-    if not lines:
-        return NOTHING
-    budgets_s = sorted({at for found in by_name.values() for at, _ in found})
+    timed, names = ladder.clock == "time", list(ladder.points)
     return figure(
         "What a longer budget gives",
         "Means over seeds with their 95 % intervals; every point is a run of its own, with a schedule of that length.",
         draw_lines(
-            lines,
-            title=f"mIoU over the budget of training, for {', '.join(by_name)}",
-            x_title="budget of training, logarithmic",
+            [_ladder(name, ladder.points[name], looks.get(name, PLAIN)) for name in names],
+            title=f"mIoU over the {'budget' if timed else 'steps'} of training, for {', '.join(names)}",
+            x_title=f"{'budget' if timed else 'steps'} of training, logarithmic",
             y_title="mIoU, %",
             limits=teacher_limit(standings),
             logarithmic=True,
-            x_ticks={at: duration_text(at) for at in budgets_s},
+            x_ticks={at: duration_text(at) if timed else f"{at:.0f}" for at in ladder.lengths},
         ),
     )
 
 
-def views_figure(standings: Standings, ranking: Ranking, looks: Looks) -> Markup:
+def views_figure(standings: Standings, looks: Looks) -> Markup:
     """mIoU over the number of views in the store, with the methods' online selves as limits."""
-    contenders = {contender.name: contender for contender in standings.contest.contenders}
-    rows = {row.contender: row for row in ranking.rows if row.miou is not None}
-    stored = len(standings.contest.teacher.get("build_s") or ())
-    by_method: dict[str, list[tuple[float, Row]]] = {}
-    for name, row in rows.items():
-        contender = contenders[name]
-        views = contender.passes or stored
-        if contender.source == "cache" and views:
-            by_method.setdefault(contender.method, []).append((float(views), row))
-    by_method = {method: found for method, found in by_method.items() if len({at for at, _ in found}) > 1}
-    if not by_method:
+    views = Views.of(standings)
+    if views is None:
         return NOTHING
-    limits = [
-        _row_limit(f"{contenders[name].method}, online", row)
-        for name, row in rows.items()
-        if contenders[name].source == "online" and contenders[name].method in by_method
-    ]
-    lines = [
-        _ladder(method, sorted(found, key=lambda at_row: at_row[0]), looks.get(method, PLAIN))
-        for method, found in by_method.items()
-    ]
-    ticks = sorted({at for found in by_method.values() for at, _ in found})
-    about = f"At {CLOCK_WORDS[ranking.rung.clock]}, the longest: means with 95 % intervals."
+    ticks = sorted({at for points in views.points.values() for at, _ in points})
+    about = f"After {ranking_title(views.ranking)}: means with 95 % intervals."
     return figure(
         "How many views are enough",
-        about + (" The limit is the teacher running along on fresh views." if limits else ""),
+        about + (" The limit is the teacher running along on fresh views." if views.online else ""),
         draw_lines(
-            lines,
-            title=f"mIoU over stored views for {', '.join(by_method)}",
+            [_ladder(method, points, looks.get(method, PLAIN)) for method, points in views.points.items()],
+            title=f"mIoU over stored views for {', '.join(views.points)}",
             x_title="views of every image in the store",
             y_title="mIoU, %",
-            limits=limits,
+            limits=[_row_limit(f"{method}, online", row) for method, row in views.online.items()],
             logarithmic=True,
             x_ticks={at: f"{at:g}" for at in ticks},
         ),

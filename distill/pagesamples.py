@@ -6,7 +6,7 @@ from pathlib import Path
 from kdcache.distill.account import COMPLETE
 from kdcache.distill.markup import Markup, join, tag
 from kdcache.distill.pagecharts import NOTHING
-from kdcache.distill.rankings import Ranking
+from kdcache.distill.ranking import Ranking
 from kdcache.distill.samplefiles import SampleFiles
 from kdcache.distill.standings import Standings
 

@@ -9,7 +9,7 @@ from kdcache.distill.looks import key
 from kdcache.distill.markup import Child, Markup, join, tag
 from kdcache.distill.pagebars import extremes
 from kdcache.distill.pagecharts import NOTHING, Looks
-from kdcache.distill.rankings import Ranking, Row
+from kdcache.distill.ranking import Ranking, Row
 from kdcache.distill.report import percent
 from kdcache.distill.standings import Standings
 from kdcache.distill.standingsreport import ranking_title
@@ -156,7 +156,9 @@ def noise_table(standings: Standings) -> Markup:
         *("s a step first", "at the end", "change"),
     ]
     return table(
-        f"{standings.contest.baseline.name} twice with one seed: first and at the very end", header, rows
+        f"{standings.contest.baseline.name} again with one seed: among the others, and at the end",
+        header,
+        rows,
     )
 
 

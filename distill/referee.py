@@ -32,8 +32,8 @@ _ENDING_S = 20.0  # for a run to end when asked, before it is killed
 _OF_DISTILL = "KDCACHE_DISTILL_"  # variables that would change what a run is asked
 
 
-def enter(folder: Path, contest: Contest) -> None:
-    """Write down what is asked. Where it is written already, what does not decide the outcome may have changed.
+def read_contest(folder: Path, asked: Contest) -> Contest:
+    """What the folder holds and what is asked beyond that; nothing is written.
 
     Raises:
         UsageError: the folder holds another comparison, or something else.
@@ -44,12 +44,36 @@ def enter(folder: Path, contest: Contest) -> None:
             raise UsageError(
                 f"--out {folder} holds files that are not a comparison's", hint="name a new folder"
             )
-    elif lines := Contest.from_dict(runfolder.read_json(path)).differences(contest):
+        return asked
+    held = Contest.from_dict(runfolder.read_json(path))
+    if lines := held.differences(asked):
         raise UsageError(
             f"--out {folder} holds another comparison; what differs (there, asked):\n  " + "\n  ".join(lines),
-            hint="go on with the options that it was begun with, or name another folder",
+            hint="methods, seeds and lengths may be added; all else stays, or name another folder",
         )
-    runfolder.write_json(path, contest.to_dict())
+    return held.extended(asked)
+
+
+def enter(folder: Path, asked: Contest) -> Contest:
+    """Write down what is asked, on top of what the folder holds already; what both come to.
+
+    Raises:
+        UsageError: the folder holds another comparison, or something else, or a comparison is running there.
+        KDCacheError: the folder cannot be made.
+    """
+    contest = read_contest(folder, asked)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KDCacheError(f"cannot write to {folder}: {error.strerror}", hint="--out DIR") from None
+    with _lock(folder):
+        runfolder.write_json(folder / COMPARISON, contest.to_dict())
+    return contest
+
+
+def is_done(folder: Path, start: Start) -> bool:
+    """Whether the run of a start is complete."""
+    return (folder / RUNS / start.name / runfolder.SCORES).exists()
 
 
 def run_contest(folder: Path, contest: Contest, report: Callable[[str], None]) -> None:
@@ -64,13 +88,13 @@ def run_contest(folder: Path, contest: Contest, report: Callable[[str], None]) -
         starts = contest.starts()
         for number, start in enumerate(starts, start=1):
             out = folder / RUNS / start.name
-            if not (out / runfolder.SCORES).exists():
+            if not is_done(folder, start):
                 report(f"run {number} of {len(starts)}: {start.name}")
                 attempt = _attempt(folder, contest, start, done, lock, report)
                 _record(folder, attempt)
                 if attempt["error"]:
                     report(f"{start.name} failed: {attempt['error']}")
-            if (out / runfolder.SCORES).exists():
+            if is_done(folder, start):
                 # The training state of a finished run is of no more use, and hundreds of runs would fill a disk.
                 shutil.rmtree(out / runfolder.CHECKPOINT, ignore_errors=True)
                 done[start.name] = runfolder.read_json(out / runfolder.SCORES)["steps"]

@@ -2,8 +2,6 @@
 
     standings = Standings.read(Path("runs/comparison"))
     runfolder.write_json(Path("standings.json"), standings.to_dict())
-
-A ranking is by the mean mIoU over seeds, of the last checkpoints. Differences are to the baseline, paired by seed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,10 +14,11 @@ from kdcache.cache.urls import redact
 from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED, Outcome, read_attempts, read_outcome
 from kdcache.distill.comparison import CLOSE_MIOU
-from kdcache.distill.contest import COMPARISON, Contender, Contest
-from kdcache.distill.rankings import Move, Ranking, find_moves, rank_rung
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import COMPARISON, Contest
+from kdcache.distill.ranking import Move, Ranking, find_moves, rank
 from kdcache.distill.stepcost import Cost, measure_costs
-from kdcache.distill.teachercost import TeacherCost, measure_teacher_cost
+from kdcache.distill.teachercost import TeacherCost
 
 FORMAT_VERSION = 1
 
@@ -29,10 +28,11 @@ STEADY = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Noise:
-    """The baseline twice, with one seed: first among the others, then at the very end."""
+    """The baseline twice, with one seed: first among the others, then at the end of what was asked."""
 
     rung: str
     seed: int
+    again: int  # the n-th repetition, for an extension of what was asked
     miou: tuple[float | None, float | None]
     steps: tuple[int, int]
     step_s: tuple[float, float]
@@ -65,8 +65,8 @@ class Standings:
         contest = Contest.from_dict(runfolder.read_json(folder / COMPARISON))
         attempts = read_attempts(folder)
         outcomes = [read_outcome(folder, start, attempts.get(start.name, [])) for start in contest.starts()]
-        teacher_cost = measure_teacher_cost(contest, outcomes)
-        rankings = [rank_rung(contest, rung, outcomes, teacher_cost) for rung in contest.rungs]
+        teacher_cost = TeacherCost.of(contest, outcomes)
+        rankings = [rank(contest, rung, outcomes, teacher_cost) for rung in contest.rungs]
         return cls(
             contest=contest,
             outcomes=outcomes,
@@ -76,6 +76,19 @@ class Standings:
             noise=list(_noise(contest, outcomes)),
             teacher_cost=teacher_cost,
         )
+
+    @property
+    def main(self) -> Ranking:
+        """The length on which most contenders were asked; of several those of time before steps, and the longest."""
+        first = self.contest.clocks[0]
+        return max(self.rankings, key=lambda r: (len(r.rows), r.rung.clock == first, r.rung.order))
+
+    @property
+    def counterpart(self) -> Ranking | None:
+        """On the other clock than the main ranking: of the same budget, else as that is chosen."""
+        others = [ranking for ranking in self.rankings if ranking.rung.clock != self.main.rung.clock]
+        same = [ranking for ranking in others if ranking.rung.budget_s == self.main.rung.budget_s]
+        return max(same or others, key=lambda r: (len(r.rows), r.rung.order), default=None)
 
     @property
     def cautions(self) -> list[str]:
@@ -91,8 +104,18 @@ class Standings:
             found.append(
                 f"the time of {len(early)} runs was up before the learning rate was at its end: {', '.join(early)}"
             )
+        if uneven := [ranking.rung.name for ranking in self.rankings if ranking.seeds_differ]:
+            found.append(
+                f"on {', '.join(uneven)} some methods have more seeds than others: places are by the difference to the "
+                "baseline, paired by seed"
+            )
         if differing := self._environment()["differing"]:
             found.append(f"runs differ in {', '.join(differing)}")
+        asked = [o.record.inputs.get("teacher") or {} for o in self.outcomes if o.record and o.record.teacher]
+        if len({teacher.get("weights_sha256") for teacher in asked}) > 1:
+            found.append(
+                "the teacher that ran along has other weights than the store's: its runs are no limit of the others"
+            )
         teacher_miou = self.contest.teacher.get("miou")
         base = [
             row.miou
@@ -123,15 +146,19 @@ class Standings:
             ],
             "clocks": contest.clocks,
             "rungs": [{"name": rung.name, **asdict(rung)} for rung in contest.rungs],
-            "seeds": list(contest.seeds),
+            "seeds": contest.seeds,
             "processes": contest.processes,
             "options": {**contest.run, "store": redact(str(contest.run.get("store", "")))},
             "store_key": contest.store_key,
-            "command": contest.command(),
+            "commands": contest.commands(),
+            "passes": contest.passes,
             "student": next((o.summary.student for o in self.outcomes if o.summary), None),
             "dataset": self._dataset(),
             "environment": self._environment(),
-            "teacher": {**contest.teacher, "cost": asdict(self.teacher_cost) if self.teacher_cost else None},
+            "teacher": {
+                **contest.teacher,
+                "cost": self.teacher_cost.to_dict() if self.teacher_cost else None,
+            },
             "rankings": [ranking.to_dict() for ranking in self.rankings],
             "cautions": self.cautions,
             "moves": [asdict(move) for move in self.moves],
@@ -183,12 +210,13 @@ def _noise(contest: Contest, outcomes: Sequence[Outcome]) -> Iterable[Noise]:
     for outcome in done.values():
         if not outcome.start.again:
             continue
-        first = done.get(replace(outcome.start, again=False).name)
+        first = done.get(replace(outcome.start, again=0).name)
         if first and first.summary and outcome.summary:
             one, other = first.summary, outcome.summary
             yield Noise(
                 rung=outcome.start.rung.name,
                 seed=outcome.start.seed,
+                again=outcome.start.again,
                 miou=(one.miou, other.miou),
                 steps=(one.steps, other.steps),
                 step_s=(one.step_s, other.step_s),

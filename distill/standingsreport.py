@@ -1,58 +1,16 @@
-"""Standings as files: standings.json, standings.csv (a line a run) and report.md with its figures."""
+"""Standings as Markdown."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from kdcache.cache.errors import KDCacheError
 from kdcache.cache.urls import redact
-from kdcache.distill import runfolder
 from kdcache.distill.account import COMPLETE, FAILED
+from kdcache.distill.breakdown import Ladder, Views
 from kdcache.distill.clock import PARTS
 from kdcache.distill.durations import duration_text
-from kdcache.distill.figures import Curve, draw_class_iou, draw_miou
 from kdcache.distill.intervals import CONFIDENCE, Difference
-from kdcache.distill.rankings import Ranking, Row
-from kdcache.distill.report import REPORT, figure, make_figures, markdown_table, percent, write_parts
+from kdcache.distill.ranking import Ranking, Row
+from kdcache.distill.report import figure, markdown_table, percent
 from kdcache.distill.standings import Standings
-
-STANDINGS = "standings.json"
-TABLE = "standings.csv"
-
-CSV_FIELDS = (
-    *("name", "contender", "rung", "seed", "again", "status", "error", "steps", "planned_steps", "step_s"),
-    *("miou", "pixel_accuracy", "training_s", "wait_s", "evaluation_s", "saving_s", "startup_s", "wall_s"),
-    "command",
-)
-
-
-def write_standings(folder: Path) -> Standings:
-    """Write what came of the comparison in `folder` so far beside it.
-
-    Raises:
-        NotFoundError: there is no comparison.
-        KDCacheError: the folder cannot be written to.
-    """
-    standings = Standings.read(folder)
-    try:
-        runfolder.write_json(folder / STANDINGS, standings.to_dict())
-        (folder / TABLE).write_text(runs_csv(standings))
-        _draw(folder, standings)
-        write_parts(folder / REPORT, _parts(folder, standings))
-    except OSError as error:
-        raise KDCacheError(f"cannot write to {folder}: {error.strerror}", hint="--out DIR") from None
-    return standings
-
-
-def runs_csv(standings: Standings) -> str:
-    """A header and a line a run; fractions and seconds, empty where there is no value."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(outcome.to_dict() for outcome in standings.outcomes)
-    return text.getvalue()
 
 
 def ranking_title(ranking: Ranking) -> str:
@@ -93,7 +51,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _parts(folder: Path, standings: Standings) -> list[str]:
+def report_parts(folder: Path, standings: Standings) -> list[str]:
+    """The sections; pictures are those in the comparison's folder."""
     return [
         "# Comparison",
         _summary(standings),
@@ -103,12 +62,14 @@ def _parts(folder: Path, standings: Standings) -> list[str]:
             for ranking in standings.rankings
         ),
         _moves(standings),
+        _lengths(standings),
+        _views(standings),
         figure(folder, "miou", "mIoU while training, first seed"),
         _costs(standings),
         _teacher(standings),
         _noise(standings),
         _classes(standings),
-        figure(folder, "class_iou", "IoU by class, longest budget"),
+        figure(folder, "class_iou", f"IoU by class, {ranking_title(standings.main)}"),
         _accounts(standings),
         _failures(standings),
         _repeat(standings),
@@ -150,6 +111,44 @@ def _moves(standings: Standings) -> str:
     return f"## What changed place\n\n{markdown_table(['budget', 'method', 'by time', 'by steps'], rows)}"
 
 
+def _lengths(standings: Standings) -> str:
+    """Every contender of several lengths, with its points above the baseline."""
+    ladder = Ladder.of(standings)
+    if ladder is None:
+        return ""
+    rows = []
+    for name, points in ladder.points.items():
+        at = dict(points)
+        rows.append([name, *(_score(at.get(length)) for length in ladder.lengths)])
+    lengths = [
+        duration_text(length) if ladder.clock == "time" else f"{length:.0f} steps"
+        for length in ladder.lengths
+    ]
+    return (
+        "## By length\n\nmIoU in percent, and points above the baseline; every cell is a run of its own, with a schedule of "
+        f"that length.\n\n{markdown_table(['method', *lengths], rows)}"
+    )
+
+
+def _views(standings: Standings) -> str:
+    """Methods over the number of views, and the teacher running along on fresh views as their limit."""
+    views = Views.of(standings)
+    if views is None:
+        return ""
+    numbers = sorted({at for points in views.points.values() for at, _ in points})
+    rows = []
+    for method, points in views.points.items():
+        at = dict(points)
+        rows.append(
+            [method, *(_score(at.get(number)) for number in numbers), _score(views.online.get(method))]
+        )
+    header = ["method", *(f"{number:g} views" for number in numbers), "online, fresh views"]
+    return (
+        f"## By views\n\n{ranking_title(views.ranking)}; mIoU in percent, and points above the baseline.\n\n"
+        f"{markdown_table(header, rows)}"
+    )
+
+
 def _costs(standings: Standings) -> str:
     words = list(PARTS.values())
     rows = [
@@ -166,7 +165,7 @@ def _costs(standings: Standings) -> str:
         return ""
     header = ["method", "s a step", "over the baseline", *words, "student", "loss", "teacher"]
     return (
-        f"## Cost of a step\n\nSeconds. Student is what the baseline computes, loss what the method computes beyond it "
+        f"## Cost of a step\n\nSeconds, over the baseline round by round. Student is what the baseline computes, loss what the method computes beyond it "
         f"from the cache, teacher what it computes beyond that when the teacher runs along.\n\n"
         f"{markdown_table(header, rows)}"
     )
@@ -191,7 +190,8 @@ def _teacher(standings: Standings) -> str:
     table = markdown_table(["length", "method", "training", "teacher whole", "teacher shared"], rows)
     return (
         f"## The teacher's cost\n\n{cost.passes} passes of the store took {duration_text(cost.build_s)} to build, at "
-        f"the pace on record. {cost.runs} runs used it: {duration_text(cost.shared_s)} for each.\n\n{table}"
+        f"the pace on record. {cost.runs} runs used it: {duration_text(cost.shared_s)} each on average. A run that was "
+        f"confined to fewer passes bears their cost alone.\n\n{table}"
     )
 
 
@@ -209,12 +209,12 @@ def _noise(standings: Standings) -> str:
     table = markdown_table(
         ["length", "first: mIoU % / steps / s a step", "at the end", "a step's time"], rows
     )
-    return f"## Noise\n\n{standings.contest.baseline.name}, twice with one seed.\n\n{table}"
+    return f"## Noise\n\n{standings.contest.baseline.name} again with one seed, at the end of what was asked.\n\n{table}"
 
 
 def _classes(standings: Standings) -> str:
-    """IoU by class on the longest rung of the first clock, as points above the baseline's."""
-    ranking = _longest(standings)
+    """IoU by class of the main ranking, as points above the baseline's."""
+    ranking = standings.main
     iou = {row.contender: row.class_iou for row in ranking.rows if row.class_iou}
     base = iou.pop(standings.contest.baseline.name, None)
     if not base:
@@ -257,35 +257,16 @@ def _failures(standings: Standings) -> str:
 
 
 def _repeat(standings: Standings) -> str:
-    lines = [standings.contest.command()]
+    lines = standings.contest.commands()
     lines += [outcome.command for outcome in standings.outcomes if outcome.command]
     return "## To repeat it, or a run of it\n\n```sh\n" + "\n".join(lines) + "\n```"
 
 
-def _draw(folder: Path, standings: Standings) -> None:
-    figures = make_figures(folder)
-    rung, seed = _longest(standings).rung, standings.contest.seeds[0]
-    curves = [
-        Curve(name=o.start.contender.name, steps=curve.steps, seconds=curve.seconds, miou=curve.miou)
-        for o in standings.outcomes
-        if o.record and o.start.rung == rung and o.start.seed == seed and not o.start.again
-        if (curve := o.record.curve()).steps
-    ]
-    if curves:
-        draw_miou(figures / "miou.png", curves, standings.contest.teacher.get("miou"))
-    iou = {row.contender: row.class_iou for row in _longest(standings).rows if row.class_iou}
-    if iou:
-        names = list(next(iter(iou.values())))
-        by_row: Mapping[str, Sequence[Any]] = {
-            name: [of_row.get(c) for c in names] for name, of_row in iou.items()
-        }
-        draw_class_iou(figures / "class_iou.png", names, by_row)
-
-
-def _longest(standings: Standings) -> Ranking:
-    """The last rung of the first clock."""
-    first = [r for r in standings.rankings if r.rung.clock == standings.contest.clocks[0]]
-    return max(first, key=lambda ranking: ranking.rung.budget_s or ranking.rung.steps or 0)
+def _score(row: Row | None) -> str:
+    """As in "60.10, +1.20 [+0.40, +2.00]"."""
+    if row is None or row.miou is None:
+        return "-"
+    return percent(row.miou) + (f", {difference_text(row.difference)}" if row.difference else "")
 
 
 def _number(value: float | None) -> str:

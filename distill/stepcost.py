@@ -1,6 +1,7 @@
 """What a step of each contender costs, by part, and over the baseline's.
 
-The time of a step is a median over the steps between lines of metrics, over all complete runs on the first clock.
+The time of a step is a median over the steps between lines of metrics. A contender is set against the baseline round by
+round, of one seed and length, so that a machine that was slower in some rounds is so for both.
 """
 
 import statistics
@@ -9,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from kdcache.distill.account import COMPLETE, Outcome
 from kdcache.distill.clock import BACKWARD, FORWARD, OPTIMISER, PARTS
-from kdcache.distill.contest import Contender, Contest
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import Contest, Start
 from kdcache.distill.intervals import mean_interval
 
 COMPUTE = (PARTS[FORWARD], PARTS[BACKWARD], PARTS[OPTIMISER])
@@ -36,64 +38,67 @@ class Cost:
 
 
 def measure_costs(contest: Contest, outcomes: Sequence[Outcome]) -> list[Cost]:
-    """Of all runs on the first clock that are complete; the repetition tells of the machine, not of the method."""
-    timed = [
-        o
-        for o in outcomes
-        if o.status == COMPLETE and o.start.rung.clock == contest.clocks[0] and not o.start.again
-    ]
-    step_s = {o.start: o.summary.step_s for o in timed if o.summary}
-    parts = {
-        contender: _mean_parts(
-            [o.record.profile() for o in timed if o.record and o.start.contender == contender]
-        )
-        for contender in contest.contenders
-    }
+    """Of all runs that are complete; repetitions tell of the machine, not of the method."""
+    timed = {o.start: o for o in outcomes if o.status == COMPLETE and not o.start.again}
     costs = []
     for contender in contest.contenders:
-        own = {start: seconds for start, seconds in step_s.items() if start.contender == contender}
-        if not own:
-            continue
-        base = [(start, step_s.get(replace(start, contender=contest.baseline))) for start in own]
-        ratios = [own[start] / seconds for start, seconds in base if seconds]
-        costs.append(
-            Cost(
-                contender=contender.name,
-                step_s=statistics.median(own.values()),
-                over_baseline=statistics.fmean(ratios) if ratios else None,
-                over_baseline_interval=mean_interval(ratios),
-                parts=parts[contender],
-                student_s=_compute_s(parts[contest.baseline]),
-                loss_s=_beyond(_cached_parts(contender, parts), parts[contest.baseline]),
-                teacher_s=_beyond(parts[contender], _cached_parts(contender, parts))
-                if contender.source == "online"
-                else None,
-            )
-        )
+        own = [outcome for start, outcome in timed.items() if start.contender == contender]
+        base = [timed.get(replace(outcome.start, contender=contest.baseline)) for outcome in own]
+        if own:
+            costs.append(_cost(contender, own, base, _cached(contest, contender, own, timed)))
     return costs
 
 
+Others = Sequence[Outcome | None]  # of other contenders in the same rounds; None where a round has none
+
+
+def _cost(contender: Contender, own: Sequence[Outcome], base: Others, cached: Others) -> Cost:
+    ratios = [_step_s(one) / _step_s(other) for one, other in zip(own, base, strict=True) if _step_s(other)]
+    return Cost(
+        contender=contender.name,
+        step_s=statistics.median(map(_step_s, own)),
+        over_baseline=statistics.fmean(ratios) if ratios else None,
+        over_baseline_interval=mean_interval(ratios),
+        parts=_mean_parts([parts for outcome in own if (parts := _parts(outcome))]),
+        student_s=_mean([_compute_s(outcome) for outcome in base]),
+        loss_s=_mean_beyond(cached, base),
+        teacher_s=_mean_beyond(own, cached) if contender.source == "online" else None,
+    )
+
+
+def _cached(
+    contest: Contest, contender: Contender, own: Sequence[Outcome], timed: Mapping[Start, Outcome]
+) -> Others:
+    """The same method from the cache: itself, or the first row of it that is; of the baseline nothing."""
+    same = (c for c in contest.contenders if (c.method, c.source) == (contender.method, "cache"))
+    cached = contender if contender.source == "cache" else next(same, None)
+    return [timed.get(replace(o.start, contender=cached)) if cached else None for o in own]
+
+
+def _step_s(outcome: Outcome | None) -> float:
+    return outcome.summary.step_s if outcome and outcome.summary else 0.0
+
+
+def _parts(outcome: Outcome | None) -> Mapping[str, float]:
+    """Seconds by clock.PARTS' words; empty where the run has no profile."""
+    return outcome.record.profile() if outcome and outcome.record else {}
+
+
 def _mean_parts(profiles: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Empty where no run has a profile."""
-    known = [profile for profile in profiles if profile]
-    return {words: statistics.fmean(p[words] for p in known) for words in (PARTS.values() if known else ())}
+    return {words: statistics.fmean(p[words] for p in profiles) for words in PARTS.values() if profiles}
 
 
-def _compute_s(parts: Mapping[str, float]) -> float | None:
+def _compute_s(outcome: Outcome | None) -> float | None:
+    parts = _parts(outcome)
     return sum(parts[words] for words in COMPUTE) if parts else None
 
 
-def _beyond(parts: Mapping[str, float], less: Mapping[str, float]) -> float | None:
-    """Seconds of computation in `parts` above those in `less`."""
-    one, other = _compute_s(parts), _compute_s(less)
-    return None if one is None or other is None else one - other
+def _mean_beyond(more: Others, less: Others) -> float | None:
+    """Seconds of computation in `more` above those of the same round in `less`."""
+    pairs = [(_compute_s(one), _compute_s(other)) for one, other in zip(more, less, strict=True)]
+    return _mean([None if one is None or other is None else one - other for one, other in pairs])
 
 
-def _cached_parts(
-    contender: Contender, parts: Mapping[Contender, Mapping[str, float]]
-) -> Mapping[str, float]:
-    """Of the contender's method from the cache: its own, or those of its first row that is; empty without one."""
-    if contender.source == "cache":
-        return parts[contender]
-    same = (of for c, of in parts.items() if (c.method, c.source) == (contender.method, "cache"))
-    return next(same, {})
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -46,6 +46,7 @@ from kdcache.distill.region import share_totals
 from kdcache.distill.run import Run, make_accelerator, open_run
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
+from kdcache.distill.stopping import StopRequest, on_sigterm
 from kdcache.distill.stream import open_batches
 from kdcache.distill.targets import Batch
 
@@ -61,6 +62,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
         UsageError: the folder holds a run already, or another one than is resumed; the batch does not fit.
         StoreMismatchError: the store lacks a target, or store and dataset do not belong together.
         TrainingError: a loss is not finite.
+        KeyboardInterrupt: also on SIGTERM, with the state of the last step kept.
     """
     accelerator = make_accelerator(config)
     folder = Path(config.out)
@@ -83,7 +85,7 @@ def fit(run: Run) -> None:
     losses: list[Tensor] = []
     uncounted = _uncounted_steps(config)
     clock, watch, copy = Clock(run.accelerator.device), WaitWatch(), DeviceCopier(run.accelerator.device)
-    with closing(open_batches(run)) as batches, _tracer(run) as tracer:
+    with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
             try:
@@ -102,7 +104,7 @@ def fit(run: Run) -> None:
             ended = budget.is_spent(state.step, state.training_s)
             if state.step % read_back_steps and not (budget.is_timing or ended):
                 continue
-            _settle(run, list(terms), losses, clock, watch)
+            stopping = _settle(run, list(terms), losses, clock, watch, request)
             losses.clear()
             ended = budget.is_spent(state.step, state.training_s)
             if _due(state.step, config.log_every_steps) or ended:
@@ -110,12 +112,18 @@ def fit(run: Run) -> None:
             if _due(state.step, config.eval_every_steps) and not ended:
                 with clock.stopped():
                     evaluate_student(run)
-            if ended or _save_is_due(run, saved_s):
+            if ended or stopping or _save_is_due(run, saved_s):
                 with clock.stopped():
                     began = time.perf_counter()
                     save_checkpoint(run)
                     run.metrics.write("save", state.step, {"seconds": time.perf_counter() - began})
                 saved_s = state.training_s
+            if stopping and not ended:
+                logger.info(
+                    "asked to end: the state of step %d is kept, --resume goes on from there", state.step
+                )
+                run.accelerator.wait_for_everyone()  # a launcher kills all when the first one is gone
+                raise KeyboardInterrupt
 
 
 def _save_before_stopping(run: Run, unread: list[Tensor]) -> None:
@@ -226,8 +234,13 @@ def _set_learning_rate(run: Run) -> float:
     return lr
 
 
-def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock, watch: WaitWatch) -> None:
+def _settle(
+    run: Run, names: list[str], losses: list[Tensor], clock: Clock, watch: WaitWatch, request: StopRequest
+) -> bool:
     """Read the losses of the steps since the last time back, over all processes, and put their time to the account.
+
+    Returns:
+        Whether the first process was asked to stop.
 
     Raises:
         TrainingError: a term is not finite.
@@ -235,8 +248,10 @@ def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock, watc
     state, accelerator = run.state, run.accelerator
     rows = accelerator.reduce(torch.stack(losses), "mean").tolist()  # a NaN of one process is one of all
     lap_s, parts = clock.lap()
-    lap = torch.tensor([lap_s, *parts.values()], dtype=torch.float64, device=accelerator.device)
-    seconds, *by_part = broadcast(lap, from_process=0).tolist()
+    lap = torch.tensor(
+        [request.asked, lap_s, *parts.values()], dtype=torch.float64, device=accelerator.device
+    )
+    stopping, seconds, *by_part = broadcast(lap, from_process=0).tolist()
     for step, row in enumerate(rows, start=state.step - len(rows)):
         for name, value in zip(names, row, strict=True):
             if not math.isfinite(value):
@@ -258,6 +273,7 @@ def _settle(run: Run, names: list[str], losses: list[Tensor], clock: Clock, watc
         logger.info(
             "the budget holds %d steps; --steps in place of --budget repeats them", run.budget.total_steps
         )
+    return bool(stopping)
 
 
 def _quicker_data(run: Run) -> str:

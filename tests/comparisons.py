@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.distill.contest import ATTEMPTS, COMPARISON, RUNS, Contender, Contest, Rung, Start
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import ATTEMPTS, COMPARISON, RUNS, Ask, Contest, Start
+from kdcache.distill.rung import Rung
 
 NONE = Contender(method="none", source="none", fresh_views=True)
 BANK = Contender(method="none", source="none")
@@ -19,20 +21,26 @@ MIOU = {"none": 0.5, "none-bank": 0.48, "logit": 0.6, "feature": 0.55, "logit-on
 STARTUP_S, EVALUATION_S, SAVING_S, WAIT_SHARE = 7.0, 3.0, 1.0, 0.1
 
 
+def make_ask(
+    contenders: Sequence[Contender], *, budgets_s: Sequence[float] = (100.0,), seeds: Sequence[int] = (0,)
+) -> Ask:
+    """On both clocks."""
+    timed = [Rung(clock="time", budget_s=budget) for budget in budgets_s]
+    counted = [Rung(clock="steps", budget_s=budget) for budget in budgets_s]
+    return Ask(contenders=tuple(contenders), rungs=(*timed, *counted), seeds=tuple(seeds))
+
+
 def make_contest(
     contenders: Sequence[Contender] = (NONE, BANK, LOGIT, FEATURE, ONLINE),
     *,
     budgets_s: Sequence[float] = (100.0,),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Contest:
-    timed = [Rung(clock="time", budget_s=budget) for budget in budgets_s]
-    counted = [Rung(clock="steps", budget_s=budget) for budget in budgets_s]
     return Contest(
-        contenders=tuple(contenders),
-        rungs=(*timed, *counted),
-        seeds=tuple(seeds),
+        asks=(make_ask(contenders, budgets_s=budgets_s, seeds=seeds),),
         run={"store": "stores/ab", "dataset": "", "teacher": "pspnet_resnet101", "backbone_weights": "none"},
         store_key="0123456789ab",
+        passes=2,
         teacher={"name": "pspnet_resnet101", "miou": 0.8, "pixel_accuracy": 0.95, "build_s": [300.0, 300.0]},
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 BENCHMARKS = {
     "step": "a training step: no teacher, cached and online, logits and features",
+    "methods": "a cached step of every method over one without a teacher: its loss, its data",
     "codecs": "bytes and fidelity of the codecs",
     "build": "build throughput over a bare teacher loop on the same crops",
     "reader": "random entries: the own reader over zarr-python, tensorstore and a memory map",
@@ -17,6 +18,7 @@ BENCHMARKS = {
 }
 
 OPTIONS = {
+    "methods": ("methods", "teacher", "crop", "rounds"),
     "codecs": ("store", "data_root", "weights", "student"),
     "students": ("dataset", "data_root", "teacher", "weights", "crop", "steps", "seeds", "views", "method"),
 }

@@ -7,7 +7,7 @@ import pytest
 from browser import find_browser, measure, print_page
 from comparisons import FEATURE, LOGIT, NONE, ONLINE, make_comparison, make_contest
 
-from kdcache.distill.contest import Contender
+from kdcache.distill.contender import Contender
 from kdcache.distill.methods import METHODS
 from kdcache.distill.page import write_page
 from kdcache.distill.standings import Standings

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import time
@@ -113,6 +114,24 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, whole, step):
         train(config, progress=interrupt_after(step))
     train(config, resume=True)
     assert_same_run(config, whole)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_is_asked_to_end_keeps_its_last_step(config, whole, step):
+    """Without a checkpoint in between: SIGTERM itself is what saves."""
+    asked = dataclasses.replace(config, save_every_steps=0, save_every_s=1e9)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(done: int, total: int, note: str) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, progress=ask)
+    saved = load_state(Path(config.out, "checkpoint"))["state"]["step"]
+    assert step <= saved <= step + 1 and signal.getsignal(signal.SIGTERM) == before
+    train(asked, resume=True)
+    assert_same_run(asked, whole)
 
 
 def test_a_killed_run_goes_on_bit_by_bit(config, whole):

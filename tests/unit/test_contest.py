@@ -4,10 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_contest
+from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_ask, make_contest
 
 from kdcache.cache.errors import UsageError
-from kdcache.distill.contest import Contest, Rung, find_steps, make_contenders, make_rungs
+from kdcache.distill.contender import make_contenders
+from kdcache.distill.contest import Contest, find_steps
+from kdcache.distill.rung import Rung, make_rungs
 
 
 def test_the_baseline_comes_first_and_has_a_row_on_the_stores_views() -> None:
@@ -42,7 +44,7 @@ def test_rounds_hold_every_contender_once_in_an_order_of_their_own() -> None:
         assert len({(start.seed, start.rung) for start in of_round}) == 1
     assert len({tuple(start.contender for start in of_round) for of_round in rounds}) > 2
     assert [start.rung.clock for start in starts[:6]] == ["time"] * 3 + ["steps"] * 3
-    assert (starts[-1].again, starts[-1].contender, starts[-1].seed) == (True, NONE, 0)
+    assert (starts[-1].again, starts[-1].contender, starts[-1].seed) == (1, NONE, 0)
     assert starts == make_contest((NONE, LOGIT, FEATURE), seeds=range(6)).starts()
 
 
@@ -55,6 +57,14 @@ def test_a_start_is_a_run_of_distill() -> None:
     by_steps = next(start for start in contest.starts() if start.name == "steps-of-100s-logit-seed-2")
     config = contest.config(by_steps, "out", 44)
     assert (config.method, config.source, config.budget_seconds, config.steps) == ("logit", "cache", None, 44)
+
+
+def test_runs_keep_to_the_views_that_the_store_had_at_first() -> None:
+    contest = make_contest((NONE, BANK, LOGIT, dataclasses.replace(LOGIT, passes=1)))
+    by_name = {s.contender.name: contest.config(s, "out", 5).passes for s in contest.starts()}
+    assert by_name == {"none": None, "none-bank": 2, "logit": 2, "logit-views-1": 1}
+    grown = dataclasses.replace(contest, passes=4)
+    assert contest.extended(grown).passes == 2
 
 
 def test_a_method_takes_the_weights_and_the_temperature_that_it_has() -> None:
@@ -76,12 +86,14 @@ def test_steps_are_those_of_the_baselines_first_seed() -> None:
 def test_a_contest_says_the_command_that_asks_for_it() -> None:
     contest = make_contest((NONE, BANK, LOGIT, ONLINE), budgets_s=(100, 3600), seeds=(0, 1))
     contest = dataclasses.replace(contest, run={**contest.run, "lr": 0.02})
-    assert contest.command() == (
-        "kdcache compare --methods none,logit --online logit --budget 100s,3600s --clock time,steps --seeds 2 "
-        "--processes 1 --store stores/ab --backbone-weights none --teacher pspnet_resnet101 --lr 0.02"
-    )
-    alone = make_contest((BANK, dataclasses.replace(LOGIT, passes=2)))
-    assert "--views 2" in alone.command() and "--no-fresh-views" in alone.command()
+    assert contest.commands() == [
+        (
+            "kdcache compare --methods none,logit --online logit --budget 100s,3600s --clock time,steps --seeds 2 "
+            "--processes 1 --store stores/ab --backbone-weights none --teacher pspnet_resnet101 --lr 0.02"
+        )
+    ]
+    (alone,) = make_contest((BANK, dataclasses.replace(LOGIT, passes=2))).commands()
+    assert "--views 2" in alone and "--no-fresh-views" in alone
 
 
 def test_a_contest_survives_json() -> None:
@@ -90,18 +102,65 @@ def test_a_contest_survives_json() -> None:
     assert again == contest and again.differences(contest) == []
 
 
+def test_more_methods_seeds_and_lengths_extend_it() -> None:
+    contest = make_contest((NONE, LOGIT), seeds=(0,))
+    asked = make_contest((FEATURE,), budgets_s=(100.0, 200.0), seeds=(0, 1))
+    assert contest.differences(asked) == []
+    both = contest.extended(asked)
+    assert both.baseline == NONE and both.contenders == [NONE, LOGIT, FEATURE] and both.seeds == [0, 1]
+    assert [rung.name for rung in both.rungs] == [
+        *("time-100s", "time-200s", "steps-of-100s", "steps-of-200s"),
+    ]
+    before, after = contest.starts(), both.starts()
+    assert after[: len(before)] == before and len({start.name for start in after}) == len(after)
+    added = {(start.contender.name, start.rung.name, start.seed) for start in after[len(before) : -1]}
+    wanted = {(c, rung.name, seed) for c in ("none", "feature") for rung in both.rungs for seed in (0, 1)}
+    assert added == wanted - {("none", "time-100s", 0), ("none", "steps-of-100s", 0)}
+    assert [len(command.split("--seeds")) for command in both.commands()] == [2, 2]
+
+
+def test_what_was_asked_before_adds_nothing() -> None:
+    contest = make_contest((NONE, LOGIT, FEATURE), budgets_s=(100.0, 200.0), seeds=(0, 1))
+    assert contest.extended(contest) == contest
+    assert contest.extended(make_contest((LOGIT,), seeds=(0,))).asks == contest.asks
+
+
+def test_every_extension_ends_with_the_baseline_again() -> None:
+    contest = make_contest((NONE, LOGIT), budgets_s=(100.0, 200.0), seeds=(0,))
+    repeated = [start.name for start in contest.starts() if start.again]
+    assert repeated == ["time-100s-none-seed-0-repeated", "time-200s-none-seed-0-repeated"]
+    more = contest.extended(make_contest((NONE, LOGIT), budgets_s=(100.0, 200.0), seeds=(0, 1)))
+    assert more.starts()[-1].name == "time-100s-none-seed-0-repeated-2"  # the shortest, for what it costs
+    longer = more.extended(make_contest((NONE,), budgets_s=(200.0, 400.0), seeds=(0,)))
+    assert longer.starts()[-1].name == "time-400s-none-seed-0-repeated"
+    assert sum(start.again > 0 for start in longer.starts()) == 4
+
+
+def test_an_extension_may_bring_what_is_known_of_the_teacher() -> None:
+    offline = make_contest((NONE, LOGIT))
+    offline = dataclasses.replace(offline, run={**offline.run, "teacher": ""}, teacher={"miou": 0.8})
+    asked = dataclasses.replace(make_contest((NONE, ONLINE)), teacher={"build_s": [1.0, 2.0]})
+    assert offline.differences(asked) == []
+    both = offline.extended(asked)
+    assert both.run["teacher"] == "pspnet_resnet101" and both.teacher == {"miou": 0.8, "build_s": [1.0, 2.0]}
+    again = both.extended(offline)
+    assert again.run["teacher"] == "pspnet_resnet101"  # the online runs that may be left need it
+    other = dataclasses.replace(asked, run={**asked.run, "teacher": "pspnet_resnet50"})
+    assert both.differences(other) == ["--teacher: pspnet_resnet101, pspnet_resnet50"]
+
+
 def test_differences_name_what_changed_and_nothing_free() -> None:
     contest = make_contest((NONE, LOGIT))
     moved = dataclasses.replace(
         contest, run={**contest.run, "store": "elsewhere", "workers": 3, "momentum": 0.9}
     )
     assert contest.differences(moved) == []
-    changed = dataclasses.replace(contest, seeds=(0,), run={**contest.run, "lr": 0.02})
-    assert contest.differences(changed) == ["seeds: 0,1,2, 0", "--lr: 0.01, 0.02"]
+    changed = dataclasses.replace(contest, processes=2, run={**contest.run, "lr": 0.02})
+    assert contest.differences(changed) == ["--processes: 1, 2", "--lr: 0.01, 0.02"]
 
 
 def test_nothing_stands_twice() -> None:
     with pytest.raises(UsageError, match=r"contenders, each once; got \['none', 'none'\]"):
-        make_contest((NONE, NONE))
+        make_ask((NONE, NONE))
     with pytest.raises(UsageError, match="seeds, each once"):
-        make_contest((NONE, LOGIT), seeds=())
+        make_ask((NONE, LOGIT), seeds=())

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_comparison, make_contest
+from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_ask, make_comparison, make_contest
 from PIL import Image
 
 from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import KDCacheError
 from kdcache.distill.answer import answer
-from kdcache.distill.contest import Contender, Contest, Rung
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import Ask, Contest
 from kdcache.distill.methods import METHODS
 from kdcache.distill.page import page, write_page
 from kdcache.distill.pagesamples import TEACHER
+from kdcache.distill.rung import Rung
 from kdcache.distill.samplefiles import LONGEST_SIDE_PX, SampleFiles, copy_sample_files, write_sample_files
 from kdcache.distill.samples import Sample
 from kdcache.distill.standings import Standings
@@ -205,15 +207,32 @@ def test_figures_of_everything_there_is(tmp_path: Path) -> None:
     ]
 
 
+def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
+    """All methods by one ask; a few, and one more with its teacher running along, by time and by more lengths."""
+    contest = make_contest((NONE, BANK, LOGIT, FEATURE), seeds=(0,))
+    by_steps = replace(contest.asks[0], rungs=tuple(rung for rung in contest.rungs if rung.clock == "steps"))
+    some = make_ask((NONE, LOGIT, ONLINE), budgets_s=(100.0, 200.0), seeds=(0, 1))
+    folder, standings = make(tmp_path / "c", replace(contest, asks=(by_steps, some)))
+    document = Document(page(folder, standings))
+    assert standings.main.rung.name == "steps-of-100s" and "What a longer budget gives. Means" in " ".join(
+        document.texts["figcaption"]
+    )
+    assert "logit-online" in " ".join(document.texts["th"])
+
+
 @pytest.mark.parametrize(
     "contest",
     [
         make_contest((NONE, LOGIT), seeds=(0,)),
         make_contest((NONE,)),
         Contest(
-            contenders=(NONE, LOGIT),
-            rungs=(Rung(clock="time", budget_s=100.0),),
-            seeds=(0, 1),
+            asks=(
+                Ask(
+                    contenders=(NONE, LOGIT),
+                    rungs=(Rung(clock="time", budget_s=100.0),),
+                    seeds=(0, 1),
+                ),
+            ),
             run={"store": "stores/ab"},
             store_key="ab",
         ),
@@ -232,7 +251,7 @@ def test_a_comparison_that_has_not_begun_is_a_page_too(tmp_path: Path) -> None:
     names = {start.name: "no such device" for start in contest.starts()}
     folder, standings = make(tmp_path / "c", contest, **names)
     document = Document(page(folder, standings))
-    assert answer(standings) == ["No run on the longest budget has a score yet."]
+    assert answer(standings) == ["No run of 1 min 40 s of training has a score yet."]
     assert document.texts["td"].count("no such device") == len(names)
 
 

@@ -16,7 +16,8 @@ from kdcache.cache.errors import UsageError
 from kdcache.distill import referee
 from kdcache.distill.account import COMPLETE, FAILED, UNFINISHED, WAITING, read_attempts
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.contest import COMPARISON, Contender, Contest
+from kdcache.distill.contender import Contender
+from kdcache.distill.contest import COMPARISON, Contest
 from kdcache.distill.referee import enter, run_contest
 from kdcache.distill.standings import Standings
 
@@ -146,12 +147,39 @@ def test_another_comparison_and_foreign_folders_are_refused(tmp_path: Path) -> N
     moved = dataclasses.replace(moved, run={**moved.run, "workers": 3})
     enter(tmp_path / "out", moved)
     assert json.loads((tmp_path / "out" / COMPARISON).read_text())["run"]["workers"] == 3
-    with pytest.raises(UsageError, match=r"another comparison.*\n  methods: none,logit, none,feature$"):
-        enter(tmp_path / "out", make_contest((NONE, FEATURE)))
+    other = dataclasses.replace(moved, run={**moved.run, "lr": 0.02})
+    with pytest.raises(UsageError, match=r"another comparison.*\n  --lr: 0.01, 0.02$"):
+        enter(tmp_path / "out", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(UsageError, match="holds files that are not a comparison's"):
         enter(tmp_path / "other", make_contest((NONE, LOGIT)))
+
+
+def test_an_extension_runs_what_is_missing_alone(
+    tmp_path: Path, behave: Callable[[dict[str, str]], list[str]]
+) -> None:
+    out, started = tmp_path / "out", behave({})
+    run_contest(out, enter(out, make_contest((NONE, LOGIT), seeds=(0,))), quiet)
+    before = list(started)
+    extended = enter(out, make_contest((FEATURE,), seeds=(0, 1)))
+    run_contest(out, extended, quiet)
+    assert started[len(before) :] == [s.name for s in extended.starts() if s.name not in before]
+    standings = Standings.read(out)
+    assert {outcome.status for outcome in standings.outcomes} == {COMPLETE}
+    rows = {row.contender: sorted(row.by_seed) for row in standings.rankings[0].rows}
+    assert rows == {"none": [0, 1], "logit": [0], "feature": [0, 1]}
+    assert [noise.again for noise in standings.noise] == [1, 2]
+
+
+def test_what_is_running_cannot_be_extended(tmp_path: Path) -> None:
+    enter_contest(tmp_path / "out", (NONE, LOGIT))
+    descriptor = os.open(tmp_path / "out" / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="a comparison is running in"):
+        enter(tmp_path / "out", make_contest((NONE, FEATURE)))
+    os.close(descriptor)
+    assert len(json.loads((tmp_path / "out" / COMPARISON).read_text())["asks"]) == 1
 
 
 def test_a_run_is_started_by_the_command_line_of_its_configuration() -> None:

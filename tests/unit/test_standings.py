@@ -1,6 +1,7 @@
 """Standings of made-up comparisons: every number in them follows by hand from tests/comparisons.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,18 @@ from comparisons import (
     ONLINE,
     SAVING_S,
     STARTUP_S,
+    make_ask,
     make_comparison,
     make_contest,
 )
 
 from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.distill.account import COMPLETE, FAILED, WAITING
-from kdcache.distill.rankings import Move
+from kdcache.distill.breakdown import Ladder, Views
+from kdcache.distill.contender import Contender
+from kdcache.distill.ranking import Move, pair_clocks
 from kdcache.distill.standings import Standings
+from kdcache.distill.standingsreport import report_parts
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,15 @@ def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Pat
     ]
 
 
+def test_another_teacher_at_the_side_is_told(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT, ONLINE), seeds=(0,)))
+    path = folder / "runs" / "time-100s-logit-online-seed-0" / "inputs.json"
+    inputs = json.loads(path.read_text())
+    inputs["teacher"]["weights_sha256"] = "ab"
+    path.write_text(json.dumps(inputs))
+    assert any("has other weights than the store's" in caution for caution in Standings.read(folder).cautions)
+
+
 def test_the_teachers_cost_is_shown_whole_and_shared(standings: Standings) -> None:
     assert standings.teacher_cost is not None
     assert (standings.teacher_cost.build_s, standings.teacher_cost.runs) == (600, 12)
@@ -122,6 +136,78 @@ def test_the_teachers_cost_is_shown_whole_and_shared(standings: Standings) -> No
     assert rows["logit"].with_teacher_s == pytest.approx(100 + 600)
     assert rows["logit"].with_shared_teacher_s == pytest.approx(100 + 50)
     assert rows["none"].with_teacher_s == rows["none"].training_s == pytest.approx(100)
+
+
+def test_a_run_with_few_views_bears_their_cost_alone(tmp_path: Path) -> None:
+    few = replace(LOGIT, passes=1)
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT, few), seeds=(0,)))
+    standings = Standings.read(folder)
+    assert standings.teacher_cost is not None and list(standings.teacher_cost.users) == [4, 2]
+    rows = {row.contender: row for row in standings.rankings[0].rows}
+    spent = rows["logit"].training_s or 0.0
+    assert rows["logit"].with_teacher_s == pytest.approx(spent + 600)
+    assert rows["logit"].with_shared_teacher_s == pytest.approx(spent + 300 / 4 + 300 / 2)
+    spent = rows["logit-views-1"].training_s or 0.0
+    assert rows["logit-views-1"].with_teacher_s == pytest.approx(spent + 300)
+    assert rows["logit-views-1"].with_shared_teacher_s == pytest.approx(spent + 300 / 4)
+
+
+def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
+    contest = make_contest((NONE, LOGIT, FEATURE), seeds=(0,))
+    more = make_ask((NONE, LOGIT), seeds=(0, 1, 2))
+    longer = make_ask((LOGIT,), budgets_s=(400.0,))
+    standings = Standings.read(
+        make_comparison(tmp_path / "out", replace(contest, asks=(*contest.asks, more, longer)))
+    )
+    assert [(r.rung.name, len(r.rows)) for r in standings.rankings] == [
+        *(("time-100s", 3), ("time-400s", 2), ("steps-of-100s", 3), ("steps-of-400s", 2)),
+    ]
+    assert standings.main.rung.name == "time-100s"  # where all are, not the longest
+    assert standings.counterpart is not None and standings.counterpart.rung.name == "steps-of-100s"
+    assert [len(row.by_seed) for row in standings.main.rows] == [3, 1, 3]
+    assert any("on time-100s, steps-of-100s some methods have more seeds" in c for c in standings.cautions)
+    assert len(standings.to_dict()["commands"]) == 3
+    ladder = Ladder.of(standings)
+    assert ladder is not None and (ladder.clock, ladder.lengths) == ("time", [100.0, 400.0])
+    assert list(ladder.points) == ["logit", "none"]
+    text = "\n".join(report_parts(tmp_path / "out", standings))
+    assert "| method | 1 min 40 s | 6 min 40 s |" in text and "| logit | 60.10, +10.00 [" in text
+
+
+def test_places_are_by_common_seeds(tmp_path: Path) -> None:
+    """A contender that lacks the seeds on which all are better, as seed 2 in tests/comparisons.py, loses no place."""
+    near = Contender(method="cwd")  # as good as `logit` on every seed but a hair better
+    contest = make_contest((NONE, LOGIT), seeds=(0, 1, 2))
+    folder = make_comparison(
+        tmp_path / "out", replace(contest, asks=(*contest.asks, make_ask((near,), seeds=(0,))))
+    )
+    for clock in ("time-100s", "steps-of-100s"):
+        path = folder / "runs" / f"{clock}-cwd-seed-0" / "scores.json"
+        result = json.loads(path.read_text())
+        result["scores"]["miou"] = 0.6005  # logit: 0.6, 0.601, 0.602
+        path.write_text(json.dumps(result))
+    rows = Standings.read(folder).rankings[0].rows
+    assert [row.contender for row in rows] == ["cwd", "logit", "none"]
+    assert rows[0].miou is not None and rows[1].miou is not None and rows[0].miou < rows[1].miou
+
+
+def test_rungs_of_one_budget_are_set_against_each_other(tmp_path: Path) -> None:
+    contest = make_contest((NONE, LOGIT), budgets_s=(50.0, 100.0), seeds=(0,))
+    rungs = tuple(rung for rung in contest.rungs if rung.name != "steps-of-50s")
+    contest = replace(contest, asks=(replace(contest.asks[0], rungs=rungs),))
+    standings = Standings.read(make_comparison(tmp_path / "out", contest))
+    pairs = [(one.rung.name, other.rung.name) for one, other in pair_clocks(standings.rankings)]
+    assert pairs == [("time-100s", "steps-of-100s")]
+
+
+def test_views_have_a_table_of_their_own(tmp_path: Path) -> None:
+    contest = make_contest((NONE, LOGIT, replace(LOGIT, passes=1), ONLINE), seeds=(0, 1))
+    standings = Standings.read(make_comparison(tmp_path / "out", contest))
+    views = Views.of(standings)
+    assert views is not None and views.ranking.rung.clock == "steps"
+    assert [at for at, _ in views.points["logit"]] == [1, 2] and list(views.online) == ["logit"]
+    text = "\n".join(report_parts(tmp_path / "out", standings))
+    assert "| method | 1 views | 2 views | online, fresh views |" in text
 
 
 def test_a_runs_time_is_told_apart(standings: Standings) -> None:
