@@ -22,12 +22,13 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
+from kdcache.cache.plainfiles import open_plain, plain_size, require_inside
 from kdcache.cache.retries import Patience, concerns_credentials, passes, refusal_code, try_again
 
 _Result = TypeVar("_Result")
@@ -172,8 +173,8 @@ class LocalObjects(Objects):
         return LocalObjects, (self.root,)
 
     def get(self, path: str) -> bytes:
-        with _reading(self.url, path):
-            return (self.root / path).read_bytes()
+        with _reading(self.url, path), os.fdopen(open_plain(self.root, path), "rb") as file:
+            return file.read()
 
     def put_new(self, path: str, data: bytes) -> bool:
         with self._writing(path) as (temp, target):
@@ -186,10 +187,12 @@ class LocalObjects(Objects):
 
     def overwrite(self, path: str, data: bytes) -> None:
         with self._writing(path) as (temp, target):
-            temp.write_bytes(data)
+            with _new_file(temp) as file:
+                file.write(data)
             temp.replace(target)
 
     def remove(self, path: str) -> None:
+        require_inside(self.root, path)
         try:
             (self.root / path).unlink(missing_ok=True)
         except OSError as error:
@@ -199,7 +202,10 @@ class LocalObjects(Objects):
     def _writing(self, path: str) -> Iterator[tuple[Path, Path]]:
         """A temporary file's place and the object's, in folders that exist; errors of the block with hints."""
         target = self.root / path
-        temp = self.root / TEMP_FOLDER / f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        name = f"{TEMP_FOLDER}/{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        temp = self.root / name
+        require_inside(self.root, path)
+        require_inside(self.root, name)
         try:
             _make_folder(target.parent)
             _make_folder(temp.parent)
@@ -230,13 +236,14 @@ class LocalObjects(Objects):
 
     def _file(self, path: str) -> "_OpenFile":
         # The process is part of the key: a fork shares no descriptor with its parent.
-        return self._open(f"{self.url}/{path}", os.getpid())
+        return self._open(self.url, path, os.getpid())
 
     def size(self, path: str) -> int:
         with _reading(self.url, path):
-            return (self.root / path).stat().st_size
+            return plain_size(self.root, path)
 
     def names(self, folder: str) -> list[str]:
+        require_inside(self.root, f"{folder}/" if folder else "")
         try:
             with _reading(self.url, folder):
                 return sorted(os.listdir(self.root / folder))
@@ -244,6 +251,7 @@ class LocalObjects(Objects):
             return []
 
     def walk(self, folder: str) -> list[Stored]:
+        require_inside(self.root, f"{folder}/" if folder else "")
         found = []
         for place, _, names in os.walk(self.root / folder):
             for name in names:
@@ -257,10 +265,7 @@ class LocalObjects(Objects):
 
     def remove_many(self, paths: Sequence[str]) -> None:
         for path in paths:
-            try:
-                (self.root / path).unlink(missing_ok=True)
-            except OSError as error:
-                raise KDCacheError(f"cannot remove {self.root / path}: {error.strerror}") from None
+            self.remove(path)
 
     def remove_leftovers(self) -> None:
         for name in self.names(TEMP_FOLDER):
@@ -515,8 +520,8 @@ def open_objects(url: str) -> Objects:
             f"{redact(url)} was given with credentials in it",
             hint="leave them out: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, are where they belong",
         )
-    if url.startswith("file://"):
-        url = url.removeprefix("file://")
+    for scheme in ("file://", "local://"):
+        url = url.removeprefix(scheme)
     return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))
 
 
@@ -584,8 +589,8 @@ _MAX_PUT_BYTES = 5 * 2**30  # of S3
 class _OpenFile:
     """A file to read from, closed when nobody holds it any more."""
 
-    def __init__(self, path: str, process: int) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, root: str, path: str, process: int) -> None:
+        self.descriptor = open_plain(root, path)
         weakref.finalize(self, os.close, self.descriptor)
 
 
@@ -621,6 +626,8 @@ def _reading(url: str, path: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{url}/{path}") from None
+    except KDCacheError:
+        raise
     except Exception as error:  # every file system has errors of its own
         raise _failure("read", f"{url}/{path}".rstrip("/"), error) from error
 
@@ -642,8 +649,14 @@ def _seconds(moment: datetime | float) -> float:
     return moment.timestamp() if isinstance(moment, datetime) else float(moment)
 
 
+def _new_file(temp: Path) -> BinaryIO:
+    """A file that nobody had a hand in: what stands there is of a killed writer, or a stranger's link."""
+    temp.unlink(missing_ok=True)
+    return open(temp, "xb")
+
+
 def _link_new(temp: Path, target: Path, data: bytes) -> bool:
-    with open(temp, "wb") as file:
+    with _new_file(temp) as file:
         try:
             file.write(data)
             file.flush()
@@ -659,7 +672,7 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
 
 
 def _move_over(temp: Path, target: Path, data: bytes) -> None:
-    with open(temp, "wb") as file:
+    with _new_file(temp) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
