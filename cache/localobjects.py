@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from kdcache.cache.objects import ByteRange, Objects, Stored, failure, reading
+from kdcache.cache.plainfiles import open_plain, plain_size, require_inside
 from kdcache.cache.writers import is_left_behind, writer_name
 
 TEMP_FOLDER = "kd/tmp"  # half-written objects, by `writer_name`
@@ -39,8 +41,8 @@ class LocalObjects(Objects):
         return LocalObjects, (self.root,)
 
     def get(self, path: str) -> bytes:
-        with reading(self.url, path):
-            return (self.root / path).read_bytes()
+        with reading(self.url, path), os.fdopen(open_plain(self.root, path), "rb") as file:
+            return file.read()
 
     def put_new(self, path: str, data: bytes) -> bool:
         with self._writing(path) as (temp, target):
@@ -55,14 +57,18 @@ class LocalObjects(Objects):
 
     def overwrite(self, path: str, data: bytes) -> None:
         with self._writing(path) as (temp, target):
-            temp.write_bytes(data)
+            with _new_file(temp) as file:
+                file.write(data)
             temp.replace(target)
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[tuple[Path, Path]]:
         """A temporary file's place and the object's, in folders that exist; errors of the block with hints."""
         target = self.root / path
-        temp = self.root / TEMP_FOLDER / writer_name()
+        name = f"{TEMP_FOLDER}/{writer_name()}"
+        temp = self.root / name
+        require_inside(self.root, path)
+        require_inside(self.root, name)
         try:
             _make_folder(target.parent)
             _make_folder(temp.parent)
@@ -71,6 +77,7 @@ class LocalObjects(Objects):
             raise failure("write", str(target), error, hint=_WRITE_HINTS.get(error.errno or 0)) from None
 
     def remove(self, path: str) -> None:
+        require_inside(self.root, path)
         try:
             (self.root / path).unlink(missing_ok=True)
         except OSError as error:
@@ -110,13 +117,14 @@ class LocalObjects(Objects):
 
     def _file(self, path: str) -> "_OpenFile":
         # The process is part of the key: a fork shares no descriptor with its parent.
-        return self._open(f"{self.url}/{path}", os.getpid())
+        return self._open(self.url, path, os.getpid())
 
     def size(self, path: str) -> int:
         with reading(self.url, path):
-            return (self.root / path).stat().st_size
+            return plain_size(self.root, path)
 
     def names(self, folder: str) -> list[str]:
+        require_inside(self.root, f"{folder}/" if folder else "")
         try:
             with reading(self.url, folder):
                 return sorted(os.listdir(self.root / folder))
@@ -124,6 +132,7 @@ class LocalObjects(Objects):
             return []
 
     def walk(self, folder: str) -> list[Stored]:
+        require_inside(self.root, f"{folder}/" if folder else "")
         found = []
         for place, _, names in os.walk(self.root / folder):
             for name in names:
@@ -150,8 +159,8 @@ class LocalObjects(Objects):
 class _OpenFile:
     """A file to read from, closed when nobody holds it any more."""
 
-    def __init__(self, path: str, process: int) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, root: str, path: str, process: int) -> None:
+        self.descriptor = open_plain(root, path)
         weakref.finalize(self, os.close, self.descriptor)
 
 
@@ -183,10 +192,16 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
 
 def _write_through(file: Path, data: bytes) -> None:
     """Write a file that is on the disk when this returns."""
-    with open(file, "wb") as opened:
+    with _new_file(file) as opened:
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def _new_file(temp: Path) -> BinaryIO:
+    """A file that nobody had a hand in: what stands there is of a killed writer, or a stranger's link."""
+    temp.unlink(missing_ok=True)
+    return open(temp, "xb")
 
 
 def _make_folder(folder: Path) -> None:

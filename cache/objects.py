@@ -141,6 +141,8 @@ def reading(url: str, path: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{url}/{path}") from None
+    except KDCacheError:
+        raise
     except Exception as error:  # every file system has errors of its own
         raise failure("read", f"{url}/{path}", error) from error
 

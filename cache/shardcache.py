@@ -18,11 +18,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.ledger import ObjectRecord
@@ -37,6 +37,8 @@ _LOOK_S = (
 _EVICTED_MEANWHILE = 5  # times in a row that an object is fetched and gone again before it was read
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +65,22 @@ class ShardCache:
         with _disk_errors(self.folder):
             if self._use(record):
                 return True
-            partial = self.folder / "partial" / record.sha256
-            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial = f"{self.folder}/partial/{record.sha256}"
             with _locked(partial, wait=wait) as file:
                 if file is None:
                     return False
                 if self._use(record):  # it came while this one waited
-                    partial.unlink()
+                    os.unlink(partial)
                     return True
                 try:
                     self._reserve(file, record.size)
                     file.write(_download(objects, path, record))
                     file.flush()
-                    target = self.folder / self.place(record.sha256)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(partial, target)
+                    _in_folder(lambda target: os.replace(partial, target), self._target(record))
                     return True
                 except BaseException:
-                    partial.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        os.unlink(partial)
                     self._release(record.size)
                     raise
 
@@ -88,7 +88,7 @@ class ShardCache:
         """Forget an object: what stands here turned out to be wrong."""
         with _disk_errors(self.folder):
             try:
-                (self.folder / self.place(record.sha256)).unlink()
+                os.unlink(self._target(record))
             except FileNotFoundError:
                 return  # another did, and gave the room back
             self._release(record.size)
@@ -109,15 +109,18 @@ class ShardCache:
 
     def _use(self, record: ObjectRecord) -> bool:
         """Mark the object as used now; False where it is not here, or not whole."""
-        target = self.folder / self.place(record.sha256)
+        target = self._target(record)
         try:
-            if target.stat().st_size == record.size:
+            if os.stat(target).st_size == record.size:
                 os.utime(target)
                 return True
-            target.unlink()
+            os.unlink(target)
         except FileNotFoundError:
             pass
         return False
+
+    def _target(self, record: ObjectRecord) -> str:
+        return f"{self.folder}/{self.place(record.sha256)}"
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
         """Give an empty partial file its size, within limit and disk, for which the least recently used objects go."""
@@ -158,10 +161,10 @@ class ShardCache:
 
     def _clear_leftovers(self) -> None:
         for name in _names(self.folder / "partial"):
-            path = self.folder / "partial" / name
+            path = f"{self.folder}/partial/{name}"
             with _locked(path, wait=False, create=False) as file:
                 if file is not None:  # nobody fetches it
-                    path.unlink(missing_ok=True)
+                    os.unlink(path)
 
     def _scan(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use in ns, bytes, path) of every object, and of those on their way."""
@@ -176,7 +179,7 @@ class ShardCache:
 
     @contextmanager
     def _account(self) -> Iterator["_Account"]:
-        with _locked(self.folder / "used") as file:
+        with _locked(f"{self.folder}/used") as file:
             assert file is not None
             yield _Account(self, file)
 
@@ -191,12 +194,15 @@ class _Account:
     def read(self) -> int:
         self.file.seek(0)
         text = self.file.read()
-        return int(text) if text.isdigit() else sum(size for _, size, _ in self.cache._scan())
+        if text.isdigit():
+            return int(text)
+        self.file.truncate(0)
+        return sum(size for _, size, _ in self.cache._scan())
 
     def write(self, used: int) -> None:
+        # Of one length, so that nothing is cut off: for a file that was, ext4 writes to the disk when it is closed, 3 ms.
         self.file.seek(0)
-        self.file.truncate()
-        self.file.write(str(used).encode())
+        self.file.write(b"%019d" % used)
         self.file.flush()
 
 
@@ -275,11 +281,14 @@ def _download(objects: Objects, path: str, record: ObjectRecord) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool = True, create: bool = True) -> Iterator[BinaryIO | None]:
+def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[BinaryIO | None]:
     """The file, open for reading and writing under a lock of its own; None where another has it, or it is not there."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+            if create:
+                descriptor = _in_folder(lambda made: os.open(made, os.O_RDWR | os.O_CREAT, 0o666), path)
+            else:
+                descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             if create:
                 raise
@@ -296,9 +305,19 @@ def _locked(path: Path, *, wait: bool = True, create: bool = True) -> Iterator[B
                 return
 
 
-def _is_at(path: Path, file: BinaryIO) -> bool:
+def _in_folder(work: Callable[[str], _Result], path: str) -> _Result:
+    """What `work` gives for a path, whose folder is made where that is what it lacks."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return work(path)
+    except FileNotFoundError:
+        pass
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return work(path)
+
+
+def _is_at(path: str, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 

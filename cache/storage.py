@@ -24,7 +24,8 @@ def open_objects(url: str) -> Objects:
     Raises UsageError for a URL with credentials in it, or of an unknown scheme.
     """
     require_no_credentials(url)
-    url = url.removeprefix("file://")
+    for scheme in ("file://", "local://"):
+        url = url.removeprefix(scheme)
     if url.startswith(("s3:", "s3a:")):
         return S3Objects(url)
     return RemoteObjects(url) if "://" in url else LocalObjects(Path(url))

@@ -64,12 +64,12 @@ class Console:
     def line(self, text: str) -> None:
         """One line of data."""
         if self.rank == 0:
-            click.echo(text)
+            click.echo(_printable(text))
 
     def note(self, text: str) -> None:
         """One line for the reader at the terminal, not part of the data."""
         if self.rank == 0:
-            click.echo(text, err=True)
+            click.echo(_printable(text), err=True)
 
     def error(self, kind: str, message: str, hint: str | None, exit_code: int) -> None:
         if self.json:
@@ -77,9 +77,9 @@ class Console:
             click.echo(json.dumps(document), err=True)
             return
         process = f" (process {self.rank})" if self.rank else ""
-        click.echo(f"error{process}: {message}", err=True)
+        click.echo(_printable(f"error{process}: {message}"), err=True)
         if hint:
-            click.echo(f"hint: {hint}", err=True)
+            click.echo(_printable(f"hint: {hint}"), err=True)
 
     @contextmanager
     def progress(self, label: str, *, in_bytes: bool = False) -> Iterator[Progress]:
@@ -92,6 +92,11 @@ class Console:
             yield drawn
         finally:
             drawn.close()
+
+
+def _printable(text: str) -> str:
+    """The text with control characters spelt out: names in a stranger's store may hold sequences that a terminal obeys."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class _Bar:

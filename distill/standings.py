@@ -1,7 +1,7 @@
 """Standings: what came of a comparison, as numbers alone. Read from its folder, also while it goes on.
 
-    standings = Standings.read(Path("runs/comparison"))
-    runfolder.write_json(Path("standings.json"), standings.to_dict())
+standings = Standings.read(Path("runs/comparison"))
+runfolder.write_json(Path("standings.json"), standings.to_dict())
 """
 
 from collections.abc import Iterable, Sequence

@@ -84,6 +84,14 @@ def faulty(bucket: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> It
     proxy.stop()
 
 
+@pytest.fixture
+def impatient(faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that give a silent server up soon, so that its silence is a timeout of theirs."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.5}})
+    assert faulty.silence_s > 2
+    _forget_clients()
+
+
 def _forget_clients() -> None:
     """fsspec keeps clients, and with them the endpoint that the variables named when they were made."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -2,11 +2,13 @@
 
 Requests pass with their Host as the client signed it. A fault is drawn for each: an answer of 500 or of 503 SlowDown
 that the server never saw, a silence until the client gives up, a reset before the server heard of the request or after
-it did as it was told, and an answer whose body ends early.
+it did as it was told, and an answer whose body ends early. Beside that, requests can be refused as S3 refuses a token
+that has expired.
 """
 
 import asyncio
 import random
+import re
 import socket
 import struct
 import threading
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 FAULTS = ("500", "503", "silence", "reset", "lost", "short")
+_EXPIRED = ("403 Forbidden", "ExpiredToken")
 _ERRORS = {"500": ("500 Internal Server Error", "InternalError"), "503": ("503 Slow Down", "SlowDown")}
 
 
@@ -27,6 +30,7 @@ class FaultProxy:
     faults: tuple[str, ...] = FAULTS
     latency_s: float = 0.0  # before each request
     silence_s: float = 5.0  # of a silent fault; the client's own limit may be shorter
+    denied: str = ""  # pattern of targets (path?query) that a token which has expired is sent for
     seed: int = 0
     requests: Counter[str] = field(default_factory=Counter)  # by HTTP method
     injected: Counter[str] = field(default_factory=Counter)  # by fault
@@ -39,6 +43,10 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
         self._thread.start()
         ready.wait()
+
+    def fail(self, share: float, *, seed: int = 0) -> None:
+        """That share of the requests fails from now on, drawn anew from the seed."""
+        self._random, self.fault_share = random.Random(seed), share
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -63,25 +71,27 @@ class FaultProxy:
                 pass
         except (OSError, asyncio.IncompleteReadError):
             pass  # a client or a server that is gone: the other side sees its connection end
+        except asyncio.CancelledError:
+            pass  # the proxy stops; asyncio's streams would report it
         finally:
             writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its answer; whether the connection goes on."""
         head = await reader.readuntil(b"\r\n\r\n")
-        method, headers = head.split(b" ", 1)[0].decode(), _headers(head)
+        (method, target), headers = head.decode("latin-1").split(" ", 2)[:2], _headers(head)
         if headers.get("expect") == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.requests[method] += 1
         await asyncio.sleep(self.latency_s)
+        if self.denied and re.search(self.denied, target):
+            return await _refuse(writer, method, *_EXPIRED)
         fault = self._random.choice(self.faults) if self._random.random() < self.fault_share else ""
         if fault:
             self.injected[fault] += 1
         if fault in _ERRORS:
-            writer.write(_error(*_ERRORS[fault]))
-            await writer.drain()
-            return True
+            return await _refuse(writer, method, *_ERRORS[fault])
         if fault == "silence":
             await asyncio.sleep(self.silence_s)
             return False
@@ -144,10 +154,12 @@ async def _dechunk(reader: asyncio.StreamReader) -> bytes:
     return payload
 
 
-def _error(status: str, code: str) -> bytes:
+async def _refuse(writer: asyncio.StreamWriter, method: str, status: str, code: str) -> bool:
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>injected</Message></Error>'.encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    writer.write(head.encode() + (b"" if method == "HEAD" else body))
+    await writer.drain()
+    return True
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -45,7 +45,15 @@ def make_teacher(path: Path) -> Path:
     return path
 
 
-def build(url: Path, teacher_file: Path, *, passes: int = 2, targets=("logits", "features")) -> str:
+def build(
+    url: Path,
+    teacher_file: Path,
+    *,
+    passes: int = 2,
+    targets=("logits", "features"),
+    unit_entries: int = 4,
+    kept: str = "replay",
+) -> str:
     images = inputs.open_dataset(DATASET, None, "train")
     classes = len(images.classes.names)
     teacher = load_teacher("pspnet_resnet18", weights=teacher_file, dataset_name=DATASET, classes=classes)
@@ -55,7 +63,8 @@ def build(url: Path, teacher_file: Path, *, passes: int = 2, targets=("logits", 
         view_policy(DATASET),
         seed=0,
         targets=dict.fromkeys(targets, "fp16"),
-        unit_entries=4,
+        unit_entries=unit_entries,
+        inputs=kept,
     )
     store = create_store(str(url), spec, images.image_ids)
     build_store(store, images, teacher, passes=passes, options=BuildOptions(batch_size=2, force=True))

@@ -20,6 +20,7 @@ from kdcache.cache.probe import PROBES, probe_creation
 from kdcache.cache.retries import Patience
 from kdcache.cache.storage import open_objects
 from kdcache.cache.store import open_store
+from kdcache.cache.verify import verify_store
 
 # Connections that a fault left half-open are closed by the garbage collector, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -118,13 +119,35 @@ def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(buc
     assert_same_store(bucket, tmp_path / "one")
 
 
-def test_a_build_on_a_server_that_fails_ends_in_the_same_bytes(faulty, bucket, tmp_path):
+def test_a_build_on_a_server_that_fails_ends_in_the_same_bytes(faulty, impatient, bucket, tmp_path):
     build(tmp_path / "one", unit_entries=2)
-    faulty.fault_share, faulty.silence_s = FAULTY_SHARE, 0.5
-    faulty.faults = FAULTS
+    faulty.fail(FAULTY_SHARE, seed=2)
     build(bucket, unit_entries=2)
-    assert len(faulty.injected) == len(FAULTS)
-    faulty.fault_share = 0.0
+    assert set(faulty.injected) == set(FAULTS)
+    faulty.fail(0.0)
+    assert_same_store(bucket, tmp_path / "one")
+
+
+@pytest.mark.parametrize("denied", [".", "/c/"], ids=["all", "shards"])
+def test_credentials_that_expire_in_a_build_end_it_with_what_was_committed_intact(
+    faulty, bucket, tmp_path, denied
+):
+    build(tmp_path / "one", passes=3)
+    store, images, teacher = begin(bucket)
+
+    def expire(done, total, note):
+        if not faulty.denied and len(store.committed_units(0)) >= 2:
+            faulty.denied = denied
+
+    with pytest.raises(KDCacheError, match=r"cannot (read|write) s3://") as caught:
+        build_store(store, images, teacher, passes=3, options=OPTIONS, progress=expire)
+    assert caught.value.exit_code == 1 and "AWS_SESSION_TOKEN" in caught.value.hint
+    faulty.denied = ""
+    committed = sum(len(open_store(bucket).committed_units(index)) for index in range(3))
+    assert 2 <= committed < 9
+    assert verify_store(bucket, deep=True).is_clean
+    quick = replace(OPTIONS, heartbeat_s=0.05)  # leases that could not be removed are taken over
+    assert build(bucket, passes=3, options=quick).units_before == committed
     assert_same_store(bucket, tmp_path / "one")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from faultproxy import FAULTS
 from training import (
     assert_same_run,
     build,
@@ -21,11 +22,12 @@ from training import (
     start,
 )
 
-from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
 from kdcache.cache.storage import open_objects
 from kdcache.cache.store import open_store
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
+from kdcache.distill.order import EntryOrder
 from kdcache.distill.train import train
 
 
@@ -172,6 +174,45 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
     assert load_state(Path(config.out, "checkpoint"))["step"] == 3
     with pytest.raises(StoreDamagedError, match="repaired"):
         train(config, resume=True)
+
+
+def test_a_run_on_a_server_that_fails_is_the_one_on_a_whole_one(
+    config, faulty, impatient, bucket, tmp_path, teacher_file
+):
+    store = build(tmp_path / "store", teacher_file, passes=3, targets=("logits",), unit_entries=1)
+    near = dataclasses.replace(config, store=store, steps=9, out=str(tmp_path / "near"))
+    train(near)
+    upload(store, bucket)
+    faulty.fail(0.2, seed=2)
+    far = dataclasses.replace(near, store=bucket, out=str(tmp_path / "far"))
+    train(far)
+    assert_same_run(near, far)
+    assert set(faulty.injected) == set(FAULTS)
+
+
+@pytest.mark.parametrize("denied", ["ledger", "shards"])
+def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
+    config, faulty, bucket, tmp_path, local, denied
+):
+    near = dataclasses.replace(config, out=str(tmp_path / "near"))
+    train(near)
+    upload(local, bucket)
+    far = dataclasses.replace(config, store=bucket, save_every_steps=0, save_every_s=0.0)
+    order = EntryOrder(passes=(0, 1), n_images=6, unit_entries=4, pool_units=8, seed=config.seed)
+    if denied == "shards":  # of the second epoch, three steps on
+        faulty.denied = rf"passes/00{order.pass_index(1)}/\w+/c/"
+
+    def expire(done: int, total: int, note: str) -> None:
+        if done == 2 and denied == "ledger":
+            faulty.denied = "."
+
+    with pytest.raises(KDCacheError, match="cannot read s3://") as caught:
+        train(far, progress=expire)
+    assert caught.value.exit_code == 1 and "AWS_SESSION_TOKEN" in caught.value.hint
+    assert load_state(Path(far.out, "checkpoint"))["step"] == 3
+    faulty.denied = ""
+    train(far, resume=True)
+    assert_same_run(near, far)
 
 
 @pytest.mark.slow

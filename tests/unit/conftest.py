@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from kdcache.cache.calibration import Calibration
+from kdcache.cache.codec import Codec
 from kdcache.cache.codecs import fit_codec
-from kdcache.cache.replay import CropDigest, entry_row
+from kdcache.cache.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file
+from kdcache.cache.replay import Crop, CropDigest, entry_row
 from kdcache.cache.shuffle import permutation
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.store import Store, create_store
@@ -17,7 +19,14 @@ from kdcache.cache.views import View, ViewPolicy
 SHAPES = {"logits": (3, 4, 6), "features": (5, 4, 6)}
 
 
-def make_spec(*, images: int = 7, unit_entries: int = 3, seed: int = 0, codec: str = "uniform") -> StoreSpec:
+def make_spec(
+    *,
+    images: int = 7,
+    unit_entries: int = 3,
+    seed: int = 0,
+    codec: str = "uniform",
+    inputs: str = REPLAY,
+) -> StoreSpec:
     return StoreSpec(
         dataset=DatasetIdentity(
             name="made-up",
@@ -31,6 +40,7 @@ def make_spec(*, images: int = 7, unit_entries: int = 3, seed: int = 0, codec: s
         seed=seed,
         targets={name: TargetSpec(codec=codec, shape=shape) for name, shape in SHAPES.items()},
         unit_entries=unit_entries,
+        inputs=inputs,
     )
 
 
@@ -42,12 +52,41 @@ def make_rows(spec: StoreSpec, pass_index: int) -> dict[str, np.ndarray]:
     views = np.stack(
         [entry_row(int(image), pass_index, _view(generator), _digest(generator)) for image in images]
     )
-    codecs = {name: fit_codec(t.codec, [torch.zeros(1, *t.shape)]) for name, t in spec.targets.items()}
+    codecs = make_codecs(spec)
     targets = {
         name: torch.from_numpy(generator.normal(size=(n, *t.shape))) for name, t in spec.targets.items()
     }
     codes = {name: codecs[name].encode(t.float())[0].numpy() for name, t in targets.items()}
-    return {VIEWS: views, **{name: codecs[name].pack(codes[name]) for name in codes}}
+    rows = {VIEWS: views, **{name: codecs[name].pack(codes[name]) for name in codes}}
+    return rows if spec.inputs == REPLAY else {**rows, **_crop_rows(spec, generator)}
+
+
+def make_codecs(spec: StoreSpec) -> dict[str, Codec]:
+    """The codecs of its targets; those with a basis are fitted to noise, the others to nothing."""
+    noise = torch.Generator()
+    return {
+        name: fit_codec(
+            t.codec,
+            [
+                torch.zeros(1, *t.shape)
+                if t.codec in ("uniform", "fp16")
+                else torch.randn(8, *t.shape, generator=noise.manual_seed(0))
+            ],
+        )
+        for name, t in spec.targets.items()
+    }
+
+
+def _crop_rows(spec: StoreSpec, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    n, (height, width) = spec.dataset.images, spec.views.crop_size
+    longest = spec.crop_packings[CROPS].shape[0]
+    labels = generator.integers(0, len(spec.dataset.class_names), (n, height, width)).astype(np.uint8)
+    images = generator.integers(0, 256, (n, height, width, 3)).astype(np.uint8)
+    files = [
+        encode_crop(spec.inputs, Crop(image, label, height, width))
+        for image, label in zip(images, labels, strict=True)
+    ]
+    return {CROPS: np.stack([pack_file(file, longest) for file in files]), LABELS: labels}
 
 
 def _view(generator: np.random.Generator) -> View:
@@ -63,10 +102,14 @@ def _digest(generator: np.random.Generator) -> CropDigest:
 
 def begin_store(url: str, spec: StoreSpec) -> Store:
     store = create_store(url, spec, tuple(f"image-{n}" for n in range(spec.dataset.images)))
-    codecs = {name: fit_codec(t.codec, [torch.zeros(1, *t.shape)]) for name, t in spec.targets.items()}
     store.adopt_calibration(
         Calibration(
-            spec_key=spec.key, codecs=codecs, canaries=(), teacher_check={}, input_bytes={}, fidelity={}
+            spec_key=spec.key,
+            codecs=make_codecs(spec),
+            canaries=(),
+            teacher_check={},
+            input_bytes={},
+            fidelity={},
         )
     )
     return store

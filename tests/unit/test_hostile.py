@@ -6,11 +6,13 @@ memory stays within what small documents and the unit take.
 """
 
 import copy
+import io
 import json
 import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedErro
 from kdcache.cache.objects import sha256
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import canonical_json
+from kdcache.cache.storage import open_objects
 from kdcache.cache.store import Store, open_store
 from kdcache.cache.verify import verify_store
+from kdcache.cli.main import run
 
 EXAMPLES = int(os.environ.get("KDCACHE_HOSTILE", "40"))  # 200 and more for the measurement
 MAX_BYTES = 64 * 2**20  # of Python's own and numpy's memory, for a store of some kilobytes
@@ -105,22 +109,44 @@ def _changed(document: Any, kind: str, where: int, hostile: Any, reseal: bool) -
 
 def read_all(url: str) -> list[np.ndarray]:
     """Every byte that a run could read."""
-    reader = StoreReader(url, ["logits", "features"])
+    reader = StoreReader(url, ["logits", "features"], crops=True)
     return [
-        codes
+        array
         for index in reader.passes
         for entry in reader.entries(index, range(reader.n_images))
-        for codes in (np.array(entry.row.view.to_row()), *entry.codes.values())
+        for array in (
+            np.array(entry.row.view.to_row()),
+            *entry.codes.values(),
+            *([entry.crop.image, entry.crop.label] if entry.crop else []),
+        )
     ]
 
 
-@pytest.fixture
-def whole(store: Store) -> tuple[Path, list[np.ndarray]]:
+STORES = {  # by what is hostile in them
+    "plain": {},
+    "crops": {"inputs": "jpeg:95", "codec": "dct"},
+    "webp": {"inputs": "webp", "codec": "pca:2"},
+    "range": {"codec": "dct-range"},
+}
+
+
+@pytest.fixture(params=STORES)
+def whole(
+    request: pytest.FixtureRequest, stores: dict[str, Callable], tmp_path: Path
+) -> tuple[Path, list[np.ndarray]]:
+    """A store of one kind, and all that is read from it."""
+    if request.param == "range":
+        pytest.importorskip("constriction")
+    store = stores["begin"](str(tmp_path / "store"), stores["spec"](**STORES[request.param]))
+    store.raise_goal(2)
+    for index in (0, 1):
+        stores["fill"](store, index)
+    show(store.url)  # what it imports is no memory of the store's
     return Path(store.url), read_all(store.url)
 
 
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=EXAMPLES // len(STORES),
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # shrinking a store says nothing that `what` does not
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -138,6 +164,7 @@ def test_no_hostile_store_does_harm(
     tracemalloc.start()
     try:
         assert _harmless(lambda: open_store(str(hostile)).is_complete), what
+        show(str(hostile))
         found: list[np.ndarray] = []
         _harmless(lambda: found.extend(read_all(str(hostile))))
         _harmless(lambda: verify_store(str(hostile), deep=True, threads=2))
@@ -148,6 +175,22 @@ def test_no_hostile_store_does_harm(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, what
     if len(found) == len(values):  # it could be read: then what was read is what was there
         assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True)), what
+
+
+class Terminal(io.StringIO):
+    """Where escape sequences of a stranger would move the cursor."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def show(url: str) -> None:
+    """`kdcache info` on a terminal: it says what the store holds, or that it is damaged."""
+    for arguments in ([], ["--json"]):
+        with redirect_stdout(Terminal()) as out, redirect_stderr(Terminal()) as err:
+            code = run(["info", url, *arguments])
+        assert code in (0, 10, 12), (code, err.getvalue())
+        assert "\x1b" not in out.getvalue() + err.getvalue()
 
 
 def _harmless(work: Callable[[], object]) -> bool:
@@ -170,6 +213,71 @@ def test_every_command_says_that_a_store_is_damaged(
     code, out, err = kdcache(command, *arguments)
     assert code == 12, (out, err)
     assert "Traceback" not in out + err
+
+
+MAKERS = {
+    "pipe": lambda path: os.mkfifo(path),
+    "link": lambda path: path.symlink_to("/etc/passwd"),
+    "link to the object": lambda path: path.symlink_to(path.with_name("moved")),
+    "folder": lambda path: path.mkdir(),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_no_plain_file_is_neither_waited_for_nor_followed(
+    store: Store, kdcache: Callable[..., tuple[int, str, str]], kind: str
+) -> None:
+    root = Path(store.url)
+    for path in (*documents(root), *shards(root)[:3]):
+        moved = path.rename(path.with_name("moved"))
+        MAKERS[kind](path)
+        for work in (lambda: read_all(store.url), lambda: verify_store(store.url, deep=True, threads=2)):
+            _harmless(work)
+        code, out, err = kdcache("verify", store.url)
+        assert code == 12, (path, out, err)
+        with pytest.raises(StoreDamagedError, match="plain files"):
+            open_objects(store.url).get(path.relative_to(root).as_posix())
+        path.rmdir() if kind == "folder" else path.unlink()
+        moved.rename(path)
+
+
+def test_no_folder_of_a_store_leads_out_of_it(store: Store, tmp_path: Path) -> None:
+    """Nothing is read, written or removed behind a link."""
+    root, outside = Path(store.url), tmp_path / "outside"
+    for path in ("kd", "kd/passes/000/units", "kd/tmp", "kd/goals", "passes/001", "passes/000/logits/c"):
+        (root / path).rename(outside)
+        (root / path).symlink_to(outside)
+        before = {file: file.stat().st_mtime_ns for file in outside.rglob("*")}
+        with pytest.raises(StoreDamagedError, match="plain files") as caught:
+            StoreReader(store.url, ["logits"]).entries(0, range(7))
+            store.objects.put_new(f"{path}/new", b"x")
+        assert caught.value.exit_code == 12
+        objects = open_objects(store.url)  # which has no file open yet
+        inside = f"{path}/{next(iter(os.listdir(outside)), 'none')}"
+        for work in (
+            lambda objects=objects, inside=inside: objects.get(inside),
+            lambda objects=objects, inside=inside: objects.size(inside),
+            lambda objects=objects, inside=inside: objects.read_range(inside, 0, 1),
+            lambda objects=objects, inside=inside: objects.replace(inside, b"x"),
+            lambda objects=objects, inside=inside: objects.overwrite(inside, b"x"),
+            lambda objects=objects, inside=inside: objects.put_new(f"{inside}-new", b"x"),
+            lambda objects=objects, inside=inside: objects.remove(inside),
+            lambda objects=objects, inside=inside: objects.remove_many([inside]),
+            lambda objects=objects, path=path: objects.names(path),
+            lambda objects=objects, path=path: objects.walk(path),
+        ):
+            with pytest.raises(StoreDamagedError, match="plain files"):
+                work()
+        assert {file: file.stat().st_mtime_ns for file in outside.rglob("*")} == before
+        (root / path).unlink()
+        outside.rename(root / path)
+    assert verify_store(store.url, deep=True).is_clean
+
+
+def test_a_store_may_lie_behind_a_link_of_its_user_s(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(store.url)
+    assert verify_store(str(tmp_path / "mine"), deep=True).is_clean
 
 
 def test_a_factory_is_not_imported_because_a_store_names_it(

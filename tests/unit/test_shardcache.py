@@ -52,6 +52,11 @@ def stands(cache: ShardCache, path: str) -> bool:
     return (cache.folder / cache.place(record(path).sha256)).exists()
 
 
+def used(cache: ShardCache) -> int:
+    """Bytes on account."""
+    return int((cache.folder / "used").read_text())
+
+
 @pytest.fixture
 def cache(tmp_path) -> ShardCache:
     return ShardCache(tmp_path / "cache", limit_bytes=10 * SIZE)
@@ -63,7 +68,7 @@ def test_an_object_is_fetched_once_and_then_stands_by_its_digest(cache):
         cache.fetch(remote, "a", record("a"))
     assert remote.gets == ["a"]
     assert (cache.folder / cache.place(record("a").sha256)).read_bytes() == content("a")
-    assert (cache.folder / "used").read_text() == str(SIZE) and not os.listdir(cache.folder / "partial")
+    assert used(cache) == SIZE and not os.listdir(cache.folder / "partial")
 
 
 @pytest.mark.parametrize("answer", [b"", content("a")[:-1], content("b"), content("a") + b"."])
@@ -73,7 +78,7 @@ def test_wrong_bytes_are_fetched_again_once_and_then_named(cache, answer):
     with pytest.raises(StoreDamagedError, match="fake://store/a is not what the ledger states"):
         cache.fetch(remote, "a", record("a"))
     assert remote.gets == ["a", "a"] and not stands(cache, "a")
-    assert (cache.folder / "used").read_text() == "0"
+    assert used(cache) == 0
     del remote.answers["a"]
     cache.fetch(remote, "a", record("a"))
     assert stands(cache, "a")
@@ -104,7 +109,7 @@ def test_the_least_recently_used_go(cache):
     assert "0" in left and stands(cache, "new")
     assert left[1:] == names[-len(left) + 1 :] and 6 <= len(left) < 10
     total = sum(path.stat().st_size for path in (cache.folder / "objects").rglob("*") if path.is_file())
-    assert total <= cache.limit_bytes and (cache.folder / "used").read_text() == str(total)
+    assert total <= cache.limit_bytes and used(cache) == total
 
 
 def test_what_can_be_held_at_once_is(cache):
@@ -162,7 +167,7 @@ def test_a_killed_process_leaves_nothing_that_lasts(cache):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"fetching\n"
         process.kill()
-    assert os.listdir(cache.folder / "partial") and (cache.folder / "used").read_text() == str(SIZE)
+    assert os.listdir(cache.folder / "partial") and used(cache) == SIZE
     remote = Remote()
     for name in ("b", *map(str, range(9))):  # evicting clears away what nobody wants
         cache.fetch(remote, name, record(name))
@@ -171,14 +176,14 @@ def test_a_killed_process_leaves_nothing_that_lasts(cache):
     assert stands(cache, "a")
 
 
-@pytest.mark.parametrize("words", ["", "many"])
+@pytest.mark.parametrize("words", ["", "many words, and longer than any number of bytes"])
 def test_an_account_that_is_lost_is_made_anew(cache, words):
     remote = Remote()
     for name in "abc":
         cache.fetch(remote, name, record(name))
     (cache.folder / "used").write_text(words)
     cache.fetch(remote, "d", record("d"))
-    assert (cache.folder / "used").read_text() == str(4 * SIZE)
+    assert used(cache) == 4 * SIZE
 
 
 def test_a_full_disk_costs_old_objects_first_and_is_then_one_clear_error(cache, monkeypatch):
