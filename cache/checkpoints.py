@@ -27,7 +27,8 @@ from torch import Tensor
 
 from kdcache.cache.errors import KDCacheError, NotFoundError, WeightsError
 from kdcache.cache.layouts import LAYOUTS, Layout
-from kdcache.cache.networks import NetworkConfig, Normalisation, SegmentationNetwork, build_network
+from kdcache.cache.networks import NetworkConfig, SegmentationNetwork, build_network
+from kdcache.cache.normalisation import Normalisation
 from kdcache.cache.resnet import BLOCKS, STEMS, DilatedResNet
 
 METADATA_KEY = "kdcache"

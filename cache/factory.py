@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.cache.errors import TeacherError, UsageError
-from kdcache.cache.networks import RGB_IMAGENET, STRIDE_PX, TARGETS, NetworkOutput, Normalisation
+from kdcache.cache.maps import TARGETS
+from kdcache.cache.networks import STRIDE_PX, NetworkOutput
+from kdcache.cache.normalisation import RGB_IMAGENET, Normalisation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

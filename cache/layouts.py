@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.cache.networks import BGR_CAFFE, PRESETS, RGB_IMAGENET, Normalisation
+from kdcache.cache.networks import PRESETS
+from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET, Normalisation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from kdcache.cache.classes import IGNORE
 
+TARGETS = ("logits", "features", "aux", "backbone")
+"""What a teacher may give for a view, each as such a map."""
+
 
 def cell_weights(
     valid: Tensor,  # (N, 2) integer: height and width in crop pixels; the region starts at the crop's top left

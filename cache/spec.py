@@ -16,11 +16,11 @@ from kdcache.cache.codecs import canonical_request
 from kdcache.cache.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.maps import TARGETS
 from kdcache.cache.replay import ENTRY_COLUMNS
 from kdcache.cache.views import ViewPolicy
 
 FORMAT_VERSION = 1
-TARGETS = ("logits", "features", "aux", "backbone")
 VIEWS = "views"  # the array of view parameters and crop digests
 
 MAX_UNIT_ENTRIES = 4096
@@ -202,7 +202,7 @@ class StoreSpec:
 
 
 def check_target_names(names: Collection[str]) -> None:
-    """Raises UsageError for none, or for one that is not in TARGETS."""
+    """Raises UsageError for none, or for one that is not in maps.TARGETS."""
     unknown = sorted(set(names) - set(TARGETS))
     if unknown or not names:
         raise UsageError(

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from kdcache.cache.checkpoints import load_checkpoint
 from kdcache.cache.errors import TeacherError, UsageError
 from kdcache.cache.factory import FactoryTeacher, call_factory, probe_channels, run_module, state_sha256
-from kdcache.cache.networks import NETWORKS, STRIDE_PX, NetworkOutput, Normalisation, SegmentationNetwork
+from kdcache.cache.networks import NETWORKS, STRIDE_PX, NetworkOutput, SegmentationNetwork
+from kdcache.cache.normalisation import Normalisation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.weights import resolve_weights
 
@@ -40,7 +41,7 @@ class Teacher:
     module: nn.Module
     normalisation: Normalisation
     classes: int
-    channels: dict[str, int]  # target -> channels, in the order of TARGETS
+    channels: dict[str, int]  # target -> channels, in the order of maps.TARGETS
     weights_sha256: str
     precision: str
     device: torch.device

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from kdcache.cache.classes import IGNORE
 from kdcache.cache.datasets import SegmentationDataset
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.networks import Normalisation, SegmentationNetwork
+from kdcache.cache.networks import SegmentationNetwork
+from kdcache.cache.normalisation import Normalisation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.teacher import Teacher
 from kdcache.distill.config import EVALUATION_MODES

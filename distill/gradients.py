@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.maps import resample
-from kdcache.cache.networks import NetworkOutput, Normalisation, SegmentationNetwork
+from kdcache.cache.networks import NetworkOutput, SegmentationNetwork
+from kdcache.cache.normalisation import Normalisation
 from kdcache.distill.losses import LABELS, FeatureMSE, LossConfig, Method, recipe_needs
 from kdcache.distill.methods import METHODS, build_method
 from kdcache.distill.region import Region

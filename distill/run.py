@@ -14,7 +14,8 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
 
 from kdcache.cache.errors import UsageError
-from kdcache.cache.networks import NetworkConfig, Normalisation, SegmentationNetwork
+from kdcache.cache.networks import NetworkConfig, SegmentationNetwork
+from kdcache.cache.normalisation import Normalisation
 from kdcache.cache.progress import Progress, silent
 from kdcache.distill import runfolder
 from kdcache.distill.budget import Budget

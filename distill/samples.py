@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.networks import Normalisation, SegmentationNetwork
+from kdcache.cache.networks import SegmentationNetwork
+from kdcache.cache.normalisation import Normalisation
 from kdcache.distill.evaluate import EvalRecipe, as_predictor, eval_recipe, predict_logits, undisturbed
 
 SAMPLES = 4

@@ -30,13 +30,8 @@ from torchvision.models import (
 from kdcache.cache.checkpoints import Checkpoint, file_sha256, load_backbone, load_checkpoint, save_network
 from kdcache.cache.classes import ClassSet
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks import (
-    RGB_IMAGENET,
-    Normalisation,
-    SegmentationNetwork,
-    build_network,
-    network_config,
-)
+from kdcache.cache.networks import SegmentationNetwork, build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET, Normalisation
 from kdcache.distill.evaluate import EvalRecipe, as_predictor, predict_logits
 from kdcache.distill.runfolder import CHECKPOINT, STUDENT
 

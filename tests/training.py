@@ -18,7 +18,8 @@ from kdcache.cache.build import build_store, plan_store
 from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.remoteobjects import RemoteObjects
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher

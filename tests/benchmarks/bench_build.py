@@ -20,7 +20,8 @@ from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import SegmentationDataset, open_dataset
 from kdcache.cache.entries import cut_entry
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.shards import ArrayLayout
 from kdcache.cache.store import Store, create_store
 from kdcache.cache.storepaths import CALIBRATION

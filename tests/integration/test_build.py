@@ -33,7 +33,8 @@ from kdcache.cache.plan import measure_plan
 from kdcache.cache.progress import silent
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
-from kdcache.cache.storagespeed import measure_storage, open_objects
+from kdcache.cache.storage import open_objects
+from kdcache.cache.storagespeed import measure_storage
 from kdcache.cache.store import open_store
 
 

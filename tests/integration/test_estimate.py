@@ -14,7 +14,8 @@ from kdcache.cache.build import plan_store
 from kdcache.cache.builder import BuildOptions
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.plan import measure_plan
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy

@@ -8,7 +8,8 @@ import torch
 
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.store import open_store
 
 DATASET = "streets:96x128:12"

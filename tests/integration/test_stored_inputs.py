@@ -16,7 +16,8 @@ from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.entries import cut_entry
 from kdcache.cache.errors import IncompleteError, StoreMismatchError
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher

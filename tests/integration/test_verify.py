@@ -11,7 +11,8 @@ from training import build, make_teacher
 
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.objects import sha256
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.store import open_store

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdcache.cache.checkpoints import LISTED_KEYS, file_sha256, load_backbone, load_checkpoint, save_network
 from kdcache.cache.errors import NotFoundError, WeightsError
-from kdcache.cache.networks import BGR_CAFFE, RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET
 from kdcache.cache.resnet import DilatedResNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"

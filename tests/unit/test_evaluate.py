@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.teacher import Teacher
 from kdcache.distill.evaluate import (
     EvalRecipe,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.distill.gradients import TargetPair, gradient_cosines
 
 

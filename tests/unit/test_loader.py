@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from kdcache.cache.codecs import fit_codec
 from kdcache.cache.errors import TrainingError
-from kdcache.cache.networks import RGB_IMAGENET
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.distill import loader
 from kdcache.distill.loader import BATCHES_AHEAD, DeviceCopier, InFlight, read_batches
 from kdcache.distill.targets import Batch, CachedTargets

@@ -12,16 +12,14 @@ from torchvision.models import resnet18, resnet50
 
 from kdcache.cache.errors import UsageError
 from kdcache.cache.networks import (
-    BGR_CAFFE,
     NETWORKS,
     PRESETS,
-    RGB_IMAGENET,
     NetworkConfig,
-    Normalisation,
     SegmentationNetwork,
     build_network,
     network_config,
 )
+from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET, Normalisation
 from kdcache.cache.resnet import DilatedResNet
 
 

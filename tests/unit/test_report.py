@@ -9,7 +9,8 @@ from PIL import Image
 
 from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import KDCacheError, NotFoundError, UsageError
-from kdcache.cache.networks import RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.distill.comparison import compare_runs, comparison_table, write_comparison
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.figures import smooth

@@ -12,7 +12,8 @@ from torchvision.models import resnet18
 
 from kdcache.cache.classes import ClassSet
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks import PRESETS, RGB_IMAGENET, build_network, network_config
+from kdcache.cache.networks import PRESETS, build_network, network_config
+from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.distill.evaluate import EvalRecipe
 from kdcache.distill.students import IMAGENET_WEIGHTS, build_student, load_student, save_student
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.errors import NotFoundError, TeacherError, UsageError, WeightsError
 from kdcache.cache.factory import FactoryTeacher, state_sha256
-from kdcache.cache.networks import BGR_CAFFE, RGB_IMAGENET, NetworkOutput, build_network, network_config
+from kdcache.cache.networks import NetworkOutput, build_network, network_config
+from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET
 from kdcache.cache.teacher import Teacher, load_teacher
 
 CLASSES = 5
