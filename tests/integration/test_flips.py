@@ -1,0 +1,226 @@
+"""One wrong bit in any object that a training run could read, and any object gone: found before an entry is used, or
+without any effect on what the run learns from.
+
+KDCACHE_FLIPS sets how many bits are flipped in all: 1,000 for the full size.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from training import build, make_teacher
+
+from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
+from kdcache.cache.objects import open_objects
+from kdcache.distill.ahead import Ahead
+from kdcache.distill.checkpoint import load_state
+from kdcache.distill.config import TrainConfig
+from kdcache.distill.inputs import open_inputs
+from kdcache.distill.loader import read_batches
+from kdcache.distill.train import train
+
+FLIPS = int(os.environ.get("KDCACHE_FLIPS", "60"))  # a test sees no variable
+BATCH = 2
+KINDS = {  # of objects, by what their paths look like
+    "root": "zarr.json",
+    "spec": "kd/spec.json",
+    "images": "kd/images.json",
+    "calibration": "kd/calibration.json",
+    "goal": "kd/goals/*",
+    "commit": "kd/passes/*/units/*",
+    "manifest": "kd/passes/*/manifest-*",
+    "group": "passes/zarr.json",
+    "pass": "passes/*/zarr.json",
+    "array": "passes/*/*/zarr.json",
+    "views": "passes/*/views/c/**/*",
+    "crops": "passes/*/crops/c/**/*",
+    "labels": "passes/*/labels/c/**/*",
+    "logits": "passes/*/logits/c/**/*",
+    "features": "passes/*/features/c/**/*",
+}
+UNREAD = {"root", "goal", "commit", "group", "pass"}  # by a run: they are for builders and other readers
+STORES = {"replay": "replay", "stored": "jpeg", "remote": "jpeg"}
+FOUND = (StoreDamagedError, StoreMismatchError, StoreNotFoundError)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A store of two passes and two units for each way of keeping inputs."""
+    folder = tmp_path_factory.mktemp("flips")
+    teacher = make_teacher(folder / "teacher.safetensors")
+    for kept in set(STORES.values()):
+        build(folder / kept, teacher, kept=kept)
+    return {name: folder / kept for name, kept in STORES.items()}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, made: dict[str, Path], tmp_path: Path) -> "Damaged":
+    if request.param != "remote":
+        return Damaged(str(shutil.copytree(made[request.param], tmp_path / "store")))
+    url, objects = f"memory://{tmp_path.name}", open_objects(f"memory://{tmp_path.name}")
+    for path in made["remote"].rglob("*"):
+        if path.is_file():
+            objects.put_new(path.relative_to(made["remote"]).as_posix(), path.read_bytes())
+    return Damaged(url)
+
+
+class Damaged:
+    """A store to be damaged and mended, here or far away."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.objects = {
+            kind: sorted(path for path in self.fs.glob(f"{self.root}/{pattern}") if self.fs.isfile(path))
+            for kind, pattern in KINDS.items()
+        }
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in KINDS if self.objects[kind]]
+
+    def flip(self, path: str, chooser: random.Random) -> Callable[[], None]:
+        """Changes one bit; gives what mends it."""
+        whole = self.fs.cat_file(path)
+        bit = chooser.randrange(8 * len(whole))
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        self.fs.pipe_file(path, bytes(flipped))
+        return lambda: self.fs.pipe_file(path, whole)
+
+    def delete(self, path: str) -> Callable[[], None]:
+        whole = self.fs.cat_file(path)
+        self.fs.rm_file(path)
+        return lambda: self.fs.pipe_file(path, whole)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
+    return TrainConfig(
+        out=str(tmp_path / "run"),
+        method="logit+feature",
+        store="none yet",
+        steps=8,
+        batch_size=BATCH,
+        backbone_weights="none",
+        eval_split="",
+        device="cpu",
+        workers=0,
+        gradnorm_every_steps=0,
+        save_every_steps=0,
+        save_every_s=0.0,
+    )
+
+
+def taken_in(config: TrainConfig, url: str, tmp_path: Path) -> tuple[object, list[torch.Tensor]]:
+    """All that a run with a new cache takes from the store: what it is pinned to, and the batches of every pass."""
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    inputs = open_inputs(dataclasses.replace(config, store=url), device=torch.device("cpu"))
+    views = inputs.stored_views
+    assert views is not None
+    shards = views.reader.cached
+    ahead = Ahead(views, shards, batch_size=BATCH) if shards is not None else None
+    steps = len(views.reader.passes) * views.order.n_images // BATCH
+    tensors: list[torch.Tensor] = []
+    with closing(read_batches(inputs.views, batch_size=BATCH, start_step=0, ahead=ahead)) as batches:
+        for _ in range(steps):
+            batch = next(batches)
+            tensors += [batch.image, batch.label, batch.valid, *inputs.targets(batch).values()]
+    for index in views.reader.passes:
+        views.reader.require_unchanged(index)
+    about = (inputs.identity, inputs.policy, inputs.target_channels, inputs.images.classes, views.order)
+    return about, tensors
+
+
+def is_same(one: tuple[object, list[torch.Tensor]], other: tuple[object, list[torch.Tensor]]) -> bool:
+    same = one[0] == other[0] and len(one[1]) == len(other[1])
+    return same and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+def test_a_wrong_bit_is_found_or_without_effect(store: Damaged, config: TrainConfig, tmp_path: Path) -> None:
+    chooser = random.Random(0)
+    whole = taken_in(config, store.url, tmp_path)
+    counts = {kind: [0, 0] for kind in store.kinds}  # found, without effect
+    for trial in range(FLIPS // len(STORES)):
+        kind = store.kinds[trial % len(store.kinds)]
+        path = chooser.choice(store.objects[kind])
+        mend = store.flip(path, chooser)
+        try:
+            assert is_same(taken_in(config, store.url, tmp_path), whole), path
+            counts[kind][1] += 1
+        except FOUND as error:
+            assert "\n" not in str(error) and len(str(error)) < 500
+            counts[kind][0] += 1
+        mend()
+    assert is_same(taken_in(config, store.url, tmp_path), whole)
+    print(f"found, without effect: {counts}")
+    for kind, (found, without_effect) in counts.items():
+        if kind in UNREAD:
+            assert found == 0, kind
+        # Of an array's metadata a reader uses shape, type, chunks and codecs; of images whose crops are stored, nothing.
+        elif kind not in ("array", "images"):
+            assert without_effect == 0, kind
+
+
+def test_an_object_that_is_gone_is_found_or_without_effect(
+    store: Damaged, config: TrainConfig, tmp_path: Path
+) -> None:
+    whole = taken_in(config, store.url, tmp_path)
+    for kind in store.kinds:
+        path = store.objects[kind][-1]
+        mend = store.delete(path)
+        if kind in UNREAD:
+            assert is_same(taken_in(config, store.url, tmp_path), whole), path
+        elif kind == "manifest":  # then the pass is not complete, and no entry of it is used
+            (about, tensors) = taken_in(config, store.url, tmp_path)
+            assert len(tensors) == len(whole[1]) // 2 and about[0]["manifests"].keys() == {"0"}
+        else:
+            with pytest.raises(FOUND):
+                taken_in(config, store.url, tmp_path)
+        mend()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["stored", "remote"], indirect=True)
+def test_an_object_that_goes_in_the_middle_of_a_run_stops_it_or_has_no_effect(
+    store: Damaged, config: TrainConfig, tmp_path: Path
+) -> None:
+    """Where it stops, the state is kept, and with the object back it ends as it would have."""
+    config = dataclasses.replace(config, store=store.url, pool_units=1, steps=5)
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train(whole)
+    expected = load_state(Path(whole.out, "checkpoint"))["model"]
+    read = [(kind,) for kind in store.kinds if kind not in UNREAD]
+    for kinds in [tuple(UNREAD), *read]:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        run = dataclasses.replace(config, out=str(tmp_path / kinds[0]))
+        paths = [path for kind in kinds for path in store.objects[kind]]
+        mends: list[Callable[[], None]] = []
+
+        def break_it(done: int, total: int, note: str, paths: list = paths, mends: list = mends) -> None:
+            if done == 2 and not mends:
+                mends += [store.delete(path) for path in paths]
+
+        try:
+            train(run, progress=break_it)
+        except KDCacheError as error:
+            assert kinds in read and error.exit_code == 12, (kinds, error)
+            assert load_state(Path(run.out, "checkpoint"))["step"] >= 2
+            for mend in mends:
+                mend()
+            mends.clear()
+            train(run, resume=True)
+        for mend in mends:
+            mend()
+        found = load_state(Path(run.out, "checkpoint"))["model"]
+        assert all(torch.equal(expected[name], found[name]) for name in expected), kinds
+        shutil.rmtree(run.out)  # 150 MB a checkpoint
+    shutil.rmtree(whole.out)
