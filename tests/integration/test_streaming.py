@@ -15,7 +15,6 @@ from training import (
     free_port,
     interrupt_after,
     lines_of,
-    make_teacher,
     note_shard_gets,
     start,
 )
@@ -28,24 +27,13 @@ from kdcache.distill.config import TrainConfig
 from kdcache.distill.train import train
 
 
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory) -> Path:
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory, teacher_file) -> str:
-    """Two passes of six entries, in units of four."""
-    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
-
-
 @pytest.fixture
-def config(local, tmp_path, monkeypatch) -> Iterator[TrainConfig]:
+def config(shared_store, tmp_path, monkeypatch, no_figures) -> Iterator[TrainConfig]:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
     yield TrainConfig(
         out=str(tmp_path / "run"),
         method="logit",
-        store=local,
+        store=shared_store,
         steps=6,
         batch_size=2,
         backbone_weights="none",
@@ -54,7 +42,6 @@ def config(local, tmp_path, monkeypatch) -> Iterator[TrainConfig]:
         workers=0,
         log_every_steps=1,
         gradnorm_every_steps=0,
-        save_every_steps=3,
     )
     shutil.rmtree(tmp_path)  # 150 MB a checkpoint
 
@@ -69,8 +56,8 @@ def upload(local: str, url: str) -> str:
 
 
 @pytest.fixture
-def in_memory(local, request) -> str:
-    return upload(local, f"memory://{abs(hash(request.node.nodeid)):x}")
+def in_memory(shared_store, request) -> str:
+    return upload(shared_store, f"memory://{abs(hash(request.node.nodeid)):x}")
 
 
 @pytest.fixture
@@ -98,7 +85,7 @@ def test_a_run_from_a_remote_store_is_the_local_one_and_fetches_each_shard_once(
 
 def test_a_resumed_run_fetches_nothing_again(config, in_memory, shard_gets, tmp_path):
     far, near = (
-        dataclasses.replace(config, store=in_memory),
+        dataclasses.replace(config, store=in_memory, save_every_steps=3),
         dataclasses.replace(config, out=str(tmp_path / "near")),
     )
     train(near)
@@ -118,7 +105,7 @@ def test_a_cache_too_small_is_refused_before_anything_is_written(config, in_memo
 
 def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, tmp_path, teacher_file):
     store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
-    config = dataclasses.replace(config, store=store, steps=12, follow=True)
+    config = dataclasses.replace(config, store=store, steps=9, follow=True)
 
     def grow(done: int, total: int, note: str) -> None:
         if done == 2 and "loss" in note:
@@ -151,7 +138,7 @@ def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, t
 def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
     """Two processes; the second pass is there after the first one's read, for both at the same epoch."""
     store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
-    config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True, save_every_steps=0)
+    config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True)
     port = free_port()
     processes = [start(config, rank=rank, processes=2, port=port) for rank in (0, 1)]
     metrics = Path(config.out, "metrics.jsonl")
@@ -164,10 +151,10 @@ def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
 
 
 def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state_kept(
-    config, tmp_path, local
+    config, tmp_path, shared_store
 ):
-    store = Path(shutil.copytree(local, tmp_path / "store"))
-    config = dataclasses.replace(config, store=str(store), save_every_steps=0, save_every_s=0.0)
+    store = Path(shutil.copytree(shared_store, tmp_path / "store"))
+    config = dataclasses.replace(config, store=str(store), save_every_s=0.0)
 
     def repair(done: int, total: int, note: str) -> None:
         if done == 2 and "loss" in note:
@@ -191,12 +178,12 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 @pytest.mark.parametrize("damage", ["bit", "gone"])
 def test_damage_of_any_shard_stops_the_run_before_it_is_used(
-    config, tmp_path, local, remote, array, damage, request
+    config, tmp_path, shared_store, remote, array, damage, request
 ):
     """And once the object is as it was, the run goes on and ends as if nothing had been."""
-    store = Path(shutil.copytree(local, tmp_path / "store"))
+    store = Path(shutil.copytree(shared_store, tmp_path / "store"))
     url = upload(str(store), f"memory://{abs(hash(request.node.nodeid)):x}") if remote else str(store)
-    config = dataclasses.replace(config, store=url, steps=4, save_every_steps=0, save_every_s=0.0)
+    config = dataclasses.replace(config, store=url, steps=4, save_every_s=0.0)
     fs, root = fsspec.core.url_to_fs(url)
     chooser = random.Random(array)
     broken = {}
