@@ -27,6 +27,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_syncs() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk took most of the time of small stores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_again() -> Iterator[None]:
     """A command of a test may have chosen otherwise."""

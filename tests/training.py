@@ -83,7 +83,6 @@ def small_config(out: Path, store: str, **changes: Any) -> TrainConfig:
         "workers": 0,
         "log_every_steps": 1,
         "gradnorm_every_steps": 0,
-        "save_every_steps": 3,
     }
     return TrainConfig(out=str(out), store=store, **{**small, **changes})
 

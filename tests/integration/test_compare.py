@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from training import build, make_teacher, wait_until_gone
+from training import wait_until_gone
 
 from kdcache.distill.account import read_attempts
 from kdcache.distill.checkpoint import load_state
@@ -29,16 +29,6 @@ def one_thread_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> str:
-    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "out"
@@ -46,11 +36,11 @@ def out(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_methods_are_compared_and_a_failed_one_loses_no_other(
-    kdcache: Run, store: str, out: Path, monkeypatch: pytest.MonkeyPatch
+    kdcache: Run, shared_store: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_DISTILL_LR", "nonsense")  # of another command: no run may take it
     arguments = ["compare", "--methods", "none,logit,mgd", "--steps", "2", "--no-fresh-views", *SMALL]
-    arguments += ["--store", store, "--out", str(out)]
+    arguments += ["--store", shared_store, "--out", str(out)]
     code, stdout, stderr = kdcache(*arguments)
     assert code == 3, stderr
     assert (
@@ -84,8 +74,8 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
 
 
 @pytest.mark.slow
-def test_an_extension_keeps_what_stands(kdcache: Run, store: str, out: Path) -> None:
-    arguments = ["compare", "--no-fresh-views", *SMALL, "--store", store, "--out", str(out)]
+def test_an_extension_keeps_what_stands(kdcache: Run, shared_store: str, out: Path) -> None:
+    arguments = ["compare", "--no-fresh-views", *SMALL, "--store", shared_store, "--out", str(out)]
     code, _, stderr = kdcache(*arguments, "--methods", "none,logit", "--steps", "2")
     assert code == 0, stderr
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/scores.json")}
@@ -102,9 +92,9 @@ def test_an_extension_keeps_what_stands(kdcache: Run, store: str, out: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_from_the_checkpoint(store: str, out: Path) -> None:
+def test_a_killed_comparison_goes_on_from_the_checkpoint(shared_store: str, out: Path) -> None:
     command = [sys.executable, "-m", "kdcache.cli", "compare", "--methods", "none", "--steps", "30"]
-    command += ["--no-fresh-views", *SMALL, "--save-every", "2", "--store", store, "--out", str(out)]
+    command += ["--no-fresh-views", *SMALL, "--save-every", "2", "--store", shared_store, "--out", str(out)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     first = out / "runs" / "steps-30-none-bank-seed-0"
     while process.poll() is None and load_state(first / "checkpoint") is None:
@@ -124,11 +114,11 @@ def test_a_killed_comparison_goes_on_from_the_checkpoint(store: str, out: Path) 
 
 @pytest.mark.slow
 def test_both_clocks_with_the_teacher_and_few_views(
-    kdcache: Run, store: str, teacher_file: Path, out: Path
+    kdcache: Run, shared_store: str, teacher_file: Path, out: Path
 ) -> None:
     arguments = ["compare", "--methods", "none,logit", "--views", "1", "--online", "logit", "--budget", "2s"]
     arguments += ["--teacher", "pspnet_resnet18", "--weights", str(teacher_file), *SMALL]
-    code, stdout, stderr = kdcache(*arguments, "--store", store, "--out", str(out), "--json")
+    code, stdout, stderr = kdcache(*arguments, "--store", shared_store, "--out", str(out), "--json")
     assert code == 0, stderr
     document = json.loads(stdout)
     by_time, by_steps = document["rankings"]

@@ -50,6 +50,7 @@ def make():
 @pytest.fixture
 def request_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a small store by a factory's teacher, its home not there yet."""
+    monkeypatch.setattr("kdcache.distill.trial._TIMED", 1)  # no test looks at how steady the times are
     (tmp_path / "estimated_teacher.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
     return [

@@ -74,7 +74,7 @@ def test_the_default_codec_keeps_its_promise_on_all_of_the_store(kdcache, store,
 
 def test_the_report_and_its_pictures(kdcache, store, weights, tmp_path):
     code, out, _ = kdcache(
-        *("fidelity", str(store), "--weights", str(weights), "--entries", "6"),
+        *("fidelity", str(store), "--weights", str(weights), "--entries", "2"),
         *("--student", str(weights), "--out", str(tmp_path / "report")),
     )
     assert code == 0

@@ -18,7 +18,7 @@ import torch
 from training import build, make_teacher
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
-from kdcache.cache.objects import open_objects
+from kdcache.cache.storage import open_objects
 from kdcache.distill.ahead import Ahead
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig

@@ -18,6 +18,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("KDCACHE_KILLS", "6"))
+TRAINING_KILLS = max(2, KILLS // 3)
+STEPS = max(30, 2 * TRAINING_KILLS)
 DATASET = "streets:48x96:40"
 
 FACTORY = '''
@@ -82,7 +84,7 @@ def build_arguments(store: Path) -> list[str]:
 
 
 def distill_arguments(store: Path, out: Path) -> list[str]:
-    length = ["--steps", "60", "--save-every", "3", "--batch-size", "2", "--seed", "1"]
+    length = ["--steps", str(STEPS), "--save-every", "3", "--batch-size", "2", "--seed", "1"]
     student = [
         "--student",
         "pspnet_resnet18",
@@ -160,7 +162,6 @@ def test_a_build_killed_again_and_again(tmp_path, factory_path):
 def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
     finish(factory_path, *build_arguments(tmp_path / "store"))
     finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "whole"))
-    kills = max(2, KILLS // 3)
     chooser = random.Random(1)
 
     def steps_done() -> int:
@@ -170,12 +171,12 @@ def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
         )
 
     killed = 0
-    for attempt in range(kills):
+    for attempt in range(TRAINING_KILLS):
         process = command(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
-        target = max(steps_done(), 55 * attempt // kills)
+        target = max(steps_done(), (STEPS - 5) * attempt // TRAINING_KILLS)
         killed += kill_after(process, steps_done, target, chooser.uniform(0, 1.0))
     finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
-    assert killed >= kills - 1
+    assert killed >= TRAINING_KILLS - 1
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "killed")]
     assert weights[0] == weights[1]
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in ("whole", "killed")]

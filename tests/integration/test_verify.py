@@ -1,13 +1,13 @@
 """Repair and recomputation, with a teacher: what is damaged is made again, and what the store says is the teacher's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from training import build, make_teacher
 
 from kdcache.cache.checkpoints import save_network
 from kdcache.cache.ledger import ObjectRecord
@@ -20,29 +20,15 @@ from kdcache.cache.store import open_store
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A teacher's weights, and a store of two units and two passes."""
-    folder = tmp_path_factory.mktemp("verify")
-    weights = make_teacher(folder / "teacher.safetensors")
-    build(folder / "store", weights)
-    return weights, folder / "store"
+@pytest.fixture
+def weights(teacher_file: Path) -> str:
+    return str(teacher_file)
 
 
 @pytest.fixture
-def weights(made: tuple[Path, Path]) -> str:
-    return str(made[0])
-
-
-@pytest.fixture
-def store(made: tuple[Path, Path], tmp_path: Path) -> Path:
+def store(shared_store: str, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    for path in made[1].rglob("*"):
-        if path.is_file():
-            copy = tmp_path / "store" / path.relative_to(made[1])
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    return tmp_path / "store"
+    return Path(shutil.copytree(shared_store, tmp_path / "store"))
 
 
 def contents(store: Path) -> dict[str, str]:
@@ -104,7 +90,7 @@ def test_what_cannot_be_mended_is_said(store: Path, weights: str, kdcache: Run) 
     assert code == 12
     (why,) = json.loads(out)["repaired"]["left"].values()
     assert "teacher.safetensors.none" in why
-    (store / "kd/leases/000").mkdir(parents=True)
+    (store / "kd/leases/000").mkdir(parents=True, exist_ok=True)
     (store / "kd/leases/000/000001-0").write_bytes(b"{}")
     code, _, err = kdcache("verify", str(store), "--repair", "--weights", weights)
     assert code == 2 and "1 leases of builders" in err and "--force" in err

@@ -2,16 +2,41 @@
 
 import pytest
 import torch
+from torch import nn
 
-from kdcache.cache.networks import build_network, network_config
+from kdcache.cache.networks import NetworkConfig, NetworkOutput
 from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.distill.gradients import TargetPair, gradient_cosines
 
 
-@pytest.fixture(scope="module")
+class SmallStudent(nn.Module):
+    """A few convolutions with the interface of a student, and the layers that keep a state or draw numbers."""
+
+    config = NetworkConfig(
+        architecture="fcn",
+        backbone="resnet18",
+        classes=4,
+        branch_channels=0,
+        head_channels=12,
+        aux_channels=0,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8), nn.BatchNorm2d(16), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(12, 4, 1))
+
+    def forward(self, images):
+        backbone = self.body(images)
+        features = self.head(backbone)
+        return NetworkOutput(self.classifier(features), features, None, backbone)
+
+
+@pytest.fixture
 def student():
     torch.manual_seed(0)
-    return build_network(network_config("pspnet_resnet18", 4))
+    return SmallStudent()
 
 
 def make_pair(noise: float, seed: int = 0) -> TargetPair:

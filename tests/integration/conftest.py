@@ -1,0 +1,32 @@
+"""A random teacher and a small store of it, which several files train from and none changes."""
+
+from pathlib import Path
+
+import pytest
+from training import build, make_teacher
+
+from kdcache.distill import report
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> str:
+    """Two passes of six entries, in units of four. Whoever changes a store takes a copy."""
+    return build(tmp_path_factory.mktemp("store") / "store", teacher_file)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of runs go without their figures, each of which takes as long as several small steps."""
+    for name in ("draw_losses", "draw_miou", "draw_class_iou", "draw_samples"):
+        monkeypatch.setattr(report, name, lambda *drawn: None)
+
+
+@pytest.fixture
+def no_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of which only the losses are looked at save no state, which takes as long as a few small steps."""
+    monkeypatch.setattr("kdcache.distill.train.save_checkpoint", lambda run: None)
