@@ -18,6 +18,7 @@ BENCHMARKS = {
 
 OPTIONS = {
     "codecs": ("store", "data_root", "weights", "student"),
+    "s3": ("faults",),
     "students": ("dataset", "data_root", "teacher", "weights", "crop", "steps", "seeds", "views", "method"),
 }
 
