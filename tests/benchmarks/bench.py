@@ -20,6 +20,7 @@ BENCHMARKS = {
 OPTIONS = {
     "methods": ("methods", "teacher", "crop", "rounds"),
     "codecs": ("store", "data_root", "weights", "student"),
+    "s3": ("faults",),
     "students": ("dataset", "data_root", "teacher", "weights", "crop", "steps", "seeds", "views", "method"),
 }
 

@@ -1,20 +1,24 @@
 """Epochs of the reader over S3, every request 20 ms away: cold over a raw parallel GET of the same objects, and warm
-over a local copy of the store.
+over a local copy of the store. With --faults SHARE also a build and a cold epoch while that share of all requests fails.
 
-The server is SeaweedFS behind a proxy in Python, which alone carries some hundred MB a second: objects are small, so that
-waiting for requests is what is measured and the proxy is not. Both sides have as many requests under way.
+The server is SeaweedFS behind a proxy in Python, which alone carries some hundred MB a second. Of a cold epoch the waits
+are to be seen, so its objects are small; both sides have as many requests under way. A warm one is a matter of what
+looking into the cache costs beside reading an entry, so its entries are as large as those of 512x1024 crops.
 """
 
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import torch
-from faultproxy import FaultProxy
+from building import build, shards_of
 from harness import Row, alternate, finish, median_ratio, ratio
+from proxyprocess import ProxyProcess
 from seaweed import BUCKET, Seaweed
 
 from kdcache.cache.calibration import Calibration
@@ -24,55 +28,99 @@ from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.shardcache import ShardCache
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import create_store
+from kdcache.cache.store import create_store, open_store
 from kdcache.cache.views import View, ViewPolicy
 from kdcache.distill.ahead import FETCHES, Ahead
 from kdcache.distill.order import EntryOrder
 from kdcache.distill.targets import StoredViews
 
 LATENCY_S = 0.02
-SHAPE = (19, 16, 32)  # of logits
+READ_TIMEOUT_S = 3.0  # of the client: how long a silent server costs; 15 s is what s3fs has unless it is told
+SMALL, LARGE = (19, 16, 32), (19, 64, 128)  # logits of crops of 128x256 and of 512x1024
 UNIT_ENTRIES = 8
 BATCH = 8
-UNITS, QUICK_UNITS = 256, 64
+# Of the last pool's entries nothing is left to be fetched while they are read: of an epoch like that of Cityscapes, 2975
+# images, that is a fiftieth, of one much shorter a tenth.
+UNITS, QUICK_UNITS = 372, 128
+LARGE_UNITS, QUICK_LARGE_UNITS = 48, 16
 ROUNDS, QUICK_ROUNDS = 7, 3
+BUILD = {"dataset": "streets:48x64:64", "unit_entries": 4}  # 16 units of three objects and a commit
 
 
-def run(*, quick: bool, as_json: bool) -> int:
-    units, rounds = (QUICK_UNITS, QUICK_ROUNDS) if quick else (UNITS, ROUNDS)
-    with tempfile.TemporaryDirectory() as folder:
-        server = Seaweed(Path(folder) / "server")
+def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
+    share, rounds = float(faults), QUICK_ROUNDS if quick else ROUNDS
+    units, large_units = (QUICK_UNITS, QUICK_LARGE_UNITS) if quick else (UNITS, LARGE_UNITS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = Seaweed(folder / "server")
         server.start()
         os.environ.update(server.environment)
-        proxy = FaultProxy(server.endpoint, latency_s=LATENCY_S)
-        proxy.start()
+        proxy = ProxyProcess(server.endpoint, latency_s=LATENCY_S, silence_s=2 * READ_TIMEOUT_S)
         os.environ["AWS_ENDPOINT_URL_S3"] = proxy.endpoint
         try:
-            bench = Bench.of(Path(folder), units, proxy)
-            seconds = alternate({"raw parallel GET": bench.get_all, "cold epoch": bench.read_cold}, rounds)
-            seconds |= alternate({"local epoch": bench.read_local, "warm epoch": bench.read_warm}, rounds)
+            small = Epochs.of(folder / "small", SMALL, units, proxy)
+            large = Epochs.of(folder / "large", LARGE, large_units, proxy)
+            sides = {"raw parallel GET": small.get_all, "cold epoch": small.read_cold}
+            seconds = alternate(sides, rounds, {"cold epoch": small.empty_cache})
+            seconds |= alternate({"local epoch": large.read_local, "warm epoch": large.read_warm}, rounds)
+            if share:
+                seconds |= _with_faults(folder, proxy, share, 1 if quick else 5)
         finally:
             proxy.stop()
             server.kill()
     cold = median_ratio(seconds["raw parallel GET"], seconds["cold epoch"])
     warm = median_ratio(seconds["local epoch"], seconds["warm epoch"])
+    megabytes = sum(small.sizes.values()) / 1e6
     rows = [
         ratio("cold epoch, speed over raw parallel GET", cold, ">= 0.9"),
         ratio("warm epoch, speed over a local store", warm, ">= 0.95"),
-        Row("objects of an epoch", len(bench.sizes), ""),
-        Row("requests of a cold epoch", bench.requests["cold"], ""),
-        Row("requests of a warm epoch", bench.requests["warm"], ""),
-        Row("MB of an epoch", sum(bench.sizes.values()) / 1e6, "MB"),
-        Row("MB a second, cold", sum(bench.sizes.values()) / 1e6 / min(seconds["cold epoch"]), "MB/s"),
+        Row("objects of a cold epoch", len(small.sizes), ""),
+        Row("requests of a cold epoch", small.requests["cold"], ""),
+        Row("requests of a warm epoch", large.requests["warm"], ""),
+        Row("MB of a cold epoch", megabytes, "MB"),
+        Row("MB a second, cold", megabytes / min(seconds["cold epoch"]), "MB/s"),
     ]
+    for what in ("build", "epoch") if share else ():
+        slower = median_ratio(seconds[f"{what}, faults"], seconds[f"{what}, none"])
+        rows.append(Row(f"{what}, time at {share:.0%} faults over none", slower, ""))
     setting = (
         f"{units} units of {UNIT_ENTRIES} entries, {FETCHES} requests at once, {LATENCY_S * 1000:g} ms each"
     )
     return finish("s3", rows, seconds, setting, as_json=as_json)
 
 
+def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -> dict[str, list[float]]:
+    """A build and an epoch, and both again where requests fail. What comes out has to be the same."""
+    fsspec.config.conf["s3"] = {
+        "config_kwargs": {"read_timeout": READ_TIMEOUT_S}
+    }  # of clients made from now on
+    epochs = Epochs.of(folder / "faults", SMALL, QUICK_UNITS, proxy)
+    urls: list[str] = []
+
+    def build_there() -> None:
+        urls.append(f"s3://{BUCKET}/build-{len(urls)}")
+        build(urls[-1], **BUILD)
+
+    def failing(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            proxy.fail(share)
+            work()
+            proxy.fail(0.0)
+
+        return run
+
+    seconds = alternate({"build, none": build_there, "build, faults": failing(build_there)}, rounds)
+    sides = {"epoch, none": epochs.read_cold, "epoch, faults": failing(epochs.read_cold)}
+    seconds |= alternate(sides, rounds, dict.fromkeys(sides, epochs.empty_cache))
+    build(folder / "built", **BUILD)
+    expected = shards_of(folder / "built")
+    for store in map(open_store, urls):
+        assert store.is_complete and {path: store.objects.get(path) for path in expected} == expected
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Epochs:
     """One store, on S3 and on disk; opening it is in no figure."""
 
     url: str
@@ -80,13 +128,13 @@ class Bench:
     cold: StoredViews
     warm: StoredViews
     sizes: dict[str, int]  # of its shards
-    proxy: FaultProxy
+    proxy: ProxyProcess
     requests: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, units: int, proxy: FaultProxy) -> "Bench":
-        near, far = str(folder / "store"), f"s3://{BUCKET}/store"
-        write_store(near, units)
+    def of(cls, folder: Path, shape: tuple[int, int, int], units: int, proxy: ProxyProcess) -> "Epochs":
+        near, far = str(folder / "store"), f"s3://{BUCKET}/{folder.name}"
+        write_store(near, shape, units)
         copy_store(folder / "store", far)
         warm = open_views(far, folder / "cache")
         assert warm.reader.cached is not None
@@ -100,9 +148,11 @@ class Bench:
             found = threads.map(lambda path: objects.read_range(path, 0, self.sizes[path]), self.sizes)
             assert list(map(len, found)) == list(self.sizes.values())
 
-    def read_cold(self) -> None:
+    def empty_cache(self) -> None:
         assert self.cold.reader.cached is not None
         self.cold.reader.cached.discard(self.sizes)
+
+    def read_cold(self) -> None:
         self._count("cold", self.cold)
 
     def read_warm(self) -> None:
@@ -112,9 +162,9 @@ class Bench:
         read_epoch(self.local)
 
     def _count(self, what: str, views: StoredViews) -> None:
-        before = sum(self.proxy.requests.values())
+        before = self.proxy.requests
         read_epoch(views)
-        self.requests[what] = sum(self.proxy.requests.values()) - before
+        self.requests[what] = self.proxy.requests - before
 
 
 def read_epoch(views: StoredViews) -> None:
@@ -144,21 +194,21 @@ def copy_store(folder: Path, url: str) -> None:
         )
 
 
-def write_store(url: str, units: int) -> None:
+def write_store(url: str, shape: tuple[int, int, int], units: int) -> None:
     """A store of one pass of made-up logits."""
-    n = units * UNIT_ENTRIES
+    n, (height, width) = units * UNIT_ENTRIES, (8 * shape[1], 8 * shape[2])
     spec = StoreSpec(
         dataset=DatasetIdentity(
             name="made-up", split="train", images=n, fingerprint="0" * 64, class_names=("road",)
         ),
         teacher={"name": "made-up", "weights_sha256": "1" * 64},
-        views=ViewPolicy(crop_height_px=128, crop_width_px=256, photometric=False),
+        views=ViewPolicy(crop_height_px=height, crop_width_px=width, photometric=False),
         seed=0,
-        targets={"logits": TargetSpec(codec="uniform", shape=SHAPE)},
+        targets={"logits": TargetSpec(codec="uniform", shape=shape)},
         unit_entries=UNIT_ENTRIES,
     )
     store = create_store(url, spec, tuple(map(str, range(n))))
-    codec = fit_codec("uniform", [torch.zeros(1, *SHAPE)])
+    codec = fit_codec("uniform", [torch.zeros(1, *shape)])
     store.adopt_calibration(
         Calibration(
             spec_key=spec.key,
@@ -171,12 +221,13 @@ def write_store(url: str, units: int) -> None:
     )
     store.raise_goal(1)
     store.create_pass(0)
-    view = View(scale_milli=1000, top=0, left=0, box_height=128, box_width=256, height=128, width=256, flip=0)
+    box = {"box_height": height, "box_width": width, "height": height, "width": width}
+    view = View(scale_milli=1000, top=0, left=0, flip=0, **box)
     digest = CropDigest(bytes(16), bytes(16), bytes(192))
     generator = torch.Generator().manual_seed(0)
     for unit in range(units):
         images = range(unit * UNIT_ENTRIES, (unit + 1) * UNIT_ENTRIES)
-        codes = codec.encode(4 * torch.randn(UNIT_ENTRIES, *SHAPE, generator=generator))[0].numpy()
+        codes = codec.encode(4 * torch.randn(UNIT_ENTRIES, *shape, generator=generator))[0].numpy()
         rows = np.stack([entry_row(image, 0, view, digest) for image in images])
         store.put_unit(0, unit, {VIEWS: rows, "logits": codec.pack(codes)}, {})
     store.finish_pass(0)

@@ -28,20 +28,32 @@ def ratio(what: str, value: float, bound: str) -> Row:
     return Row(what, value, "", bound, value <= float(limit) if sign == "<=" else value >= float(limit))
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Mapping[str, Callable[[], object]]
+    | None = None,  # by side: what is done before it, off the clock
+) -> dict[str, list[float]]:
     """Seconds of every side in each of `rounds` rounds; each round starts with another side. One warm-up each."""
-    for run in sides.values():
+    prepare = before or {}
+    for name, run in sides.items():
+        prepare.get(name, _nothing)()
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            prepare.get(name, _nothing)()
             synchronise()
             began = time.perf_counter()
             sides[name]()
             synchronise()
             seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def _nothing() -> None:
+    pass
 
 
 def synchronise() -> None:
