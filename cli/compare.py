@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import IncompleteError, UsageError
+from kdcache.cache.errors import IncompleteError, StoreMismatchError, UsageError
 from kdcache.cli import distill, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
@@ -164,6 +164,11 @@ def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Cont
     run, needs = _shared_fields(console, home, given, asked["methods"])
     store = open_store(run["store"])
     passes = len(store.complete_passes([need for need in needs if need in store.spec.targets]))
+    if asked["views"] and passes < max(asked["views"]):
+        raise StoreMismatchError(
+            f"--views {max(asked['views'])}: {run['store']} has {passes} complete passes",
+            hint=f"kdcache build --views {max(asked['views'])} adds passes to it",
+        )
     scores = read_teacher_scores("--teacher-run", teacher_run) if teacher_run else {}
     ask = Ask(
         contenders=make_contenders(

@@ -4,14 +4,18 @@ All methods take turns a step at a time in one process, each a run of its own, o
 are to the step without a teacher of the same round. Data is read in the training process, so that decoding targets counts
 too. The teacher's weights are random, which costs the same; methods that need a discriminator, a memory or projections
 of the teacher's backbone pay for them here. --methods, --teacher, --crop and --rounds set the size.
+
+Without a GPU the same ratio stands beside it in seconds of the processor, which other processes disturb less.
 """
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import torch
 from bench_build import random_teacher
 from harness import Row, alternate, finish, median_ratio, synchronise
 
@@ -48,13 +52,21 @@ def run(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         store = build_bank(folder, f"streets:{crop}:{IMAGES}", teacher)
         parts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        cpu_s: dict[str, list[float]] = {name: [] for name in names}
         steps: dict[str, Callable[[], object]] = {
-            name: opened.enter_context(closing(stepper(open_side(folder, store, name), parts[name]))).__next__
+            name: opened.enter_context(
+                closing(stepper(open_side(folder, store, name), parts[name], cpu_s[name]))
+            ).__next__
             for name in names
         }
         seconds = alternate(steps, n_rounds)
     measured = {name: laps[1:] for name, laps in parts.items()}  # without the warm-up
     rows = [row for name in names if name != ALONE for row in price(name, seconds, measured)]
+    if not torch.cuda.is_available():
+        rows += [
+            Row(f"{name}: processor seconds over none", median_ratio(cpu_s[name][1:], cpu_s[ALONE][1:]), "")
+            for name in names[1:]
+        ]
     setting = f"{teacher} -> pspnet_resnet18, batch {BATCH_SIZE} of {crop}, {n_rounds} rounds"
     return finish("methods", rows, seconds, setting, as_json=as_json)
 
@@ -101,13 +113,15 @@ def open_side(folder: str, store: str, method: str) -> Run:
     return open_run(config, make_accelerator(config), silent)
 
 
-def stepper(training: Run, laps: list[dict[str, float]]) -> Iterator[None]:
-    """One training step a `next`, as the loop does it; seconds of its parts go to `laps`."""
+def stepper(training: Run, laps: list[dict[str, float]], cpu_s: list[float]) -> Iterator[None]:
+    """One training step a `next`, as the loop does it; seconds of its parts go to `laps`, the processor's to `cpu_s`."""
     device = training.accelerator.device
     clock, copy = Clock(device), DeviceCopier(device)
     with closing(open_batches(training)) as batches:
         while True:
+            began = time.process_time()  # of all threads: backward has one of its own
             take_step(training, batches, copy, clock)
+            cpu_s.append(time.process_time() - began)
             training.state.step += 1
             synchronise()  # the clock's marks are events in a GPU's work
             laps.append(clock.lap()[1])  # what passed at the others' steps is in the part `other`

@@ -69,6 +69,9 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     code, _, stderr = kdcache(*arguments, "--lr", "0.02")
     assert code == 2 and "--lr: 0.01, 0.02" in stderr
 
+    code, _, stderr = kdcache(*arguments, "--views", "1,9")
+    assert code == 11 and "--views 9" in stderr and "has 2 complete passes" in stderr
+
     code, stdout, _ = kdcache(*arguments, "--dry-run")
     assert code == 0 and [line.split()[1] for line in stdout.splitlines()[1:5]] == list(runs)
 
