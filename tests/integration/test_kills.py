@@ -55,6 +55,14 @@ def factory_path(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, factory_path) -> Path:
+    """A store of a build that nothing interrupted."""
+    store = tmp_path_factory.mktemp("whole") / "store"
+    finish(factory_path, *build_arguments(store))
+    return store
+
+
 def command(factory_path: Path, *arguments: str) -> subprocess.Popen:
     """A kdcache command in a process group of its own; its messages go to `messages.txt` beside the factory."""
     environment = {**os.environ, "PYTHONPATH": str(factory_path), "OMP_NUM_THREADS": "1"}
@@ -142,9 +150,8 @@ def commits_of(store: Path) -> int:
     return sum(1 for _ in store.glob("kd/passes/*/units/*.json"))
 
 
-def test_a_build_killed_again_and_again(tmp_path, factory_path):
-    finish(factory_path, *build_arguments(tmp_path / "whole"))
-    units = commits_of(tmp_path / "whole")
+def test_a_build_killed_again_and_again(tmp_path, factory_path, whole):
+    units = commits_of(whole)
     chooser = random.Random(0)
     killed = 0
     for attempt in range(KILLS):
@@ -156,12 +163,11 @@ def test_a_build_killed_again_and_again(tmp_path, factory_path):
         )
     finish(factory_path, *build_arguments(tmp_path / "killed"))
     assert killed >= KILLS - 1
-    assert store_bytes(tmp_path / "killed") == store_bytes(tmp_path / "whole")
+    assert store_bytes(tmp_path / "killed") == store_bytes(whole)
 
 
-def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
-    finish(factory_path, *build_arguments(tmp_path / "store"))
-    finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "whole"))
+def test_a_training_run_killed_again_and_again(tmp_path, factory_path, whole):
+    finish(factory_path, *distill_arguments(whole, tmp_path / "whole"))
     chooser = random.Random(1)
 
     def steps_done() -> int:
@@ -172,10 +178,10 @@ def test_a_training_run_killed_again_and_again(tmp_path, factory_path):
 
     killed = 0
     for attempt in range(TRAINING_KILLS):
-        process = command(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
+        process = command(factory_path, *distill_arguments(whole, tmp_path / "killed"))
         target = max(steps_done(), (STEPS - 5) * attempt // TRAINING_KILLS)
         killed += kill_after(process, steps_done, target, chooser.uniform(0, 1.0))
-    finish(factory_path, *distill_arguments(tmp_path / "store", tmp_path / "killed"))
+    finish(factory_path, *distill_arguments(whole, tmp_path / "killed"))
     assert killed >= TRAINING_KILLS - 1
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "killed")]
     assert weights[0] == weights[1]
