@@ -18,6 +18,7 @@ BENCHMARKS = {
 }
 
 OPTIONS = {
+    "step": ("crop",),
     "methods": ("methods", "teacher", "crop", "rounds"),
     "codecs": ("store", "data_root", "weights", "student"),
     "s3": ("faults",),

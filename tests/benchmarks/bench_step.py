@@ -2,7 +2,7 @@
 
 The sides take turns a step at a time, each a run of its own with its own loader. The teacher is a PSPNet-ResNet-101,
 the student a PSPNet-ResNet-18; weights are random, which costs the same. Targets are stored by `dct`, in as many
-components as `auto` keeps of a trained teacher's.
+components as `auto` keeps of a trained teacher's. --crop 256x512 takes one size alone.
 """
 
 import tempfile
@@ -39,13 +39,16 @@ SIDES = {  # name -> method, source
 }
 
 
-def run(*, quick: bool, as_json: bool) -> int:
+def run(*, quick: bool, as_json: bool, crop: str | None = None) -> int:
     crops, rounds = (((96, 192),), 5) if quick else (((256, 512), (512, 1024)), 7)
+    if crop is not None:
+        height, width = (int(side) for side in crop.split("x"))
+        crops = ((height, width),)
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {}
-    for crop in crops:
-        size = f"{crop[0]}x{crop[1]}"
-        timed, waited = measure(crop, rounds)
+    for height, width in crops:
+        size = f"{height}x{width}"
+        timed, waited = measure((height, width), rounds)
         rows += compare(size, timed, waited)
         seconds |= {f"{size}, {name}": values for name, values in timed.items()}
     setting = f"PSPNet-R101 -> R18, batch {BATCH_SIZE}, {rounds} rounds"
