@@ -52,7 +52,7 @@ class LocalObjects(Objects):
         with self._writing(path) as (temp, target):
             _write_through(temp, data)
             temp.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         self._open.cache_clear()  # a file that is open would go on giving the old bytes
 
     def overwrite(self, path: str, data: bytes) -> None:
@@ -186,7 +186,7 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
         created = temp.stat().st_nlink == 2  # over NFS the reply to our own link may have been lost
     finally:
         temp.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return created
 
 
@@ -208,10 +208,11 @@ def _make_folder(folder: Path) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        _sync_folder(made.parent)
+        sync_folder(made.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make names that came into `folder` last through a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

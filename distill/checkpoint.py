@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from kdcache.cache.errors import KDCacheError, TrainingError
-from kdcache.distill.runfolder import sync_folder
+from kdcache.cache.localobjects import sync_folder
 
 FORMAT_VERSION = 1
 STATE = "state.pt"

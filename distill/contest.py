@@ -111,9 +111,8 @@ class Contest:
     """All that was asked."""
 
     asks: tuple[Ask, ...]
-    run: Mapping[
-        str, Any
-    ]  # fields of TrainConfig that all runs share; a method takes weights of its own terms alone
+    run: Mapping[str, Any]
+    """Fields of TrainConfig that all runs share; a method takes weights of its own terms alone."""
     store_key: str  # of the store that all runs share, see spec.StoreSpec
     passes: int | None = None
     """Passes of the store that all runs are confined to, those that it had when the comparison was begun; None with

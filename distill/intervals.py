@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     mean, count = statistics.fmean(values), len(values)
     half = student_quantile(CONFIDENCE, count - 1) * statistics.stdev(values) / math.sqrt(count)
     return mean - half, mean + half
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of what is not None; None where nothing is known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def student_quantile(confidence: float, freedom: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from kdcache.distill.account import Outcome
 from kdcache.distill.contender import Contender
 from kdcache.distill.contest import Contest, find_steps
-from kdcache.distill.intervals import Difference, mean_interval, paired_difference
+from kdcache.distill.intervals import Difference, mean_interval, mean_of_known, paired_difference
 from kdcache.distill.rung import Rung
 from kdcache.distill.teachercost import TeacherCost
 
@@ -126,7 +126,7 @@ def _row(
     compared = common and contender != contest.baseline
     miou = statistics.fmean(by_seed.values()) if by_seed else None
     summaries = [outcome.summary for outcome in done if outcome.summary]
-    training_s = _mean(outcome.training_s for outcome in done)
+    training_s = mean_of_known(outcome.training_s for outcome in done)
     stored = teacher_cost if contender.source == "cache" else None
     whole_s, share_s = (
         (stored.whole_s(contender.passes), stored.share_s(contender.passes)) if stored else (0.0, 0.0)
@@ -141,9 +141,9 @@ def _row(
         difference=paired_difference([by_seed[s] for s in common], [base[s] for s in common])
         if compared
         else None,
-        pixel_accuracy=_mean(summary.pixel_accuracy for summary in summaries),
+        pixel_accuracy=mean_of_known(summary.pixel_accuracy for summary in summaries),
         class_iou=_mean_class_iou(done),
-        steps=_mean(summary.steps for summary in summaries),
+        steps=mean_of_known(summary.steps for summary in summaries),
         training_s=training_s,
         with_teacher_s=None if training_s is None else training_s + whole_s,
         with_shared_teacher_s=None if training_s is None else training_s + share_s,
@@ -155,17 +155,12 @@ def _by_seed(outcomes: Iterable[Outcome]) -> dict[int, float]:
     return {outcome.start.seed: outcome.miou for outcome in outcomes if outcome.miou is not None}
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
 def _mean_class_iou(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     scores = [
         outcome.record.scores["iou"] for outcome in outcomes if outcome.record and outcome.record.scores
     ]
     names = dict.fromkeys(name for iou in scores for name in iou)
-    return {name: _mean(iou.get(name) for iou in scores) for name in names}
+    return {name: mean_of_known(iou.get(name) for iou in scores) for name in names}
 
 
 def find_moves(rankings: Sequence[Ranking]) -> Iterator[Move]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from kdcache.cache.errors import KDCacheError, UsageError
+from kdcache.cache.localobjects import sync_folder
 from kdcache.distill.config import TrainConfig
 
 CONFIG = "config.json"
@@ -86,15 +87,6 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise KDCacheError(f"cannot write {path}: {error.strerror}") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Metrics:

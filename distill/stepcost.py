@@ -12,7 +12,7 @@ from kdcache.distill.account import COMPLETE, Outcome
 from kdcache.distill.clock import BACKWARD, FORWARD, OPTIMISER, PARTS
 from kdcache.distill.contender import Contender
 from kdcache.distill.contest import Contest, Start
-from kdcache.distill.intervals import mean_interval
+from kdcache.distill.intervals import mean_interval, mean_of_known
 
 COMPUTE = (PARTS[FORWARD], PARTS[BACKWARD], PARTS[OPTIMISER])
 """Parts of a step that the device computes in."""
@@ -60,7 +60,7 @@ def _cost(contender: Contender, own: Sequence[Outcome], base: Others, cached: Ot
         over_baseline=statistics.fmean(ratios) if ratios else None,
         over_baseline_interval=mean_interval(ratios),
         parts=_mean_parts([parts for outcome in own if (parts := _parts(outcome))]),
-        student_s=_mean([_compute_s(outcome) for outcome in base]),
+        student_s=mean_of_known([_compute_s(outcome) for outcome in base]),
         loss_s=_mean_beyond(cached, base),
         teacher_s=_mean_beyond(own, cached) if contender.source == "online" else None,
     )
@@ -96,9 +96,4 @@ def _compute_s(outcome: Outcome | None) -> float | None:
 def _mean_beyond(more: Others, less: Others) -> float | None:
     """Seconds of computation in `more` above those of the same round in `less`."""
     pairs = [(_compute_s(one), _compute_s(other)) for one, other in zip(more, less, strict=True)]
-    return _mean([None if one is None or other is None else one - other for one, other in pairs])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    return mean_of_known([None if one is None or other is None else one - other for one, other in pairs])

@@ -11,25 +11,20 @@ Without a GPU the same ratio stands beside it in seconds of the processor, which
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 from bench_build import random_teacher
-from harness import Row, alternate, finish, median_ratio, synchronise
+from bench_step import build_bank, stepper
+from harness import Row, alternate, finish, median_ratio
 
-from kdcache.cache.build import BuildOptions, build_store, plan_store
-from kdcache.cache.datasets import open_dataset
 from kdcache.cache.progress import silent
-from kdcache.cache.store import create_store
-from kdcache.cache.views import view_policy
-from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, WAIT, Clock
+from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, WAIT
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.loader import DeviceCopier
 from kdcache.distill.methods import METHODS
 from kdcache.distill.run import Run, make_accelerator, open_run
-from kdcache.distill.train import open_batches, take_step
 
 IMAGES = 8
 BATCH_SIZE = 2
@@ -50,15 +45,17 @@ def run(
     teacher = teacher or ("pspnet_resnet18" if quick else "pspnet_resnet101")
     crop, n_rounds = crop or ("64x128" if quick else "256x512"), int(rounds or (2 if quick else 9))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        store = build_bank(folder, f"streets:{crop}:{IMAGES}", teacher)
+        store = build_bank(
+            folder, f"streets:{crop}:{IMAGES}", random_teacher(teacher, 19, Path(folder)), CODECS
+        )
         parts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         cpu_s: dict[str, list[float]] = {name: [] for name in names}
-        steps: dict[str, Callable[[], object]] = {
-            name: opened.enter_context(
-                closing(stepper(open_side(folder, store, name), parts[name], cpu_s[name]))
+        steps: dict[str, Callable[[], object]] = {}
+        for name in names:
+            step = opened.enter_context(
+                closing(stepper(open_side(folder, store, name), parts[name]))
             ).__next__
-            for name in names
-        }
+            steps[name] = on_processor(step, cpu_s[name])
         seconds = alternate(steps, n_rounds)
     measured = {name: laps[1:] for name, laps in parts.items()}  # without the warm-up
     rows = [row for name in names if name != ALONE for row in price(name, seconds, measured)]
@@ -87,16 +84,6 @@ def price(name: str, seconds: dict[str, list[float]], parts: dict[str, list[dict
     ]
 
 
-def build_bank(folder: str, dataset_name: str, teacher_name: str) -> str:
-    """A store of one pass with all targets."""
-    dataset = open_dataset(dataset_name, None, "train")
-    teacher = random_teacher(teacher_name, len(dataset.classes.names), Path(folder))
-    spec = plan_store(dataset, teacher, view_policy(dataset_name), seed=0, targets=CODECS)
-    store = create_store(f"{folder}/store", spec, dataset.image_ids)
-    build_store(store, dataset, teacher, passes=1, options=BuildOptions(batch_size=2, force=True))
-    return f"{folder}/store"
-
-
 def open_side(folder: str, store: str, method: str) -> Run:
     config = TrainConfig(
         out=f"{folder}/{method}",
@@ -113,16 +100,12 @@ def open_side(folder: str, store: str, method: str) -> Run:
     return open_run(config, make_accelerator(config), silent)
 
 
-def stepper(training: Run, laps: list[dict[str, float]], cpu_s: list[float]) -> Iterator[None]:
-    """One training step a `next`, as the loop does it; seconds of its parts go to `laps`, the processor's to `cpu_s`."""
-    device = training.accelerator.device
-    clock, copy = Clock(device), DeviceCopier(device)
-    with closing(open_batches(training)) as batches:
-        while True:
-            began = time.process_time()  # of all threads: backward has one of its own
-            take_step(training, batches, copy, clock)
-            cpu_s.append(time.process_time() - began)
-            training.state.step += 1
-            synchronise()  # the clock's marks are events in a GPU's work
-            laps.append(clock.lap()[1])  # what passed at the others' steps is in the part `other`
-            yield
+def on_processor(step: Callable[[], object], cpu_s: list[float]) -> Callable[[], None]:
+    """The step, whose processor seconds go to `cpu_s`: of all threads, since backward has one of its own."""
+
+    def run_step() -> None:
+        began = time.process_time()
+        step()
+        cpu_s.append(time.process_time() - began)
+
+    return run_step

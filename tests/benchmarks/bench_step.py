@@ -6,7 +6,7 @@ components as `auto` keeps of a trained teacher's. --crop 256x512 takes one size
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -57,18 +57,19 @@ def run(*, quick: bool, as_json: bool, crop: str | None = None) -> int:
 
 def measure(crop: tuple[int, int], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of a step by side, and of these waiting for data."""
-    waited: dict[str, list[float]] = {name: [] for name in SIDES}
+    laps: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         teacher = random_teacher("pspnet_resnet101", 19, Path(folder))
-        store = build_bank(folder, f"streets:{crop[0]}x{crop[1]}:{IMAGES}", teacher)
+        store = build_bank(folder, f"streets:{crop[0]}x{crop[1]}:{IMAGES}", teacher, CODECS)
         steps: dict[str, Callable[[], object]] = {}
         for name in SIDES:
             training = open_side(folder, store, name)
-            steps[name] = opened.enter_context(closing(stepper(training, waited[name]))).__next__
+            steps[name] = opened.enter_context(closing(stepper(training, laps[name]))).__next__
         pixels = torch.zeros((BATCH_SIZE, *crop, 3), dtype=torch.uint8, device=teacher.device)
         valid = torch.tensor([crop] * BATCH_SIZE, device=teacher.device)
         steps["teacher alone"] = lambda: teacher(pixels, valid, ("logits", "features"))
-        return alternate(steps, rounds), waited
+        seconds = alternate(steps, rounds)
+    return seconds, {name: [lap[WAIT] for lap in of_side] for name, of_side in laps.items()}
 
 
 def compare(size: str, seconds: dict[str, list[float]], waited: dict[str, list[float]]) -> list[Row]:
@@ -91,10 +92,10 @@ def compare(size: str, seconds: dict[str, list[float]], waited: dict[str, list[f
     return rows
 
 
-def build_bank(folder: str, dataset_name: str, teacher: Teacher) -> str:
-    """A store of one pass, logits and features."""
+def build_bank(folder: str, dataset_name: str, teacher: Teacher, codecs: Mapping[str, str]) -> str:
+    """A store of one pass, with the targets that have a codec."""
     dataset = open_dataset(dataset_name, None, "train")
-    spec = plan_store(dataset, teacher, view_policy(dataset_name), seed=0, targets=CODECS)
+    spec = plan_store(dataset, teacher, view_policy(dataset_name), seed=0, targets=codecs)
     store = create_store(f"{folder}/store", spec, dataset.image_ids)
     build_store(store, dataset, teacher, passes=1, options=BuildOptions(batch_size=2, force=True))
     return f"{folder}/store"
@@ -118,8 +119,8 @@ def open_side(folder: str, store: str, name: str) -> Run:
     return open_run(config, make_accelerator(config), silent)
 
 
-def stepper(training: Run, waited: list[float]) -> Iterator[None]:
-    """One training step a `next`, as the loop does it; seconds of waiting for the batch go to `waited`."""
+def stepper(training: Run, laps: list[dict[str, float]]) -> Iterator[None]:
+    """One training step a `next`, as the loop does it; seconds of its parts go to `laps`."""
     device = training.accelerator.device
     clock, copy = Clock(device), DeviceCopier(device)
     with closing(open_batches(training)) as batches:
@@ -127,5 +128,5 @@ def stepper(training: Run, waited: list[float]) -> Iterator[None]:
             take_step(training, batches, copy, clock)
             training.state.step += 1
             synchronise()  # the clock's marks are events in a GPU's work
-            waited.append(clock.lap()[1][WAIT])
+            laps.append(clock.lap()[1])  # what passed at the others' steps is in the part `other`
             yield

@@ -15,7 +15,8 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from training import build, make_teacher
+from damaging import KINDS, flipped
+from training import build, make_teacher, small_config
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
 from kdcache.cache.storage import open_objects
@@ -28,23 +29,6 @@ from kdcache.distill.train import train
 
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "60"))  # a test sees no variable
 BATCH = 2
-KINDS = {  # of objects, by what their paths look like
-    "root": "zarr.json",
-    "spec": "kd/spec.json",
-    "images": "kd/images.json",
-    "calibration": "kd/calibration.json",
-    "goal": "kd/goals/*",
-    "commit": "kd/passes/*/units/*",
-    "manifest": "kd/passes/*/manifest-*",
-    "group": "passes/zarr.json",
-    "pass": "passes/*/zarr.json",
-    "array": "passes/*/*/zarr.json",
-    "views": "passes/*/views/c/**/*",
-    "crops": "passes/*/crops/c/**/*",
-    "labels": "passes/*/labels/c/**/*",
-    "logits": "passes/*/logits/c/**/*",
-    "features": "passes/*/features/c/**/*",
-}
 UNREAD = {"root", "goal", "commit", "group", "pass"}  # by a run: they are for builders and other readers
 STORES = {"replay": "replay", "stored": "jpeg", "remote": "jpeg"}
 FOUND = (StoreDamagedError, StoreMismatchError, StoreNotFoundError)
@@ -89,10 +73,7 @@ class Damaged:
     def flip(self, path: str, chooser: random.Random) -> Callable[[], None]:
         """Changes one bit; gives what mends it."""
         whole = self.fs.cat_file(path)
-        bit = chooser.randrange(8 * len(whole))
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        self.fs.pipe_file(path, bytes(flipped))
+        self.fs.pipe_file(path, flipped(whole, chooser.randrange(8 * len(whole))))
         return lambda: self.fs.pipe_file(path, whole)
 
     def delete(self, path: str) -> Callable[[], None]:
@@ -104,19 +85,8 @@ class Damaged:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
-    return TrainConfig(
-        out=str(tmp_path / "run"),
-        method="logit+feature",
-        store="none yet",
-        steps=8,
-        batch_size=BATCH,
-        backbone_weights="none",
-        eval_split="",
-        device="cpu",
-        workers=0,
-        gradnorm_every_steps=0,
-        save_every_steps=0,
-        save_every_s=0.0,
+    return small_config(
+        tmp_path / "run", "none yet", method="logit+feature", steps=8, batch_size=BATCH, save_every_s=0.0
     )
 
 

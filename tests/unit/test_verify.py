@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from damaging import KINDS, flipped
 
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError
 from kdcache.cache.ledger import ObjectRecord
@@ -14,21 +15,14 @@ from kdcache.cache.store import Store
 from kdcache.cache.verify import Verification, verify_store
 
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "30"))  # 1000 for the measurement; a test sees no variable
-KINDS = {  # of objects, by what their paths look like
-    "root": "zarr.json",
-    "spec": "kd/spec.json",
-    "images": "kd/images.json",
-    "calibration": "kd/calibration.json",
-    "goal": "kd/goals/*",
-    "group": "passes/zarr.json",
-    "pass": "passes/*/zarr.json",
-    "array": "passes/*/*/zarr.json",
-    "views": "passes/*/views/c/*/*",
-    "logits": "passes/*/logits/c/*/*/*/*",
-    "features": "passes/*/features/c/*/*/*/*",
-    "commit": "kd/passes/*/units/*",
-    "manifest": "kd/passes/*/manifest-*",
-}
+
+
+def objects_of(root: Path) -> dict[str, list[Path]]:
+    """Files by kind, of the kinds that the store has."""
+    found = {
+        kind: sorted(path for path in root.glob(pattern) if path.is_file()) for kind, pattern in KINDS.items()
+    }
+    return {kind: paths for kind, paths in found.items() if paths}
 
 
 def damage_of(url: str, *, deep: bool = True) -> list[str]:
@@ -58,23 +52,23 @@ def test_a_clean_store_is_clean(store: Store) -> None:
 
 def test_every_object_is_of_a_kind(store: Store, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    known = {path for pattern in KINDS.values() for path in root.glob(pattern)}
+    objects = objects_of(root)
+    assert objects.keys() == KINDS.keys() - {"crops", "labels"}  # which are cut again from the images
+    known = {path for paths in objects.values() for path in paths}
     assert known == {path for path in root.rglob("*") if path.is_file()}
 
 
 def test_one_wrong_bit_anywhere_is_found(store: Store, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    objects = {kind: sorted((tmp_path / "store").glob(pattern)) for kind, pattern in KINDS.items()}
+    objects = objects_of(tmp_path / "store")
     assert damage_of(store.url) == []
     missed = []
     for trial in range(FLIPS):
-        kind = list(KINDS)[trial % len(KINDS)]
+        kind = list(objects)[trial % len(objects)]
         path = objects[kind][int(rng.integers(len(objects[kind])))]
         whole = path.read_bytes()
         bit = int(rng.integers(8 * len(whole)))
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
+        path.write_bytes(flipped(whole, bit))
         if not damage_of(store.url):
             missed.append((kind, path.name, bit))
         path.write_bytes(whole)
@@ -84,8 +78,8 @@ def test_one_wrong_bit_anywhere_is_found(store: Store, tmp_path: Path) -> None:
 
 def test_a_deleted_object_is_found(store: Store, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    for kind, pattern in KINDS.items():
-        path = max(root.glob(pattern))
+    for kind, paths in objects_of(root).items():
+        path = paths[-1]
         whole = path.read_bytes()
         path.unlink()
         found = damage_of(store.url, deep=False)
