@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from kdcache.distill.contender import Contender
 from kdcache.distill.ranking import Ranking, Row
 from kdcache.distill.standings import Standings
 
@@ -63,7 +64,7 @@ class Views:
         ranking, points = best
         if not points:
             return None
-        contenders = {contender.name: contender for contender in standings.contest.contenders}
+        contenders = _contenders(standings)
         online = {
             contenders[row.contender].method: row
             for row in ranking.rows
@@ -73,7 +74,7 @@ class Views:
 
 
 def _views(standings: Standings, ranking: Ranking) -> dict[str, list[tuple[float, Row]]]:
-    contenders = {contender.name: contender for contender in standings.contest.contenders}
+    contenders = _contenders(standings)
     by_method: dict[str, list[tuple[float, Row]]] = {}
     for row in ranking.rows:
         contender = contenders[row.contender]
@@ -85,3 +86,8 @@ def _views(standings: Standings, ranking: Ranking) -> dict[str, list[tuple[float
         for method, points in by_method.items()
         if len({views for views, _ in points}) > 1
     }
+
+
+def _contenders(standings: Standings) -> dict[str, Contender]:
+    """By name, as the rows of rankings have them."""
+    return {contender.name: contender for contender in standings.contest.contenders}

@@ -17,17 +17,13 @@ from pathlib import Path
 
 import torch
 from bench_build import random_teacher
-from bench_step import build_bank, stepper
+from bench_step import BATCH_SIZE, build_bank, open_side, stepper
 from harness import Row, alternate, finish, median_ratio
 
-from kdcache.cache.progress import silent
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, WAIT
-from kdcache.distill.config import TrainConfig
 from kdcache.distill.methods import METHODS
-from kdcache.distill.run import Run, make_accelerator, open_run
 
 IMAGES = 8
-BATCH_SIZE = 2
 ALONE = "none"
 CODECS = {"logits": "dct:0.5", "features": "dct:0.5:128", "aux": "dct:0.5", "backbone": "dct:0.5:128"}
 
@@ -52,9 +48,9 @@ def run(
         cpu_s: dict[str, list[float]] = {name: [] for name in names}
         steps: dict[str, Callable[[], object]] = {}
         for name in names:
-            step = opened.enter_context(
-                closing(stepper(open_side(folder, store, name), parts[name]))
-            ).__next__
+            source = "none" if name == ALONE else "cache"
+            training = open_side(folder, store, name, source, workers=0)
+            step = opened.enter_context(closing(stepper(training, parts[name]))).__next__
             steps[name] = on_processor(step, cpu_s[name])
         seconds = alternate(steps, n_rounds)
     measured = {name: laps[1:] for name, laps in parts.items()}  # without the warm-up
@@ -82,22 +78,6 @@ def price(name: str, seconds: dict[str, list[float]], parts: dict[str, list[dict
         Row(f"{name}: loss", loss_s, "s"),
         Row(f"{name}: data", data_s, "s"),
     ]
-
-
-def open_side(folder: str, store: str, method: str) -> Run:
-    config = TrainConfig(
-        out=f"{folder}/{method}",
-        method=method,
-        source="none" if method == ALONE else "cache",
-        store=store,
-        backbone_weights="none",
-        batch_size=BATCH_SIZE,
-        steps=1000,
-        workers=0,
-        eval_split="",
-        gradnorm_every_steps=0,
-    )
-    return open_run(config, make_accelerator(config), silent)
 
 
 def on_processor(step: Callable[[], object], cpu_s: list[float]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ looking into the cache costs beside reading an entry, so its entries are as larg
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,19 @@ from building import build, shards_of
 from harness import Row, alternate, finish, median_ratio, ratio
 from proxyprocess import ProxyProcess
 from seaweed import BUCKET, Seaweed
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcache.cache.calibration import Calibration
 from kdcache.cache.codecs import fit_codec
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import CropDigest, entry_row
-from kdcache.cache.shardcache import ShardCache
+from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.storage import open_objects
 from kdcache.cache.store import create_store, open_store
 from kdcache.cache.views import View, ViewPolicy
 from kdcache.distill.ahead import FETCHES, Ahead
+from kdcache.distill.loader import BATCHES_AHEAD
 from kdcache.distill.order import EntryOrder
 from kdcache.distill.targets import StoredViews
 
@@ -39,6 +41,7 @@ READ_TIMEOUT_S = 3.0  # of the client: how long a silent server costs; 15 s is w
 SMALL, LARGE = (19, 16, 32), (19, 64, 128)  # logits of crops of 128x256 and of 512x1024
 UNIT_ENTRIES = 8
 BATCH = 8
+_BEGIN = -1  # in place of positions: an epoch begins
 # Of the last pool's entries nothing is left to be fetched while they are read: of an epoch like that of Cityscapes, 2975
 # images, that is a fiftieth, of one much shorter a tenth.
 UNITS, QUICK_UNITS = 372, 128
@@ -124,9 +127,10 @@ class Epochs:
     """One store, on S3 and on disk; opening it is in no figure."""
 
     url: str
-    local: StoredViews
-    cold: StoredViews
-    warm: StoredViews
+    local: "ReadingProcess"
+    cold: "ReadingProcess"
+    warm: "ReadingProcess"
+    cold_shards: CachedShards
     sizes: dict[str, int]  # of its shards
     proxy: ProxyProcess
     requests: dict[str, int] = field(default_factory=dict)
@@ -136,11 +140,21 @@ class Epochs:
         near, far = str(folder / "store"), f"s3://{BUCKET}/{folder.name}"
         write_store(near, shape, units)
         copy_store(folder / "store", far)
-        warm = open_views(far, folder / "cache")
-        assert warm.reader.cached is not None
-        sizes = {path: record.size for path, record in warm.reader.cached.records.items()}
-        local, cold = open_views(near, None), open_views(far, folder / "cold")
-        return cls(url=far, local=local, cold=cold, warm=warm, sizes=sizes, proxy=proxy)
+        local, cold, warm = (
+            open_views(near, None),
+            open_views(far, folder / "cold"),
+            open_views(far, folder / "cache"),
+        )
+        assert cold.reader.cached is not None
+        return cls(
+            url=far,
+            local=ReadingProcess(local),
+            cold=ReadingProcess(cold),
+            warm=ReadingProcess(warm),
+            cold_shards=cold.reader.cached,
+            sizes={path: record.size for path, record in cold.reader.cached.records.items()},
+            proxy=proxy,
+        )
 
     def get_all(self) -> None:
         objects = open_objects(self.url)
@@ -149,8 +163,7 @@ class Epochs:
             assert list(map(len, found)) == list(self.sizes.values())
 
     def empty_cache(self) -> None:
-        assert self.cold.reader.cached is not None
-        self.cold.reader.cached.discard(self.sizes)
+        self.cold_shards.discard(self.sizes)
 
     def read_cold(self) -> None:
         self._count("cold", self.cold)
@@ -159,24 +172,70 @@ class Epochs:
         self._count("warm", self.warm)
 
     def read_local(self) -> None:
-        read_epoch(self.local)
+        self.local.read_epoch()
 
-    def _count(self, what: str, views: StoredViews) -> None:
+    def _count(self, what: str, process: "ReadingProcess") -> None:
         before = self.proxy.requests
-        read_epoch(views)
+        process.read_epoch()
         self.requests[what] = self.proxy.requests - before
 
 
-def read_epoch(views: StoredViews) -> None:
-    """Every entry of a pass, in batches, with its shards fetched ahead."""
-    shards = views.reader.cached
-    ahead = Ahead(views, shards, batch_size=BATCH) if shards is not None else None
-    for step in range(views.order.n_images // BATCH):
+class ReadingProcess:
+    """Reads epochs in a process of its own, as a run's loader does; their shards are fetched ahead in this one."""
+
+    def __init__(self, views: StoredViews) -> None:
+        self._views = views
+        self._loader: DataLoader[None] = DataLoader(
+            _Entries(views),
+            batch_sampler=_Batches(views),
+            collate_fn=_nothing,
+            num_workers=1,
+            persistent_workers=True,  # starting one is in no figure
+            prefetch_factor=BATCHES_AHEAD,
+            multiprocessing_context="forkserver",
+        )
+
+    def read_epoch(self) -> None:
+        """Every entry of a pass, in batches."""
+        for _ in self._loader:
+            pass
+
+
+class _Batches(Sampler[list[int]]):
+    """The steps of an epoch, each told to those who fetch ahead when it is given to the reading process."""
+
+    def __init__(self, views: StoredViews) -> None:
+        self._views = views
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shards = self._views.reader.cached
+        ahead = Ahead(self._views, shards, batch_size=BATCH) if shards is not None else None
+        yield [_BEGIN]
+        for step in range(self._views.order.n_images // BATCH):
+            if ahead is not None:
+                ahead.advance(step)
+            yield list(range(step * BATCH, (step + 1) * BATCH))
         if ahead is not None:
-            ahead.advance(step)
-        views.reader.entries(0, [position for _, position in views.order.batch_entries(step, BATCH)])
-    if ahead is not None:
-        ahead.close()
+            ahead.close()
+
+
+class _Entries(Dataset[None]):
+    def __init__(self, views: StoredViews) -> None:
+        self._views = views
+
+    def __getitems__(self, positions: list[int]) -> list[None]:
+        reader, order = self._views.reader, self._views.order
+        if positions != [_BEGIN]:
+            reader.entries(0, [order.entry(t)[1] for t in positions])
+        elif reader.cached is not None:
+            reader.cached.discard(
+                []
+            )  # forgets which files it holds open: another process may have removed them
+        return [None]
+
+
+def _nothing(_: list[None]) -> None:
+    pass
 
 
 def open_views(url: str, cache: Path | None) -> StoredViews:

@@ -62,8 +62,8 @@ def measure(crop: tuple[int, int], rounds: int) -> tuple[dict[str, list[float]],
         teacher = random_teacher("pspnet_resnet101", 19, Path(folder))
         store = build_bank(folder, f"streets:{crop[0]}x{crop[1]}:{IMAGES}", teacher, CODECS)
         steps: dict[str, Callable[[], object]] = {}
-        for name in SIDES:
-            training = open_side(folder, store, name)
+        for name, (method, source) in SIDES.items():
+            training = open_side(folder, store, method, source)
             steps[name] = opened.enter_context(closing(stepper(training, laps[name]))).__next__
         pixels = torch.zeros((BATCH_SIZE, *crop, 3), dtype=torch.uint8, device=teacher.device)
         valid = torch.tensor([crop] * BATCH_SIZE, device=teacher.device)
@@ -101,16 +101,16 @@ def build_bank(folder: str, dataset_name: str, teacher: Teacher, codecs: Mapping
     return f"{folder}/store"
 
 
-def open_side(folder: str, store: str, name: str) -> Run:
-    method, source = SIDES[name]
+def open_side(folder: str, store: str, method: str, source: str, workers: int | None = None) -> Run:
     config = TrainConfig(
-        out=f"{folder}/{name.replace(' ', '-')}",
+        out=f"{folder}/{source}-{method}",
         method=method,
         source=source,
         store=store,
         backbone_weights="none",
         batch_size=BATCH_SIZE,
         steps=1000,
+        workers=workers,
         eval_split="",
         teacher="pspnet_resnet101" if source == "online" else "",
         teacher_weights=f"{folder}/teacher.safetensors" if source == "online" else "",

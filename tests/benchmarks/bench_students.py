@@ -5,7 +5,6 @@ such group, and differences are taken within it. Without options a teacher is tr
 --data-root, --teacher and --weights take a real one, --crop, --steps, --seeds and --views set the size.
 """
 
-import math
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from kdcache.cache.store import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill.config import TrainConfig
+from kdcache.distill.intervals import paired_difference
 from kdcache.distill.train import train
 
 CODECS = {  # by side; the stores' views are the same
@@ -30,19 +30,6 @@ CODECS = {  # by side; the stores' views are the same
     "smallest": "auto:0.01",  # ten times the default's loss
 }
 EXACT = "exact"
-T_975 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-    12: 2.201,
-}
-"""Quantiles of Student's t by the number of differences, for intervals of 95 %."""
 
 
 def run(
@@ -148,16 +135,10 @@ def train_students(
 
 def difference_rows(side: str, miou: Mapping[str, list[float]], *, bounded: bool) -> list[Row]:
     """The mean paired difference to the exact targets, and half the width of its interval of 95 %."""
-    paired = [a - b for a, b in zip(miou[side], miou[EXACT], strict=True)]
-    mean, n = statistics.mean(paired), len(paired)
-    half = t_975(n) * statistics.stdev(paired) / math.sqrt(n)
-    held = ("|d| <= .5", abs(mean) <= 0.5) if bounded else ()
-    return [
-        Row(f"mIoU, {side} less exact", mean, "points", *held),
-        Row(f"mIoU, {side} less exact, half the interval", half, "points"),
-    ]
-
-
-def t_975(n: int) -> float:
-    """The quantile for n differences, or the nearest smaller n that is listed, which is wider."""
-    return T_975[max(known for known in T_975 if known <= n)]
+    found = paired_difference(miou[side], miou[EXACT])
+    held = ("|d| <= .5", abs(found.mean) <= 0.5) if bounded else ()
+    rows = [Row(f"mIoU, {side} less exact", found.mean, "points", *held)]
+    if found.high is not None:  # not of a single seed
+        half = found.high - found.mean
+        rows.append(Row(f"mIoU, {side} less exact, half the interval", half, "points"))
+    return rows
