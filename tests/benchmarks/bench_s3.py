@@ -4,9 +4,13 @@ over a local copy of the store. With --faults SHARE also a build and a cold epoc
 The server is SeaweedFS behind a proxy in Python, which alone carries some hundred MB a second. Of a cold epoch the waits
 are to be seen, so its objects are small; both sides have as many requests under way. A warm one is a matter of what
 looking into the cache costs beside reading an entry, so its entries are as large as those of 512x1024 crops.
+
+Server, proxy, client and reader share this host's cores. Where the raw GETs alone keep them busy, the cold epoch can
+only be slower by all that reading costs: the rows of busy cores say so.
 """
 
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +19,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import torch
 from building import build, shards_of
 from harness import Row, alternate, finish, median_ratio, ratio
@@ -64,7 +69,9 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
             small = Epochs.of(folder / "small", SMALL, units, proxy)
             large = Epochs.of(folder / "large", LARGE, large_units, proxy)
             sides = {"raw parallel GET": small.get_all, "cold epoch": small.read_cold}
-            seconds = alternate(sides, rounds, {"cold epoch": small.empty_cache})
+            busy: dict[str, list[float]] = {name: [] for name in sides}
+            watched = {name: watch_cores(side, busy[name]) for name, side in sides.items()}
+            seconds = alternate(watched, rounds, {"cold epoch": small.empty_cache})
             seconds |= alternate({"local epoch": large.read_local, "warm epoch": large.read_warm}, rounds)
             if share:
                 seconds |= _with_faults(folder, proxy, share, 1 if quick else 5)
@@ -77,6 +84,7 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
     rows = [
         ratio("cold epoch, speed over raw parallel GET", cold, ">= 0.9"),
         ratio("warm epoch, speed over a local store", warm, ">= 0.95"),
+        *(Row(f"cores busy, {name}", statistics.median(shares[1:]), "") for name, shares in busy.items()),
         Row("objects of a cold epoch", len(small.sizes), ""),
         Row("requests of a cold epoch", small.requests["cold"], ""),
         Row("requests of a warm epoch", large.requests["warm"], ""),
@@ -90,6 +98,18 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
         f"{units} units of {UNIT_ENTRIES} entries, {FETCHES} requests at once, {LATENCY_S * 1000:g} ms each"
     )
     return finish("s3", rows, seconds, setting, as_json=as_json)
+
+
+def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], None]:
+    """The work; `shares` is told what part of all cores' time was not idle, whoever used it."""
+
+    def run() -> None:
+        before = psutil.cpu_times()
+        work()
+        after = psutil.cpu_times()
+        shares.append(1 - (after.idle - before.idle) / (sum(after) - sum(before)))
+
+    return run
 
 
 def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -> dict[str, list[float]]:
