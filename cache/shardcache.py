@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.ledger import ObjectRecord
 from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.objects import ByteRange, Objects, sha256
 
+_DIGITS = 19  # of the account
 _SPARE = 20  # evicting leaves a 20th of the limit free, so that it is not done for every object
 _DOWNLOADS = 2  # of an object whose bytes are wrong
 _LOOK_S = (
@@ -66,16 +67,15 @@ class ShardCache:
             if self._use(record):
                 return True
             partial = f"{self.folder}/partial/{record.sha256}"
-            with _locked(partial, wait=wait) as file:
-                if file is None:
+            with _locked(partial, wait=wait) as descriptor:
+                if descriptor is None:
                     return False
                 if self._use(record):  # it came while this one waited
                     os.unlink(partial)
                     return True
                 try:
-                    self._reserve(file, record.size)
-                    file.write(_download(objects, path, record))
-                    file.flush()
+                    self._reserve(descriptor, record.size)
+                    _write(descriptor, _download(objects, path, record))
                     _in_folder(lambda target: os.replace(partial, target), self._target(record))
                     return True
                 except BaseException:
@@ -122,12 +122,12 @@ class ShardCache:
     def _target(self, record: ObjectRecord) -> str:
         return f"{self.folder}/{self.place(record.sha256)}"
 
-    def _reserve(self, file: BinaryIO, size: int) -> None:
+    def _reserve(self, descriptor: int, size: int) -> None:
         """Give an empty partial file its size, within limit and disk, for which the least recently used objects go."""
         with self._account() as account:
             used, room = account.read(), shutil.disk_usage(self.folder).free
             if used + size > self.limit_bytes or room < size:
-                file.truncate(0)
+                os.truncate(descriptor, 0)
                 spare = self.limit_bytes // _SPARE
                 used = self._evict(to_bytes=self.limit_bytes - spare - size, to_free=size - room)
                 if used + size > self.limit_bytes or shutil.disk_usage(self.folder).free < size:
@@ -137,8 +137,7 @@ class ShardCache:
                     )
             # Evicting counts it from now on. A file of that size may hold zeros after a power failure, as one that was
             # renamed and never synced: its rows' checksums tell, and it is fetched again.
-            file.truncate(size)
-            file.seek(0)
+            os.truncate(descriptor, size)
             account.write(used + size)
 
     def _release(self, size: int) -> None:
@@ -162,8 +161,8 @@ class ShardCache:
     def _clear_leftovers(self) -> None:
         for name in _names(self.folder / "partial"):
             path = f"{self.folder}/partial/{name}"
-            with _locked(path, wait=False, create=False) as file:
-                if file is not None:  # nobody fetches it
+            with _locked(path, wait=False, create=False) as descriptor:
+                if descriptor is not None:  # nobody fetches it
                     os.unlink(path)
 
     def _scan(self) -> Iterator[tuple[int, int, Path]]:
@@ -179,9 +178,9 @@ class ShardCache:
 
     @contextmanager
     def _account(self) -> Iterator["_Account"]:
-        with _locked(f"{self.folder}/used") as file:
-            assert file is not None
-            yield _Account(self, file)
+        with _locked(f"{self.folder}/used") as descriptor:
+            assert descriptor is not None
+            yield _Account(self, descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,21 +188,18 @@ class _Account:
     """Bytes in the cache, as far as its processes told. Whoever was killed did not; evicting counts anew."""
 
     cache: ShardCache
-    file: BinaryIO
+    descriptor: int
 
     def read(self) -> int:
-        self.file.seek(0)
-        text = self.file.read()
+        text = os.pread(self.descriptor, 2 * _DIGITS, 0)
         if text.isdigit():
             return int(text)
-        self.file.truncate(0)
+        os.truncate(self.descriptor, 0)
         return sum(size for _, size, _ in self.cache._scan())
 
     def write(self, used: int) -> None:
         # Of one length, so that nothing is cut off: for a file that was, ext4 writes to the disk when it is closed, 3 ms.
-        self.file.seek(0)
-        self.file.write(b"%019d" % used)
-        self.file.flush()
+        os.pwrite(self.descriptor, b"%0*d" % (_DIGITS, used), 0)
 
 
 class CachedShards:
@@ -281,8 +277,11 @@ def _download(objects: Objects, path: str, record: ObjectRecord) -> bytes:
 
 
 @contextmanager
-def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[BinaryIO | None]:
-    """The file, open for reading and writing under a lock of its own; None where another has it, or it is not there."""
+def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[int | None]:
+    """The file, open for reading and writing under a lock of its own; None where another has it, or it is not there.
+
+    A descriptor, not a file object: eight threads fetch at once, and each call into the system hands Python's lock over.
+    """
     while True:
         try:
             if create:
@@ -294,15 +293,30 @@ def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[Bi
                 raise
             yield None
             return
-        with os.fdopen(descriptor, "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+        try:
+            if not _lock(descriptor, wait=wait):
                 yield None
                 return
-            if _is_at(path, file):  # else who had it before renamed or removed it
-                yield file
+            if _is_at(path, descriptor):  # else who had it before renamed or removed it
+                yield descriptor
                 return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Whether the lock is had now; without waiting another may have it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # Linux writes 2 GiB at once
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _in_folder(work: Callable[[str], _Result], path: str) -> _Result:
@@ -315,9 +329,9 @@ def _in_folder(work: Callable[[str], _Result], path: str) -> _Result:
     return work(path)
 
 
-def _is_at(path: str, file: BinaryIO) -> bool:
+def _is_at(path: str, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
