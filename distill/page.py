@@ -168,8 +168,8 @@ def _teacher_cost(standings: Standings) -> Iterator[Markup]:
         return
     yield tag(
         "p",
-        f"Building the {cost.passes} views of every image that the runs used took {duration_text(cost.build_s)}, once, "
-        f"at the pace on record. {cost.runs} runs used them: {duration_text(cost.shared_s)} each on average. A run that was "
+        f"Building the store that the runs used, views of every image: {cost.passes}, took {duration_text(cost.build_s)}, "
+        f"once, at the pace on record. Runs from it: {cost.runs}; {duration_text(cost.shared_s)} each on average. A run that was "
         "confined to fewer views bears their cost alone.",
     )
     yield teacher_cost_table([in_charts(standings, ranking) for ranking in _both_clocks(standings)])

@@ -142,11 +142,9 @@ def _views(standings: Standings) -> str:
         rows.append(
             [method, *(_score(at.get(number)) for number in numbers), _score(views.online.get(method))]
         )
-    header = ["method", *(f"{number:g} views" for number in numbers), "online, fresh views"]
-    return (
-        f"## By views\n\n{ranking_title(views.ranking)}; mIoU in percent, and points above the baseline.\n\n"
-        f"{markdown_table(header, rows)}"
-    )
+    header = ["method", *(f"{number:g}" for number in numbers), "online, fresh views"]
+    about = "mIoU in percent by how many views of an image are stored, and points above the baseline"
+    return f"## By views\n\n{ranking_title(views.ranking)}; {about}.\n\n{markdown_table(header, rows)}"
 
 
 def _costs(standings: Standings) -> str:

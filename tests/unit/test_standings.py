@@ -207,7 +207,7 @@ def test_views_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert views is not None and views.ranking.rung.clock == "steps"
     assert [at for at, _ in views.points["logit"]] == [1, 2] and list(views.online) == ["logit"]
     text = "\n".join(report_parts(tmp_path / "out", standings))
-    assert "| method | 1 views | 2 views | online, fresh views |" in text
+    assert "| method | 1 | 2 | online, fresh views |" in text
 
 
 def test_a_runs_time_is_told_apart(standings: Standings) -> None:
