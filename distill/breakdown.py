@@ -30,11 +30,10 @@ class Ladder:
                     for row in ranking.rows:
                         if row.miou is not None:
                             found.setdefault(row.contender, []).append((length, row))
-            partial = {contender.name for contender in standings.contest.contenders if contender.passes}
             climbed = {
                 name: sorted(points, key=lambda point: point[0])
                 for name, points in found.items()
-                if len(points) > 1 and name not in partial
+                if len(points) > 1 and name in standings.contest.charted
             }
             if climbed:
                 return cls(clock=clock, points=climbed)

@@ -131,6 +131,13 @@ class Contest:
         return list(dict.fromkeys(contender for ask in self.asks for contender in ask.contenders))
 
     @property
+    def charted(self) -> set[str]:
+        """Names of those that charts show: none of less than the whole store, which have a figure of their own, unless
+        the comparison is of these."""
+        of_views = self.baseline.passes is not None
+        return {each.name for each in self.contenders if of_views or each.passes is None}
+
+    @property
     def rungs(self) -> list[Rung]:
         """Those of the time before those of steps, the shortest first."""
         found = dict.fromkeys(rung for ask in self.asks for rung in ask.rungs)

@@ -23,11 +23,9 @@ CLOCK_WORDS = {"time": "equal time", "steps": "equal steps"}
 
 
 def in_charts(standings: Standings, ranking: Ranking) -> Ranking:
-    """Without the rows of less than the whole store, which have a figure of their own, unless they are the comparison."""
-    if standings.contest.baseline.passes is not None:
-        return ranking
-    partial = {contender.name for contender in standings.contest.contenders if contender.passes is not None}
-    return replace(ranking, rows=[row for row in ranking.rows if row.contender not in partial])
+    """The rows that charts show, see Contest.charted."""
+    charted = standings.contest.charted
+    return replace(ranking, rows=[row for row in ranking.rows if row.contender in charted])
 
 
 def figure(title: str, about: str, *drawn: Markup) -> Markup:

@@ -212,7 +212,7 @@ def test_a_comparison_of_views_alone_charts_them_all(tmp_path: Path) -> None:
     folder, standings = make(tmp_path / "c", make_contest((one, two, ONLINE)))
     titles = [str(values.get("aria-label")) for values in Document(page(folder, standings)).named("svg")]
     shown = [title for title in titles if "logit-views-1" in title and "logit-views-2" in title]
-    assert len(shown) >= 4 and all("logit-online" in title for title in shown)
+    assert len(shown) >= 6 and all("logit-online" in title for title in shown)
 
 
 def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
