@@ -1,6 +1,6 @@
 """The page's figures: what standings hold, drawn. Every function gives "" where there is nothing to draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from kdcache.distill.breakdown import Ladder, Views
@@ -39,13 +39,12 @@ def pair(*figures: Markup) -> Markup:
 
 
 def rank_figure(by_steps: Ranking, by_time: Ranking, looks: Looks) -> Markup:
-    left, right = (_column(ranking) for ranking in (by_steps, by_time))
-    if not left.names or not right.names:
+    common = by_steps.ranks().keys() & by_time.ranks().keys()
+    if not common:
         return NOTHING
-    moved = sum(left.names.index(n) != right.names.index(n) for n in left.names if n in right.names)
-    about = (
-        f"Mean mIoU in percent, the best at the top. {moved or 'None'} of {len(right.names)} change place."
-    )
+    left, right = (_column(ranking, common) for ranking in (by_steps, by_time))
+    moved = sum(one != other for one, other in zip(left.names, right.names, strict=True))
+    about = f"Mean mIoU in percent, the best at the top. {moved or 'None'} of {len(common)} change place."
     title = f"Ranking at equal steps: {', '.join(left.names)}. At equal time: {', '.join(right.names)}."
     return figure("What the clock changes", about, draw_rankings(left, right, looks, title=title))
 
@@ -206,8 +205,8 @@ def time_unit(longest_s: float) -> tuple[str, int]:
     )
 
 
-def _column(ranking: Ranking) -> RankColumn:
-    scored = [row for row in ranking.rows if row.miou is not None]
+def _column(ranking: Ranking, names: Collection[str]) -> RankColumn:
+    scored = [row for row in ranking.rows if row.contender in names]
     return RankColumn(
         title=CLOCK_WORDS[ranking.rung.clock],
         names=[row.contender for row in scored],

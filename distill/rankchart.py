@@ -22,20 +22,17 @@ class RankColumn:
 
 
 def draw_rankings(left: RankColumn, right: RankColumn, looks: Mapping[str, Look], *, title: str) -> Markup:
-    rows = max(len(left.names), len(right.names))
+    """Both have the same names."""
+    rows = len(left.names)
     return drawing(
         WIDTH_PX,
         TOP_PX + ROW_PX * rows,
         title,
         label(left.title, LEFT_PX, 14, anchor="end", class_="strong"),
         label(right.title, RIGHT_PX, 14, class_="strong"),
-        *(
-            _link(looks[name], left.names.index(name), right.names.index(name))
-            for name in left.names
-            if name in right.names
-        ),
-        *(_entry(left, place, looks, "end") for place in range(len(left.names))),
-        *(_entry(right, place, looks, "start") for place in range(len(right.names))),
+        *(_link(looks[name], place, right.names.index(name)) for place, name in enumerate(left.names)),
+        *(_entry(left, place, looks, "end") for place in range(rows)),
+        *(_entry(right, place, looks, "start") for place in range(rows)),
     )
 
 

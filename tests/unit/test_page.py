@@ -263,6 +263,24 @@ def test_a_comparison_that_has_not_begun_is_a_page_too(tmp_path: Path) -> None:
     assert document.texts["td"].count("no such device") == len(names)
 
 
+def test_the_chart_of_both_clocks_counts_moves_among_what_has_both(tmp_path: Path) -> None:
+    whole = make_contest((NONE, BANK, LOGIT, FEATURE), seeds=(0,))
+    timed = replace(
+        make_ask((NONE, LOGIT)), rungs=tuple(rung for rung in whole.rungs if rung.clock == "time")
+    )
+    by_steps = replace(whole.asks[0], rungs=tuple(rung for rung in whole.rungs if rung.clock == "steps"))
+    folder, standings = make(tmp_path / "c", replace(whole, asks=(by_steps, timed)))
+    document = Document(page(folder, standings))
+    (about,) = (text for text in document.texts["figcaption"] if text.startswith("What the clock changes"))
+    (title,) = (
+        str(values["aria-label"])
+        for values in document.named("svg")
+        if "Ranking at equal steps" in str(values.get("aria-label"))
+    )
+    assert "None of 2 change place." in about and "The same order stands at equal time." in answer(standings)
+    assert title == "Ranking at equal steps: logit, none. At equal time: logit, none."
+
+
 def test_the_answer_names_what_can_be_told_apart(tmp_path: Path) -> None:
     _, standings = make(tmp_path / "c", make_contest((NONE, BANK, LOGIT, FEATURE)))
     assert answer(standings) == [
