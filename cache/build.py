@@ -1,8 +1,8 @@
 """The build: every planned view goes once through the teacher, and its targets land in the store.
 
 Whatever dies, the next build goes on from the last committed unit. Any number of builders share the units of a store by
-leases, processes of one job no different from those of others. Where storage cannot create once, the
-processes of one job split the units by rank, and no other may build.
+leases, processes of one job no different from those of others. Where storage cannot create once, the processes of one job
+split the units by rank, and no other may build.
 """
 
 import time

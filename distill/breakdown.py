@@ -22,6 +22,7 @@ class Ladder:
     @classmethod
     def of(cls, standings: Standings) -> Self | None:
         """By time where there are several budgets, else by steps; None where nothing has two lengths."""
+        charted = standings.contest.charted
         for clock in ("time", "steps"):
             found: dict[str, list[tuple[float, Row]]] = {}
             for ranking in standings.rankings:
@@ -33,7 +34,7 @@ class Ladder:
             climbed = {
                 name: sorted(points, key=lambda point: point[0])
                 for name, points in found.items()
-                if len(points) > 1 and name in standings.contest.charted
+                if len(points) > 1 and name in charted
             }
             if climbed:
                 return cls(clock=clock, points=climbed)

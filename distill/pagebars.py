@@ -21,7 +21,8 @@ WHOSE_COLOURS = {"data": "p0", "student": "p2", "loss": "p4", "teacher": "p5", "
 
 def cost_figures(standings: Standings) -> list[Markup]:
     """A step by whose work it is, and by the parts that the clock saw; one bar each for runs without a profile."""
-    costs = [cost for cost in standings.costs if cost.contender in standings.contest.charted]
+    charted = standings.contest.charted
+    costs = [cost for cost in standings.costs if cost.contender in charted]
     profiled = [cost for cost in costs if cost.parts]
     if not costs:
         return []

@@ -248,9 +248,8 @@ class _Entries(Dataset[None]):
         if positions != [_BEGIN]:
             reader.entries(0, [order.entry(t)[1] for t in positions])
         elif reader.cached is not None:
-            reader.cached.discard(
-                []
-            )  # forgets which files it holds open: another process may have removed them
+            # Forgets which files it holds open: another process may have removed them.
+            reader.cached.discard([])
         return [None]
 
 
