@@ -27,7 +27,14 @@ class Ahead:
     """Fetches what batches [s B + rank b, s B + (rank + 1) b) read, b = B / processes, for steps s as they come."""
 
     def __init__(
-        self, views: StoredViews, shards: CachedShards, *, batch_size: int, rank: int = 0, processes: int = 1
+        self,
+        views: StoredViews,
+        shards: CachedShards,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        fetches: int = FETCHES,
     ) -> None:
         self._views, self._shards = views, shards
         self._batch_size, self._share = batch_size, batch_size // processes
@@ -36,7 +43,7 @@ class Ahead:
         self._planned_to = 0  # the first step that is not planned
         self._planned: set[tuple[int, int]] = set()  # (epoch, unit), of this epoch and the one before
         self._epoch = 0
-        self._threads = ThreadPoolExecutor(FETCHES, thread_name_prefix="ahead")
+        self._threads = ThreadPoolExecutor(fetches, thread_name_prefix="ahead")
 
     def advance(self, step: int) -> None:
         """Batch `step` is about to be read: plan it and what comes behind it."""

@@ -5,17 +5,20 @@ The server is SeaweedFS behind a proxy in Python, which alone carries some hundr
 are to be seen, so its objects are small; both sides have as many requests under way. A warm one is a matter of what
 looking into the cache costs beside reading an entry, so its entries are as large as those of 512x1024 crops.
 
-Server, proxy, client and reader share this host's cores. Where the raw GETs alone keep them busy, the cold epoch can
-only be slower by all that reading costs: the rows of busy cores say so.
+Server, proxy, client and reader share this host's cores. Where the raw GETs alone keep them busy, a cold epoch can only
+be slower by all that reading costs. So it is asked twice: with as few requests at once as leave two cores idle, where
+reading has to hide behind the waits, and with as many as a run has. The rows of busy cores say which case is which.
+A reader that waits for a shard nobody has begun fetches it itself: a cold epoch has up to one request more under way.
 """
 
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import fsspec
 import numpy as np
@@ -42,16 +45,18 @@ from kdcache.distill.order import EntryOrder
 from kdcache.distill.targets import StoredViews
 
 LATENCY_S = 0.02
+FEW = 4  # requests at once, which leave two cores idle for a third of the time
 READ_TIMEOUT_S = 3.0  # of the client: how long a silent server costs; 15 s is what s3fs has unless it is told
 SMALL, LARGE = (19, 16, 32), (19, 64, 128)  # logits of crops of 128x256 and of 512x1024
 UNIT_ENTRIES = 8
 BATCH = 8
-_BEGIN = -1  # in place of positions: an epoch begins
+_FORGET = -1  # in place of positions: see ReadingProcess
 # Of the last pool's entries nothing is left to be fetched while they are read: of an epoch like that of Cityscapes, 2975
 # images, that is a fiftieth, of one much shorter a tenth.
 UNITS, QUICK_UNITS = 372, 128
 LARGE_UNITS, QUICK_LARGE_UNITS = 48, 16
 ROUNDS, QUICK_ROUNDS = 7, 3
+WARM_ROUNDS = 3  # for one of the others: a third of a second each
 BUILD = {"dataset": "streets:48x64:64", "unit_entries": 4}  # 16 units of three objects and a commit
 
 
@@ -68,36 +73,47 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
         try:
             small = Epochs.of(folder / "small", SMALL, units, proxy)
             large = Epochs.of(folder / "large", LARGE, large_units, proxy)
-            sides = {"raw parallel GET": small.get_all, "cold epoch": small.read_cold}
-            busy: dict[str, list[float]] = {name: [] for name in sides}
-            watched = {name: watch_cores(side, busy[name]) for name, side in sides.items()}
-            seconds = alternate(watched, rounds, {"cold epoch": small.empty_cache})
-            seconds |= alternate({"local epoch": large.read_local, "warm epoch": large.read_warm}, rounds)
+            seconds = alternate(
+                {"local epoch": large.read_local, "warm epoch": large.read_warm}, WARM_ROUNDS * rounds
+            )
+            rows = cold_rows(small, rounds, seconds)
             if share:
                 seconds |= _with_faults(folder, proxy, share, 1 if quick else 5)
         finally:
             proxy.stop()
             server.kill()
-    cold = median_ratio(seconds["raw parallel GET"], seconds["cold epoch"])
     warm = median_ratio(seconds["local epoch"], seconds["warm epoch"])
-    megabytes = sum(small.sizes.values()) / 1e6
-    rows = [
-        ratio("cold epoch, speed over raw parallel GET", cold, ">= 0.9"),
+    rows += [
         ratio("warm epoch, speed over a local store", warm, ">= 0.95"),
-        *(Row(f"cores busy, {name}", statistics.median(shares[1:]), "") for name, shares in busy.items()),
         Row("objects of a cold epoch", len(small.sizes), ""),
         Row("requests of a cold epoch", small.requests["cold"], ""),
         Row("requests of a warm epoch", large.requests["warm"], ""),
-        Row("MB of a cold epoch", megabytes, "MB"),
-        Row("MB a second, cold", megabytes / min(seconds["cold epoch"]), "MB/s"),
+        Row("MB of a cold epoch", sum(small.sizes.values()) / 1e6, "MB"),
     ]
     for what in ("build", "epoch") if share else ():
         slower = median_ratio(seconds[f"{what}, faults"], seconds[f"{what}, none"])
         rows.append(Row(f"{what}, time at {share:.0%} faults over none", slower, ""))
-    setting = (
-        f"{units} units of {UNIT_ENTRIES} entries, {FETCHES} requests at once, {LATENCY_S * 1000:g} ms each"
-    )
+    setting = f"{units} units of {UNIT_ENTRIES} entries, requests of {LATENCY_S * 1000:g} ms, cold {FEW} or {FETCHES} at once"
     return finish("s3", rows, seconds, setting, as_json=as_json)
+
+
+def cold_rows(epochs: "Epochs", rounds: int, seconds: dict[str, list[float]]) -> list[Row]:
+    """A cold epoch against raw GETs, with few requests at once and with as many as a run has."""
+    rows = []
+    for at_once in (FEW, FETCHES):
+        raw, cold = f"raw parallel GET, {at_once} at once", f"cold epoch, {at_once} at once"
+        busy: dict[str, list[float]] = {raw: [], cold: []}
+        sides = {
+            raw: watch_cores(partial(epochs.get_all, at_once), busy[raw]),
+            cold: watch_cores(partial(epochs.read_cold, at_once), busy[cold]),
+        }
+        seconds |= alternate(sides, rounds, {cold: epochs.empty_cache})
+        speed, what = median_ratio(seconds[raw], seconds[cold]), f"{cold}, speed over raw parallel GET"
+        rows += [
+            ratio(what, speed, ">= 0.9") if at_once == FEW else Row(what, speed, ""),
+            *(Row(f"cores busy, {name}", median(shares[1:]), "") for name, shares in busy.items()),
+        ]
+    return rows
 
 
 def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], None]:
@@ -169,24 +185,24 @@ class Epochs:
         return cls(
             url=far,
             local=ReadingProcess(local),
-            cold=ReadingProcess(cold),
+            cold=ReadingProcess(cold, forgets=True),
             warm=ReadingProcess(warm),
             cold_shards=cold.reader.cached,
             sizes={path: record.size for path, record in cold.reader.cached.records.items()},
             proxy=proxy,
         )
 
-    def get_all(self) -> None:
+    def get_all(self, at_once: int) -> None:
         objects = open_objects(self.url)
-        with ThreadPoolExecutor(FETCHES) as threads:
+        with ThreadPoolExecutor(at_once) as threads:
             found = threads.map(lambda path: objects.read_range(path, 0, self.sizes[path]), self.sizes)
             assert list(map(len, found)) == list(self.sizes.values())
 
     def empty_cache(self) -> None:
         self.cold_shards.discard(self.sizes)
 
-    def read_cold(self) -> None:
-        self._count("cold", self.cold)
+    def read_cold(self, at_once: int = FETCHES) -> None:
+        self._count("cold", self.cold, at_once)
 
     def read_warm(self) -> None:
         self._count("warm", self.warm)
@@ -194,20 +210,21 @@ class Epochs:
     def read_local(self) -> None:
         self.local.read_epoch()
 
-    def _count(self, what: str, process: "ReadingProcess") -> None:
+    def _count(self, what: str, process: "ReadingProcess", at_once: int = FETCHES) -> None:
         before = self.proxy.requests
-        process.read_epoch()
+        process.read_epoch(at_once)
         self.requests[what] = self.proxy.requests - before
 
 
 class ReadingProcess:
     """Reads epochs in a process of its own, as a run's loader does; their shards are fetched ahead in this one."""
 
-    def __init__(self, views: StoredViews) -> None:
-        self._views = views
+    def __init__(self, views: StoredViews, *, forgets: bool = False) -> None:
+        """`forgets`: at each epoch's beginning, which files it holds open; those of a cache that was emptied are gone."""
+        self._batches = _Batches(views, forgets)
         self._loader: DataLoader[None] = DataLoader(
             _Entries(views),
-            batch_sampler=_Batches(views),
+            batch_sampler=self._batches,
             collate_fn=_nothing,
             num_workers=1,
             persistent_workers=True,  # starting one is in no figure
@@ -215,8 +232,9 @@ class ReadingProcess:
             multiprocessing_context="forkserver",
         )
 
-    def read_epoch(self) -> None:
+    def read_epoch(self, at_once: int = FETCHES) -> None:
         """Every entry of a pass, in batches."""
+        self._batches.at_once = at_once
         for _ in self._loader:
             pass
 
@@ -224,13 +242,16 @@ class ReadingProcess:
 class _Batches(Sampler[list[int]]):
     """The steps of an epoch, each told to those who fetch ahead when it is given to the reading process."""
 
-    def __init__(self, views: StoredViews) -> None:
-        self._views = views
+    def __init__(self, views: StoredViews, forgets: bool) -> None:
+        self._views, self._forgets = views, forgets
+        self.at_once = FETCHES
 
     def __iter__(self) -> Iterator[list[int]]:
-        shards = self._views.reader.cached
-        ahead = Ahead(self._views, shards, batch_size=BATCH) if shards is not None else None
-        yield [_BEGIN]
+        shards, ahead = self._views.reader.cached, None
+        if shards is not None:
+            ahead = Ahead(self._views, shards, batch_size=BATCH, fetches=self.at_once)
+        if self._forgets:
+            yield [_FORGET]
         for step in range(self._views.order.n_images // BATCH):
             if ahead is not None:
                 ahead.advance(step)
@@ -245,11 +266,10 @@ class _Entries(Dataset[None]):
 
     def __getitems__(self, positions: list[int]) -> list[None]:
         reader, order = self._views.reader, self._views.order
-        if positions != [_BEGIN]:
-            reader.entries(0, [order.entry(t)[1] for t in positions])
-        elif reader.cached is not None:
-            # Forgets which files it holds open: another process may have removed them.
+        if positions == [_FORGET]:
             reader.cached.discard([])
+        else:
+            reader.entries(0, [order.entry(t)[1] for t in positions])
         return [None]
 
 

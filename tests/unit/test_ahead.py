@@ -54,8 +54,8 @@ def wanted(views: StoredViews, steps: range, rank: int = 0, processes: int = 1) 
 @pytest.mark.parametrize("start", [0, 9])
 def test_what_comes_is_fetched_in_order_and_no_further_than_a_pool(views, rank, processes, start):
     fetched = Fetched()
-    ahead = Ahead(views, fetched, batch_size=BATCH, rank=rank, processes=processes)
-    ahead._threads._max_workers = 1  # or their order says nothing
+    # One at a time, or their order says nothing.
+    ahead = Ahead(views, fetched, batch_size=BATCH, rank=rank, processes=processes, fetches=1)
     for step in range(start, start + 40):
         ahead.advance(step)
         expected = wanted(views, range(start, step + 1 + 3), rank, processes)  # 12 entries are 3 batches
@@ -67,7 +67,7 @@ def test_what_comes_is_fetched_in_order_and_no_further_than_a_pool(views, rank, 
 
 def test_errors_are_left_to_the_reader(views):
     fetched = Fetched(KDCacheError("the network is down"))
-    ahead = Ahead(views, fetched, batch_size=BATCH)
+    ahead = Ahead(views, fetched, batch_size=BATCH, fetches=1)
     ahead.advance(0)
     ahead._threads.shutdown()
     assert fetched.paths == wanted(views, range(4))
