@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.urls import join_url, redact
 
 

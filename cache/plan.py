@@ -18,7 +18,8 @@ from kdcache.cache.progress import Pace, Progress, silent
 from kdcache.cache.shares import FixedShare
 from kdcache.cache.spec import StoreSpec
 from kdcache.cache.storage import open_probe
-from kdcache.cache.store import Store, create_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import Teacher
 
 REHEARSED_BATCHES = 4  # the first warms up

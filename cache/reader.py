@@ -26,7 +26,8 @@ from kdcache.cache.replay import Crop, EntryRow, parse_entry_row
 from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.shards import EMPTY, ArrayLayout
 from kdcache.cache.spec import VIEWS, StoreSpec
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.storepaths import array_path
 from kdcache.cache.urls import redact
 

@@ -14,7 +14,7 @@ from kdcache.cache.leases import LEASES
 from kdcache.cache.objects import Objects, Stored, Upload
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.storage import open_objects, storage_time_s
-from kdcache.cache.store import open_store, other_names
+from kdcache.cache.storeopening import open_store, other_names
 from kdcache.cache.storepaths import SPEC
 from kdcache.cache.urls import redact
 

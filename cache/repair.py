@@ -21,7 +21,8 @@ from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.recompute import recompute_unit, require_same_teacher
 from kdcache.cache.spec import canonical_json
-from kdcache.cache.store import Store, read_spec, root_metadata
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import read_spec, root_metadata
 from kdcache.cache.storepaths import CALIBRATION, IMAGES, SPEC, commit_path, manifest_path
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.verify import Verification

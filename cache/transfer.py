@@ -18,7 +18,8 @@ from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
 from kdcache.cache.probe import probe_creation
 from kdcache.cache.progress import Progress, silent
 from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.store import Store, create_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.storepaths import pass_folder
 from kdcache.cache.urls import redact
 

@@ -22,7 +22,8 @@ from kdcache.cache.progress import Progress, silent
 from kdcache.cache.shards import group_metadata, same_metadata
 from kdcache.cache.spec import VIEWS
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store, goal_text, read_image_ids, read_spec, root_metadata
+from kdcache.cache.store import Store, goal_text
+from kdcache.cache.storeopening import read_image_ids, read_spec, root_metadata
 from kdcache.cache.storepaths import (
     CALIBRATION,
     GOALS,

@@ -121,7 +121,7 @@ def command(console: Console, /, **given: Any) -> None:
     """
     from kdcache.cache.build import build_store
     from kdcache.cache.storage import open_objects
-    from kdcache.cache.store import create_store
+    from kdcache.cache.storeopening import create_store
     from kdcache.cache.urls import redact
 
     request = open_request(given)
@@ -216,7 +216,7 @@ def open_request(given: dict[str, Any]) -> Request:
 def measure_request(console: Console, request: Request) -> "BuildPlan":
     """What building it would write, and how long that would take, from a few measured crops; nothing is left."""
     from kdcache.cache.plan import measure_plan
-    from kdcache.cache.store import find_store_of
+    from kdcache.cache.storeopening import find_store_of
 
     with console.progress("measure") as progress:
         return measure_plan(

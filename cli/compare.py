@@ -145,7 +145,7 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
 
 def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
     """What the options ask for."""
-    from kdcache.cache.store import open_store
+    from kdcache.cache.storeopening import open_store
     from kdcache.distill.contender import BASELINE, make_contenders
     from kdcache.distill.contest import Ask, Contest
     from kdcache.distill.methods import find_method

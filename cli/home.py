@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError, UsageError
 from kdcache.cache.homes import list_stores
 from kdcache.cache.spec import canonical_json
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.urls import join_url, redact
 
 logger = logging.getLogger("kdcache.home")

@@ -57,7 +57,7 @@ def transfer(
     workers: int,
 ) -> None:
     """Copy a store and say what was copied."""
-    from kdcache.cache.store import open_store
+    from kdcache.cache.storeopening import open_store
     from kdcache.cache.transfer import copy_store
     from kdcache.cache.urls import redact
     from kdcache.cli.info import holds_text, summarise

@@ -156,7 +156,8 @@ def _repair(console: Console, url: str, found: "Verification", given: dict[str, 
 
     from kdcache.cache.repair import Origin, repair_store
     from kdcache.cache.storage import open_objects
-    from kdcache.cache.store import Store, read_spec
+    from kdcache.cache.store import Store
+    from kdcache.cache.storeopening import read_spec
     from kdcache.cli.origins import open_images, open_teacher
 
     objects = open_objects(url)
@@ -175,8 +176,8 @@ def _recompute(console: Console, url: str, given: dict[str, Any]) -> "Recomputat
 
     from kdcache.cache.reader import StoreReader
     from kdcache.cache.recompute import recompute_entries
-    from kdcache.cache.store import open_store
     from kdcache.cache.storedimages import StoredImages
+    from kdcache.cache.storeopening import open_store
     from kdcache.cli.origins import open_images, open_teacher
 
     store = open_store(url)

@@ -11,7 +11,7 @@ import torch
 from kdcache.cache.build import build_store, plan_store
 from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.store import create_store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.views import view_policy
 
 DATASET = "streets:48x64:10"

@@ -21,7 +21,7 @@ from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import build_network, network_config
 from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.remoteobjects import RemoteObjects
-from kdcache.cache.store import create_store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill import inputs

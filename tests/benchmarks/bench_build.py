@@ -23,7 +23,8 @@ from kdcache.cache.entries import cut_entry
 from kdcache.cache.networks import build_network, network_config
 from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.store import Store, create_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.storepaths import CALIBRATION
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import ViewPolicy

@@ -20,8 +20,8 @@ from kdcache.cache.datasets import open_dataset
 from kdcache.cache.rangecoded import RangeDct
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.scalar import Fp16
-from kdcache.cache.store import create_store
 from kdcache.cache.storedimages import StoredImages
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import Teacher, load_teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill.config import TrainConfig

@@ -37,7 +37,7 @@ from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.shardcache import CachedShards, ShardCache
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import create_store, open_store
+from kdcache.cache.storeopening import create_store, open_store
 from kdcache.cache.views import View, ViewPolicy
 from kdcache.distill.ahead import FETCHES, Ahead
 from kdcache.distill.loader import BATCHES_AHEAD

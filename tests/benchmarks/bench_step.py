@@ -18,7 +18,7 @@ from kdcache.cache.build import build_store, plan_store
 from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.progress import silent
-from kdcache.cache.store import create_store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import Teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill.clock import WAIT, Clock

@@ -17,7 +17,7 @@ from harness import Row, finish
 from kdcache.cache.build import build_store, plan_store
 from kdcache.cache.builder import BuildOptions
 from kdcache.cache.datasets import open_dataset
-from kdcache.cache.store import create_store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill.config import TrainConfig

@@ -35,7 +35,7 @@ from kdcache.cache.reader import StoreReader
 from kdcache.cache.replay import compare_digest, crop_digest, replay
 from kdcache.cache.storage import open_objects
 from kdcache.cache.storagespeed import measure_storage
-from kdcache.cache.store import open_store
+from kdcache.cache.storeopening import open_store
 
 
 def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):

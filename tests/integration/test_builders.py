@@ -19,7 +19,7 @@ from kdcache.cache.leases import LEASES, lease_path
 from kdcache.cache.probe import PROBES, probe_creation
 from kdcache.cache.retries import Patience
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import open_store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.verify import verify_store
 
 # Connections that a fault left half-open are closed by the garbage collector, which says so.
@@ -119,6 +119,7 @@ def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(buc
     assert_same_store(bucket, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_build_on_a_server_that_fails_ends_in_the_same_bytes(faulty, impatient, bucket, tmp_path):
     build(tmp_path / "one", unit_entries=2)
     faulty.fail(FAULTY_SHARE, seed=2)
@@ -128,7 +129,7 @@ def test_a_build_on_a_server_that_fails_ends_in_the_same_bytes(faulty, impatient
     assert_same_store(bucket, tmp_path / "one")
 
 
-@pytest.mark.parametrize("denied", [".", "/c/"], ids=["all", "shards"])
+@pytest.mark.parametrize("denied", [".", pytest.param("/c/", marks=pytest.mark.slow)], ids=["all", "shards"])
 def test_credentials_that_expire_in_a_build_end_it_with_what_was_committed_intact(
     faulty, bucket, tmp_path, denied
 ):

@@ -35,6 +35,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)  # 150 MB a checkpoint
 
 
+@pytest.mark.slow
 def test_methods_are_compared_and_a_failed_one_loses_no_other(
     kdcache: Run, shared_store: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

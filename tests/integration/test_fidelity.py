@@ -10,7 +10,7 @@ from kdcache.cache.checkpoints import save_network
 from kdcache.cache.datasets import open_dataset
 from kdcache.cache.networks import build_network, network_config
 from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.store import open_store
+from kdcache.cache.storeopening import open_store
 
 DATASET = "streets:96x128:12"
 
@@ -72,6 +72,7 @@ def test_the_default_codec_keeps_its_promise_on_all_of_the_store(kdcache, store,
     assert 0 < commit.built["fidelity"]["logits"]["kl"] <= 2e-3
 
 
+@pytest.mark.slow
 def test_the_report_and_its_pictures(kdcache, store, weights, tmp_path):
     code, out, _ = kdcache(
         *("fidelity", str(store), "--weights", str(weights), "--entries", "2"),

@@ -71,6 +71,7 @@ def test_cache_and_teacher_give_the_same_losses(config: TrainConfig, teacher_fil
             assert mine[key] == pytest.approx(theirs[key], rel=2**-8, abs=1e-4), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_an_interrupted_run_goes_on_bit_by_bit(config: TrainConfig, name: str) -> None:
     whole = dataclasses.replace(config, method=name, steps=4, out=f"{config.out}-whole")
@@ -110,6 +111,7 @@ def test_two_processes_learn_what_one_learns(
             assert (mine.double() - two[key].double()).norm() <= 1e-2 * mine.double().norm(), key
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_checkpoints")
 @pytest.mark.parametrize("name", STATEFUL)
 def test_bfloat16_gives_about_the_same_losses(config: TrainConfig, name: str) -> None:

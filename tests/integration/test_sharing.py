@@ -23,7 +23,8 @@ from kdcache.cache.errors import StoreMismatchError
 from kdcache.cache.replay import CropDigest, entry_row
 from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store, create_store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import create_store, open_store
 from kdcache.cache.transfer import copy_store
 from kdcache.cache.views import View, ViewPolicy
 

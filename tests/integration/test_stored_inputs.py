@@ -19,7 +19,7 @@ from kdcache.cache.errors import IncompleteError, StoreMismatchError
 from kdcache.cache.networks import build_network, network_config
 from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.reader import StoreReader
-from kdcache.cache.store import create_store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.teacher import load_teacher
 from kdcache.cache.views import view_policy
 from kdcache.distill.train import train

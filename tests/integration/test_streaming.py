@@ -23,7 +23,7 @@ from training import (
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import open_store
+from kdcache.cache.storeopening import open_store
 from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.order import EntryOrder
@@ -164,6 +164,7 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
         train(config, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_server_that_fails_is_the_one_on_a_whole_one(
     config, faulty, impatient, bucket, tmp_path, teacher_file
 ):
@@ -178,7 +179,7 @@ def test_a_run_on_a_server_that_fails_is_the_one_on_a_whole_one(
     assert set(faulty.injected) == set(FAULTS)
 
 
-@pytest.mark.parametrize("denied", ["ledger", "shards"])
+@pytest.mark.parametrize("denied", [pytest.param("ledger", marks=pytest.mark.slow), "shards"])
 def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
     config, faulty, bucket, tmp_path, shared_store, denied
 ):

@@ -131,6 +131,7 @@ def test_a_run_that_is_asked_to_end_keeps_its_last_step(config, whole, step):
     assert_same_run(asked, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(config, whole):
     killed = dataclasses.replace(config, workers=1, save_every_steps=3)
     process = start(killed)
@@ -144,6 +145,7 @@ def test_a_killed_run_goes_on_bit_by_bit(config, whole):
     assert_same_run(config, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(config, tmp_path, monkeypatch):
     # BatchNorm and dropout see a process's crops alone; with both in evaluation mode the rest must agree.
     alone = dataclasses.replace(config, out=str(tmp_path / "alone"), batch_size=4, steps=3, lr=0.001)
@@ -253,6 +255,7 @@ def test_a_run_is_not_overwritten_or_mixed_with_another(config, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_resuming_keeps_to_the_passes_and_to_the_store_that_it_began_with(config, tmp_path, teacher_file):
     store = build(tmp_path / "store", teacher_file, passes=1)
     whole = dataclasses.replace(config, store=store, out=str(tmp_path / "whole"))

@@ -15,7 +15,7 @@ from kdcache.cache.networks import build_network, network_config
 from kdcache.cache.normalisation import RGB_IMAGENET
 from kdcache.cache.objects import sha256
 from kdcache.cache.reader import StoreReader
-from kdcache.cache.store import open_store
+from kdcache.cache.storeopening import open_store
 
 Run = Callable[..., tuple[int, str, str]]
 

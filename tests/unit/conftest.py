@@ -13,7 +13,8 @@ from kdcache.cache.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file
 from kdcache.cache.replay import Crop, CropDigest, entry_row
 from kdcache.cache.shuffle import permutation
 from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
-from kdcache.cache.store import Store, create_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import create_store
 from kdcache.cache.views import View, ViewPolicy
 
 SHAPES = {"logits": (3, 4, 6), "features": (5, 4, 6)}

@@ -11,7 +11,8 @@ import pytest
 
 from kdcache.cache.errors import StoreNotFoundError
 from kdcache.cache.garbage import find_garbage, remove_garbage
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

@@ -26,7 +26,8 @@ from kdcache.cache.objects import sha256
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import canonical_json
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.verify import verify_store
 from kdcache.cli.main import run
 

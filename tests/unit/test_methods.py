@@ -399,6 +399,7 @@ def four_crops(seed: int) -> Example:
     return NetworkOutput(*maps), targets, pick(one[2], two[2]), pick(one[3], two[3])
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     (tmp_path / "part.py").write_text(PART)
     with socket.socket() as probe:

@@ -15,7 +15,8 @@ from kdcache.cache.errors import StoreNotFoundError, UsageError
 from kdcache.cache.homes import list_stores
 from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.removal import plan_removal
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

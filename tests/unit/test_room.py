@@ -7,7 +7,8 @@ import pytest
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.room import Outlook, calibrated_bytes, look_ahead, require_room
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.storepaths import CALIBRATION
 
 FIDELITY = {"logits": {"bytes_per_value": 0.5}, "features": {"bytes_per_value": 0.26}}

@@ -20,7 +20,7 @@ from kdcache.cache.errors import (
 from kdcache.cache.homes import list_stores
 from kdcache.cache.spec import VIEWS, StoreSpec, canonical_json, default_unit_entries
 from kdcache.cache.storage import open_objects
-from kdcache.cache.store import create_store, open_store
+from kdcache.cache.storeopening import create_store, open_store
 from kdcache.cli.home import choose_store
 
 

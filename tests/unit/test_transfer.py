@@ -11,7 +11,8 @@ from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.localobjects import LocalObjects
 from kdcache.cache.reader import StoreReader
 from kdcache.cache.spec import VIEWS
-from kdcache.cache.store import Store, open_store
+from kdcache.cache.store import Store
+from kdcache.cache.storeopening import open_store
 from kdcache.cache.transfer import copy_store
 
 Makers = dict[str, Callable[..., Any]]
