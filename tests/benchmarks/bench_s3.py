@@ -77,7 +77,7 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
             seconds = alternate(
                 {"local epoch": large.read_local, "warm epoch": large.read_warm}, WARM_ROUNDS * rounds
             )
-            rows = cold_rows(small, rounds, seconds)
+            rows = cold_rows(small, rounds, into=seconds)
             if share:
                 seconds |= _with_faults(folder, proxy, share, 1 if quick else 5)
         finally:
@@ -98,8 +98,8 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
     return finish("s3", rows, seconds, setting, as_json=as_json)
 
 
-def cold_rows(epochs: "Epochs", rounds: int, seconds: dict[str, list[float]]) -> list[Row]:
-    """A cold epoch against raw GETs, with few requests at once and with as many as a run has."""
+def cold_rows(epochs: "Epochs", rounds: int, *, into: dict[str, list[float]]) -> list[Row]:
+    """A cold epoch against raw GETs, with few requests at once and with as many as a run has; their seconds `into`."""
     rows = []
     for at_once in (FEW, FETCHES):
         raw, cold = f"raw parallel GET, {at_once} at once", f"cold epoch, {at_once} at once"
@@ -108,7 +108,7 @@ def cold_rows(epochs: "Epochs", rounds: int, seconds: dict[str, list[float]]) ->
             raw: watch_cores(partial(epochs.get_all, at_once), busy[raw]),
             cold: watch_cores(partial(epochs.read_cold, at_once), busy[cold]),
         }
-        seconds |= alternate(sides, rounds, {cold: epochs.empty_cache})
+        into |= (seconds := alternate(sides, rounds, {cold: epochs.empty_cache}))
         speed, what = median_ratio(seconds[raw], seconds[cold]), f"{cold}, speed over raw parallel GET"
         rows += [
             ratio(what, speed, ">= 0.9") if at_once == FEW else Row(what, speed, ""),
