@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 
 from kdcache.cache.calibration import Calibration
-from kdcache.cache.documents import (
-    read_document,
-    require_document,
-)
-from kdcache.cache.errors import (
-    StoreDamagedError,
-    StoreMismatchError,
-    StoreNotFoundError,
-)
+from kdcache.cache.documents import read_document, require_document
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, StoreNotFoundError
 from kdcache.cache.ledger import Commit, Manifest, ObjectRecord, read_commit, read_manifest
 from kdcache.cache.objects import Objects
 from kdcache.cache.replay import ENTRY_COLUMNS

@@ -77,7 +77,8 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
             seconds = alternate(
                 {"local epoch": large.read_local, "warm epoch": large.read_warm}, WARM_ROUNDS * rounds
             )
-            rows = cold_rows(small, rounds, into=seconds)
+            cold_seconds, rows = cold_against_raw(small, rounds)
+            seconds |= cold_seconds
             if share:
                 seconds |= _with_faults(folder, proxy, share, 1 if quick else 5)
         finally:
@@ -94,12 +95,16 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
     for what in ("build", "epoch") if share else ():
         slower = median_ratio(seconds[f"{what}, faults"], seconds[f"{what}, none"])
         rows.append(Row(f"{what}, time at {share:.0%} faults over none", slower, ""))
-    setting = f"{units} units of {UNIT_ENTRIES} entries, requests of {LATENCY_S * 1000:g} ms, cold {FEW} or {FETCHES} at once"
+    setting = (
+        f"{units} units of {UNIT_ENTRIES} entries, requests of {LATENCY_S * 1000:g} ms, "
+        f"cold {FEW} or {FETCHES} at once"
+    )
     return finish("s3", rows, seconds, setting, as_json=as_json)
 
 
-def cold_rows(epochs: "Epochs", rounds: int, *, into: dict[str, list[float]]) -> list[Row]:
-    """A cold epoch against raw GETs, with few requests at once and with as many as a run has; their seconds `into`."""
+def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[float]], list[Row]]:
+    """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run has."""
+    seconds: dict[str, list[float]] = {}
     rows = []
     for at_once in (FEW, FETCHES):
         raw, cold = f"raw parallel GET, {at_once} at once", f"cold epoch, {at_once} at once"
@@ -108,13 +113,13 @@ def cold_rows(epochs: "Epochs", rounds: int, *, into: dict[str, list[float]]) ->
             raw: watch_cores(partial(epochs.get_all, at_once), busy[raw]),
             cold: watch_cores(partial(epochs.read_cold, at_once), busy[cold]),
         }
-        into |= (seconds := alternate(sides, rounds, {cold: epochs.empty_cache}))
+        seconds |= alternate(sides, rounds, {cold: epochs.empty_cache})
         speed, what = median_ratio(seconds[raw], seconds[cold]), f"{cold}, speed over raw parallel GET"
         rows += [
             ratio(what, speed, ">= 0.9") if at_once == FEW else Row(what, speed, ""),
             *(Row(f"cores busy, {name}", median(shares[1:]), "") for name, shares in busy.items()),
         ]
-    return rows
+    return seconds, rows
 
 
 def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], None]:

@@ -20,9 +20,9 @@ from kdcache.cache.storeopening import create_store, open_store
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KDCACHE_KILLS", "4"))
+KILLS = int(os.environ.get("KDCACHE_KILLS", "6"))
 SERVER_KILLS = max(1, KILLS // 20)
-BUILDERS = min(8, 3 + KILLS // 6)
+BUILDERS = min(8, 2 + KILLS // 6)
 PASSES = 10
 UNITS = 30 * KILLS  # a kill costs the unit in hand, or two where one is being put: 1.0 to 1.3 were seen
 CHOICES = {"dataset": f"streets:48x64:{2 * UNITS // PASSES}", "unit_entries": 2}
