@@ -12,20 +12,20 @@ import click
 from kdcache.cache.errors import UsageError
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
-from kdcache.distill.durations import duration_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from kdcache.cache.build import BuildResult
-    from kdcache.cache.builder import BuildOptions
-    from kdcache.cache.datasets import SegmentationDataset
-    from kdcache.cache.plan import BuildPlan
-    from kdcache.cache.room import Outlook
-    from kdcache.cache.spec import StoreSpec
-    from kdcache.cache.store import Store
-    from kdcache.cache.teacher import Teacher
+    from kdcache.cache.build.build import BuildResult
+    from kdcache.cache.build.builder import BuildOptions
+    from kdcache.cache.build.disk_space import Outlook
+    from kdcache.cache.build.plan import BuildPlan
+    from kdcache.cache.images.datasets import SegmentationDataset
+    from kdcache.cache.store.spec import StoreSpec
+    from kdcache.cache.store.store import Store
+    from kdcache.cache.teachers.teacher import Teacher
 
 _CODEC = {"metavar": "CODEC", "default": "auto"}
 _CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[:K]]."
@@ -119,10 +119,10 @@ def command(console: Console, /, **given: Any) -> None:
     it. Exit codes: 0 complete, 3 units left to another builder, 11 --store is another store, 13 dataset or weights
     not found.
     """
-    from kdcache.cache.build import build_store
-    from kdcache.cache.storage import open_objects
-    from kdcache.cache.storeopening import create_store
-    from kdcache.cache.urls import redact
+    from kdcache.cache.build.build import build_store
+    from kdcache.cache.storage.opening import open_objects
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.store.opening import create_store
 
     request = open_request(given)
     if given["dry_run"]:
@@ -164,15 +164,15 @@ def open_request(given: dict[str, Any]) -> Request:
     import torch
     from accelerate import PartialState
 
-    from kdcache.cache.build import plan_store
-    from kdcache.cache.builder import BuildOptions
-    from kdcache.cache.codecs import canonical_request
-    from kdcache.cache.crops import canonical_inputs
-    from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.spec import check_target_names
-    from kdcache.cache.teacher import load_teacher
-    from kdcache.cache.urls import join_url
-    from kdcache.cache.views import view_policy
+    from kdcache.cache.build.build import plan_store
+    from kdcache.cache.build.builder import BuildOptions
+    from kdcache.cache.codecs.registry import canonical_request
+    from kdcache.cache.images.datasets import open_dataset
+    from kdcache.cache.storage.urls import join_url
+    from kdcache.cache.store.spec import check_target_names
+    from kdcache.cache.teachers.teacher import load_teacher
+    from kdcache.cache.views.crops import canonical_inputs
+    from kdcache.cache.views.view import view_policy
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
@@ -215,8 +215,8 @@ def open_request(given: dict[str, Any]) -> Request:
 
 def measure_request(console: Console, request: Request) -> "BuildPlan":
     """What building it would write, and how long that would take, from a few measured crops; nothing is left."""
-    from kdcache.cache.plan import measure_plan
-    from kdcache.cache.storeopening import find_store_of
+    from kdcache.cache.build.plan import measure_plan
+    from kdcache.cache.store.opening import find_store_of
 
     with console.progress("measure") as progress:
         return measure_plan(
@@ -233,7 +233,7 @@ def measure_request(console: Console, request: Request) -> "BuildPlan":
 
 def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
     """The codec requests, `auto` with what --max-kl and --for-methods say of it."""
-    from kdcache.cache.choose import DEFAULT_MAX_KL, DEFAULT_METHODS
+    from kdcache.cache.codecs.choose import DEFAULT_MAX_KL, DEFAULT_METHODS
 
     for name in ("max_kl", "for_methods"):
         if given[name] is not None and "auto" not in requests.values():

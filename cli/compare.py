@@ -18,11 +18,11 @@ from kdcache.cli import distill, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
 from kdcache.cli.report import read_teacher_scores
-from kdcache.distill.durations import duration_text, parse_duration
+from kdcache.distill.units import duration_text, parse_duration
 
 if TYPE_CHECKING:
-    from kdcache.distill.contest import Contest
-    from kdcache.distill.standings import Standings
+    from kdcache.distill.compare.contest import Contest
+    from kdcache.distill.compare.standings import Standings
 
 # Options of `distill` that a comparison sets run by run, has of its own, or leaves to the store; --kd-terms says what the
 # last two say.
@@ -114,11 +114,11 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     seeds or other lengths it extends the comparison in --out: what stands is kept, what is missing is run, and the
     report covers all. Exit code 3: some failed.
     """
-    from kdcache.distill.page import write_page
-    from kdcache.distill.pagesamples import TEACHER
-    from kdcache.distill.referee import enter, read_contest, run_contest
-    from kdcache.distill.samplefiles import copy_sample_files
-    from kdcache.distill.standingsfiles import write_standings
+    from kdcache.distill.compare.files import write_standings
+    from kdcache.distill.compare.page import write_page
+    from kdcache.distill.compare.page_samples import TEACHER
+    from kdcache.distill.compare.referee import enter, read_contest, run_contest
+    from kdcache.distill.report.sample_files import copy_sample_files
 
     out, teacher_run = Path(given.pop("out")), given["teacher_run"]
     asked = make_contest(console, home, given)
@@ -145,11 +145,9 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
 
 def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
     """What the options ask for."""
-    from kdcache.cache.storeopening import open_store
-    from kdcache.distill.contender import BASELINE, make_contenders
-    from kdcache.distill.contest import Ask, Contest
-    from kdcache.distill.methods import find_method
-    from kdcache.distill.rung import CLOCKS, make_rungs
+    from kdcache.cache.store.opening import open_store
+    from kdcache.distill.compare.contest import BASELINE, CLOCKS, Ask, Contest, make_contenders, make_rungs
+    from kdcache.distill.losses.methods import find_method
 
     own = ("methods", "budget", "steps", "clock", "seeds", "online", "views", "fresh_views", "processes")
     asked = {name: given.pop(name) for name in own}
@@ -194,7 +192,7 @@ def _shared_fields(
     console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fields of TrainConfig that all runs have, which are those given, the recipe's and the store's URL; targets they need."""
-    from kdcache.distill.methods import own_options
+    from kdcache.distill.losses.methods import own_options
     from kdcache.distill.recipes import RECIPES, recipe_fields
 
     run = distill.config_fields(given)
@@ -208,14 +206,14 @@ def _shared_fields(
     _require_known_terms(run.get("kd_terms", ""), methods)
     asked = [{**own_options(method, run), "method": method} for method in methods]
     needs = tuple(dict.fromkeys(need for of_method in asked for need in distill.needs(of_method)))
-    run["store"] = distill.find_store(console, home, run.get("store"), run.get("dataset"), needs)
+    run["store"] = distill.store_for_run(console, home, run.get("store"), run.get("dataset"), needs)
     return run, needs
 
 
 def _require_known_terms(weights: str, methods: Sequence[str]) -> None:
     """Each method takes the weights of its own terms; raises UsageError for one that no method has."""
     from kdcache.distill.config import parse_weights
-    from kdcache.distill.methods import find_method
+    from kdcache.distill.losses.methods import find_method
 
     known = dict.fromkeys(term for method in methods for term in find_method(method))
     if unknown := [term for term in parse_weights(weights) if term not in known]:
@@ -237,7 +235,7 @@ def _budget_s(text: str, processes: int) -> float:
 
 def _build_seconds(store: Any) -> list[float]:
     """What each complete pass took to build, at the pace that the last unit has on record; empty where none is."""
-    from kdcache.cache.room import recorded_pace
+    from kdcache.cache.build.disk_space import recorded_pace
 
     pace = recorded_pace(store)
     return [] if pace is None else [pace * store.spec.dataset.images for _ in store.complete_passes()]
@@ -245,7 +243,7 @@ def _build_seconds(store: Any) -> list[float]:
 
 def _say_what_stands(console: Console, contest: "Contest", asked: "Contest", out: Path) -> None:
     """What was there before this command, where something was."""
-    from kdcache.distill.referee import is_done
+    from kdcache.distill.compare.referee import is_done
 
     starts = contest.starts()
     if done := sum(is_done(out, start) for start in starts):
@@ -258,7 +256,7 @@ def _say_what_stands(console: Console, contest: "Contest", asked: "Contest", out
 
 
 def _show_plan(console: Console, contest: "Contest", out: Path) -> None:
-    from kdcache.distill.referee import is_done
+    from kdcache.distill.compare.referee import is_done
 
     starts = contest.starts()
     left = [start for start in starts if not is_done(out, start)]
@@ -301,7 +299,7 @@ def _length_text(rung: Any) -> str:
 
 
 def _show(console: Console, standings: "Standings", out: Path) -> None:
-    from kdcache.distill.standingsreport import ranking_table, ranking_title
+    from kdcache.distill.compare.markdown import ranking_table, ranking_title
 
     if console.json:
         console.document({"report": f"{out}/report.html", **standings.to_dict()})

@@ -30,13 +30,12 @@ from kdcache.distill.config import (
     WARM_UPS,
     TrainConfig,
 )
-from kdcache.distill.durations import duration_text
 from kdcache.distill.recipes import RECIPES, recipe_fields
 from kdcache.distill.schedule import SCHEDULES
-from kdcache.distill.sizes import bytes_text
+from kdcache.distill.units import bytes_text, duration_text
 
 if TYPE_CHECKING:
-    from kdcache.distill.outcome import RunResult
+    from kdcache.distill.training.outcome import RunResult
 
 # Parameters whose name is not their field's. Those of --crop, --flip and --save-every become other fields, see below.
 FIELDS = {text.removeprefix("--").replace("-", "_"): field for field, text in OPTIONS.items()}
@@ -192,7 +191,7 @@ def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
     used go.
     """
     config = make_config(console, home, resume, given)
-    from kdcache.distill.train import train
+    from kdcache.distill.training.loop import train
 
     with console.progress(config.method) as progress:
         result = train(config, resume=resume, progress=progress)
@@ -215,7 +214,7 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
         targets = needs(merged) if merged["source"] == "cache" else ()
-        merged["store"] = find_store(console, home, asked.get("store"), merged.get("dataset"), targets)
+        merged["store"] = store_for_run(console, home, asked.get("store"), merged.get("dataset"), targets)
     if merged.get("store") and merged.get("recipe") in RECIPES:
         # The views are the store's, and all that it sets for training stands field by field.
         del merged["recipe"]
@@ -253,15 +252,14 @@ def _default_out(values: dict[str, Any]) -> str:
     return f"runs/{values['method']}-{values.get('student', DEFAULTS['student'])}"
 
 
-def find_store(
+def store_for_run(
     console: Console, home: str, store: str | None, dataset: str | None, targets: tuple[str, ...]
 ) -> str:
     """URL of the store that was named, or of the home's newest one, before others one that holds the targets."""
-    from kdcache.cli.home import choose_store, describe
-    from kdcache.cli.home import find_store as find_named
+    from kdcache.cli.home import choose_store, describe, find_store
 
     if store is not None:
-        return find_named(home, store).url
+        return find_store(home, store).url
     chosen = choose_store(home, dataset=dataset, trainable=True, targets=targets)
     console.note(f"store {describe(chosen)}")
     return chosen.url
@@ -269,8 +267,8 @@ def find_store(
 
 def needs(run: dict[str, Any]) -> tuple[str, ...]:
     """Targets that the run takes from its store."""
-    from kdcache.distill.losses import LABELS, LossConfig
-    from kdcache.distill.methods import method_needs
+    from kdcache.distill.losses.methods import method_needs
+    from kdcache.distill.losses.terms import LABELS, LossConfig
 
     known = {field.name for field in fields(LossConfig)}
     config = LossConfig(**{name: value for name, value in run.items() if name in known})
@@ -302,7 +300,7 @@ def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:
 
 
 def _profile(out: str) -> dict[str, float]:
-    from kdcache.distill.runrecord import RunRecord
+    from kdcache.distill.report.record import RunRecord
 
     return RunRecord.read(Path(out)).profile()
 

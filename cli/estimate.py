@@ -16,13 +16,13 @@ from kdcache.cli import options
 from kdcache.cli.build import command as build_command
 from kdcache.cli.build import free_text, measure_request, open_request
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
+from kdcache.cli.output import Console
 from kdcache.distill.config import DEFAULT_STEPS, MIXED_PRECISIONS
-from kdcache.distill.durations import duration_text
+from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from kdcache.cli.build import Request
-    from kdcache.distill.estimate import Estimate
+    from kdcache.distill.study.estimate import Estimate
 
 _USD = click.FloatRange(min=0)
 
@@ -68,8 +68,8 @@ def command(console: Console, /, **given: Any) -> None:
     machine, and leaves nothing behind. Of a store that stands already only what is left counts as time. The options
     of `kdcache build` mean the same here.
     """
-    from kdcache.cache.urls import redact
-    from kdcache.distill.trial import check_student, choose_method
+    from kdcache.cache.storage.urls import redact
+    from kdcache.distill.study.trial import check_student, choose_method
 
     method = choose_method(given["method"], given["targets"])  # before anything that takes time
     request = open_request(given)
@@ -89,11 +89,11 @@ command.params[:0] = [parameter for parameter in build_command.params if paramet
 
 def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
     """The build, the storage, the student, one after the other: none of them is to slow another."""
-    from kdcache.cache.storage import open_objects
-    from kdcache.cache.storagespeed import measure_storage
-    from kdcache.cache.urls import redact
-    from kdcache.distill.estimate import Estimate, Prices
-    from kdcache.distill.trial import time_student
+    from kdcache.cache.storage.opening import open_objects
+    from kdcache.cache.storage.speed import measure_storage
+    from kdcache.cache.storage.urls import redact
+    from kdcache.distill.study.estimate import Estimate, Prices
+    from kdcache.distill.study.trial import time_student
 
     spec, place = request.spec, given["store"] or given["home"]
     plan = measure_request(console, request)

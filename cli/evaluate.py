@@ -15,7 +15,7 @@ from kdcache.cli.output import Console
 from kdcache.distill.config import EVALUATION_MODES
 
 if TYPE_CHECKING:
-    from kdcache.distill.scores import Scores
+    from kdcache.distill.scoring.scores import Scores
 
 
 @options.command()
@@ -66,10 +66,10 @@ def command(console: Console, /, **given: Any) -> None:
 def _score(console: Console, given: dict[str, Any]) -> "Scores":
     from accelerate import PartialState
 
-    from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.teacher import load_teacher
-    from kdcache.distill.evaluate import eval_recipe, evaluate
-    from kdcache.distill.students import load_student
+    from kdcache.cache.images.datasets import open_dataset
+    from kdcache.cache.teachers.teacher import load_teacher
+    from kdcache.distill.scoring.evaluate import eval_mode, evaluate
+    from kdcache.distill.students.student import load_student
 
     device = PartialState(cpu=given["device"] == "cpu").device
     student = load_student(given["checkpoint"], device) if given["checkpoint"] else None
@@ -77,14 +77,14 @@ def _score(console: Console, given: dict[str, Any]) -> "Scores":
     if not name:
         raise UsageError("--dataset is missing, and the checkpoint does not say", hint="--dataset cityscapes")
     dataset = open_dataset(name, given["data_root"], given["split"])
-    recipe = eval_recipe(dataset.name, given["mode"], given["crop"] or (0, 0))
+    mode = eval_mode(dataset.name, given["mode"], given["crop"] or (0, 0))
     with console.progress("evaluate") as progress:
         if student:
             return evaluate(
                 student.network,
                 dataset,
                 normalisation=student.normalisation,
-                recipe=recipe,
+                mode=mode,
                 device=device,
                 limit=given["limit"],
                 progress=progress,
@@ -97,6 +97,4 @@ def _score(console: Console, given: dict[str, Any]) -> "Scores":
             device=device,
             precision=given["precision"] or "float32",
         )
-        return evaluate(
-            teacher, dataset, recipe=recipe, device=device, limit=given["limit"], progress=progress
-        )
+        return evaluate(teacher, dataset, mode=mode, device=device, limit=given["limit"], progress=progress)

@@ -38,13 +38,13 @@ def command(console: Console, /, **given: Any) -> None:
     """
     from accelerate import PartialState
 
-    from kdcache.cache.reader import StoreReader
-    from kdcache.cache.storedimages import StoredImages
+    from kdcache.cache.store.reader import StoreReader
+    from kdcache.cache.store.stored_images import StoredImages
     from kdcache.cli.home import describe, find_store
     from kdcache.cli.origins import open_images, open_teacher
-    from kdcache.distill.students import load_student
-    from kdcache.distill.study import study_store
-    from kdcache.distill.studyreport import study_notes, study_table, write_study
+    from kdcache.distill.students.student import load_student
+    from kdcache.distill.study.fidelity import study_store
+    from kdcache.distill.study.report import study_notes, study_table, write_study
 
     found = find_store(given["home"], given["store"])
     reader = StoreReader(found.url, sorted(found.spec.targets), crops=True)

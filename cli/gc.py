@@ -4,8 +4,8 @@ import click
 
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
-from kdcache.distill.durations import duration_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import duration_text, size_text
 
 
 @options.command()
@@ -20,8 +20,8 @@ def command(console: Console, store: str | None, grace: float, dry_run: bool, ho
 
     Targets, inputs and records stay, committed or not. Ages are by the storage's clock.
     """
-    from kdcache.cache.garbage import find_garbage, remove_garbage
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.upkeep.garbage import find_garbage, remove_garbage
     from kdcache.cli.home import store_url
 
     url = store_url(home, store) if store else home

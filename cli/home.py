@@ -4,11 +4,10 @@ import logging
 from collections.abc import Sequence
 
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError, UsageError
-from kdcache.cache.homes import list_stores
-from kdcache.cache.spec import canonical_json
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
-from kdcache.cache.urls import join_url, redact
+from kdcache.cache.storage.urls import join_url, redact
+from kdcache.cache.store.opening import list_stores, open_store
+from kdcache.cache.store.spec import canonical_json
+from kdcache.cache.store.store import Store
 
 logger = logging.getLogger("kdcache.home")
 

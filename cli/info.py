@@ -7,14 +7,14 @@ import click
 
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
-from kdcache.distill.durations import duration_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.leases import SeenLease
-    from kdcache.cache.store import Store
-    from kdcache.cache.survey import Survey
-    from kdcache.cache.watch import Standing
+    from kdcache.cache.build.leases import SeenLease
+    from kdcache.cache.build.watch import BuildStatus
+    from kdcache.cache.store.store import Store
+    from kdcache.cache.store.survey import Survey
 
 LOOK_S = 5.0
 
@@ -34,7 +34,7 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
     from kdcache.cli.home import find_store
 
     found = find_store(home, store)
-    from kdcache.cache.survey import survey
+    from kdcache.cache.store.survey import survey
 
     if watch:
         _watch(console, found)
@@ -56,8 +56,8 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
 
 def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any]:
     """The request of a store and how far it is, as JSON values. Bytes are those of complete passes."""
-    from kdcache.cache.survey import survey
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.store.survey import survey
 
     spec, found = store.spec, surveyed or survey(store)
     images = spec.dataset.images
@@ -81,29 +81,29 @@ def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any
 
 def _watch(console: Console, store: "Store") -> None:
     """Look again and again until the store is complete."""
-    from kdcache.cache.urls import redact
-    from kdcache.cache.watch import StoreWatch
+    from kdcache.cache.build.watch import StoreWatch
+    from kdcache.cache.storage.urls import redact
 
     looks = StoreWatch(store)
     while True:
-        standing = looks.look()
+        status = looks.look()
         if console.json:
-            console.document(_standing_values(redact(store.url), standing), on_one_line=True)
+            console.document(_status_values(redact(store.url), status), on_one_line=True)
         else:
-            _show_standing(console, redact(store.url), standing)
-        if standing.is_complete:
+            _show_status(console, redact(store.url), status)
+        if status.is_complete:
             return
         time.sleep(LOOK_S)
 
 
-def _standing_values(url: str, standing: "Standing") -> dict[str, Any]:
+def _status_values(url: str, status: "BuildStatus") -> dict[str, Any]:
     return {
         "url": url,
-        "complete": standing.is_complete,
-        "passes": [standing.passes_complete, standing.passes_planned],
-        "units": [standing.units_done, standing.units_planned],
-        "units_per_s": standing.units_per_s,
-        "seconds_left": standing.seconds_left,
+        "complete": status.is_complete,
+        "passes": [status.passes_complete, status.passes_planned],
+        "units": [status.units_done, status.units_planned],
+        "units_per_s": status.units_per_s,
+        "seconds_left": status.seconds_left,
         "leases": [
             {
                 "pass": lease.pass_index,
@@ -113,29 +113,27 @@ def _standing_values(url: str, standing: "Standing") -> dict[str, Any]:
                 "seen_s": lease.seen_s,
                 "unchanged_s": lease.unchanged_s,
             }
-            for lease in standing.leases
+            for lease in status.leases
         ],
     }
 
 
-def _show_standing(console: Console, url: str, standing: "Standing") -> None:
+def _show_status(console: Console, url: str, status: "BuildStatus") -> None:
     """On a terminal in the place of the look before, else below it."""
     click.clear()
-    rate = "" if standing.units_per_s is None else f", {60 * standing.units_per_s:.3g} a minute"
-    left = (
-        "" if standing.seconds_left is None else f", complete in about {duration_text(standing.seconds_left)}"
-    )
+    rate = "" if status.units_per_s is None else f", {60 * status.units_per_s:.3g} a minute"
+    left = "" if status.seconds_left is None else f", complete in about {duration_text(status.seconds_left)}"
     console.fields(
         {
             "store": url,
-            "passes": f"{standing.passes_complete} of {standing.passes_planned} complete",
-            "units": f"{standing.units_done} of {standing.units_planned}{rate}"
-            + ("" if standing.is_complete else left),
+            "passes": f"{status.passes_complete} of {status.passes_planned} complete",
+            "units": f"{status.units_done} of {status.units_planned}{rate}"
+            + ("" if status.is_complete else left),
         }
     )
-    if standing.leases:
+    if status.leases:
         header = ("host", "process", "pass", "unit", "seen for", "last beat")
-        console.table(header, [_lease_row(lease) for lease in standing.leases])
+        console.table(header, [_lease_row(lease) for lease in status.leases])
     console.line("")
 
 

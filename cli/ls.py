@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cli import options
-from kdcache.cli.output import Console, size_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import size_text
 
 if TYPE_CHECKING:
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.homes import Home
-    from kdcache.cache.store import Store
+    from kdcache.cache.store.opening import Home
+    from kdcache.cache.store.store import Store
 
 _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 
@@ -22,8 +23,8 @@ _AT_ONCE = 8  # stores; a bucket answers all of them while one waits
 @click.pass_obj
 def command(console: Console, home: str) -> None:
     """List the stores of the home. One that is damaged is named with what is wrong, and hides no other."""
-    from kdcache.cache.homes import list_stores
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.store.opening import list_stores
 
     summaries, damaged = _summarise_all(list_stores(home))
     if console.json:
@@ -54,7 +55,7 @@ def command(console: Console, home: str) -> None:
 def _summarise_all(home: "Home") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Summaries of the stores that can be read; of the others, by URL, why not."""
     from kdcache.cache.errors import KDCacheError
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
 
     def look(store: "Store") -> "dict[str, Any] | KDCacheError":
         try:
@@ -74,8 +75,8 @@ def _summarise_all(home: "Home") -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _summarise(store: "Store") -> dict[str, Any]:
-    from kdcache.cache.survey import survey
-    from kdcache.cache.weights import public_miou
+    from kdcache.cache.store.survey import survey
+    from kdcache.cache.teachers.weights import public_miou
     from kdcache.cli.info import summarise
 
     surveyed = survey(store)

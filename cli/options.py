@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.cli.output import Console
-from kdcache.distill.durations import parse_duration
-from kdcache.distill.sizes import parse_bytes
+from kdcache.distill.units import parse_bytes, parse_duration
 
 DEFAULT_HOME = "stores"
 

@@ -10,14 +10,14 @@ from kdcache.cache.errors import StoreMismatchError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from kdcache.cache.datasets import SegmentationDataset
-    from kdcache.cache.spec import StoreSpec
-    from kdcache.cache.teacher import Teacher
+    from kdcache.cache.images.datasets import SegmentationDataset
+    from kdcache.cache.store.spec import StoreSpec
+    from kdcache.cache.teachers.teacher import Teacher
 
 
 def open_images(spec: "StoreSpec", data_root: str | None) -> "SegmentationDataset":
     """The dataset of a store. Raises StoreMismatchError for other images."""
-    from kdcache.cache.datasets import open_dataset
+    from kdcache.cache.images.datasets import open_dataset
 
     stored = spec.dataset
     images = open_dataset(stored.name, data_root, stored.split)
@@ -32,7 +32,7 @@ def open_images(spec: "StoreSpec", data_root: str | None) -> "SegmentationDatase
 
 def open_teacher(spec: "StoreSpec", name: str | None, weights: str, device: "torch.device") -> "Teacher":
     """The teacher of a store, by `name` where it is a factory."""
-    from kdcache.cache.teacher import load_teacher
+    from kdcache.cache.teachers.teacher import load_teacher
 
     named = str(spec.teacher["name"])
     if name is None and ":" in named:

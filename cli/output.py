@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cache.progress import Progress, silent
+from kdcache.distill.units import size_text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _LINE_SECONDS = 5.0
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]\d+)?( ?%)?|-?")
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 class Console:
@@ -186,12 +186,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(inner) for name, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def size_text(count: float) -> str:
-    """Bytes as people read them, in powers of 1000: 1234567 is "1.2 MB"."""
-    for unit in _UNITS[:-1]:
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} {_UNITS[-1]}"

@@ -29,8 +29,8 @@ def command(
     ledger; nothing that stands is written over. Exit codes: 3 a pass of --passes is not complete yet, 11 something
     else stands at STORE, 12 an object at URL is damaged.
     """
-    from kdcache.cache.storeopening import open_store
-    from kdcache.cache.urls import join_url
+    from kdcache.cache.storage.urls import join_url
+    from kdcache.cache.store.opening import open_store
     from kdcache.cli.home import choose_store, store_url
     from kdcache.cli.push import transfer
 

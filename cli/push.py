@@ -6,11 +6,11 @@ import click
 
 from kdcache.cache.errors import IncompleteError, UsageError
 from kdcache.cli import options
-from kdcache.cli.output import Console, size_text
-from kdcache.distill.durations import duration_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.store import Store
+    from kdcache.cache.store.store import Store
 
 
 @options.command()
@@ -33,8 +33,8 @@ def command(
     ledger; nothing that stands at URL is written over. Exit codes: 3 a pass of --passes is not complete yet, 11
     something else stands at URL, 12 an object of STORE is damaged.
     """
-    from kdcache.cache.crops import REPLAY
-    from kdcache.cache.urls import join_url
+    from kdcache.cache.storage.urls import join_url
+    from kdcache.cache.views.crops import REPLAY
     from kdcache.cli.home import find_store
 
     if len(places) > 2:
@@ -57,9 +57,9 @@ def transfer(
     workers: int,
 ) -> None:
     """Copy a store and say what was copied."""
-    from kdcache.cache.storeopening import open_store
-    from kdcache.cache.transfer import copy_store
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.store.opening import open_store
+    from kdcache.cache.upkeep.transfer import copy_store
     from kdcache.cli.info import holds_text, summarise
 
     console.note(f"{label} {redact(source.url)} to {redact(url)}")

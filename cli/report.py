@@ -27,8 +27,8 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
 
     A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN is a comparison too.
     """
-    from kdcache.distill.comparison import compare_runs, comparison_table, write_comparison
-    from kdcache.distill.report import write_report
+    from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
+    from kdcache.distill.report.report import write_report
 
     summaries = compare_runs(runs)
     scores = read_teacher_scores("--teacher", teacher) if teacher else None
@@ -48,8 +48,8 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
 
 def read_teacher_scores(option: str, source: str) -> dict[str, Any]:
     """Name, mIoU, IoU by class and pixel accuracy out of a run's folder or a file of `evaluate --json`, which an option named."""
+    from kdcache.distill.report.record import RunRecord
     from kdcache.distill.runfolder import read_json
-    from kdcache.distill.runrecord import RunRecord
 
     path, name = Path(source), "teacher"
     if path.is_file():

@@ -7,8 +7,8 @@ import click
 from kdcache.cache.errors import KDCacheError, UsageError
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
-from kdcache.distill.durations import duration_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import duration_text, size_text
 
 
 @options.command()
@@ -23,8 +23,8 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
 
     Refused while a lease or a commit is younger than ten minutes. Without a terminal only with --yes.
     """
-    from kdcache.cache.removal import plan_removal
-    from kdcache.cache.urls import redact
+    from kdcache.cache.storage.urls import redact
+    from kdcache.cache.upkeep.removal import plan_removal
     from kdcache.cli.home import store_url
 
     url = store_url(home, store)

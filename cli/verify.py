@@ -12,12 +12,13 @@ import click
 
 from kdcache.cli import options
 from kdcache.cli.options import option
-from kdcache.cli.output import Console, size_text
+from kdcache.cli.output import Console
+from kdcache.distill.units import size_text
 
 if TYPE_CHECKING:
-    from kdcache.cache.recompute import Recomputation
-    from kdcache.cache.repair import Repaired
-    from kdcache.cache.verify import Verification
+    from kdcache.cache.upkeep.recompute import Recomputation
+    from kdcache.cache.upkeep.repair import Repaired
+    from kdcache.cache.upkeep.verify import Verification
 
 _SHOWN = 20  # damaged objects that are named without --json
 
@@ -40,7 +41,7 @@ def command(console: Console, /, **given: Any) -> int:
     Without --deep objects are looked at by their size. Exit codes: 0 clean, or all mended; a store that is not
     complete yet may be clean. 11 crops or teacher here are not the store's, 12 damage is left.
     """
-    from kdcache.cache.verify import verify_store
+    from kdcache.cache.upkeep.verify import verify_store
     from kdcache.cli.home import find_url
 
     url = find_url(given["home"], given["store"])
@@ -79,7 +80,7 @@ class _Outcome:
         return StoreMismatchError.exit_code if self.recomputed and self.recomputed.other_crops else 0
 
     def to_dict(self) -> dict[str, Any]:
-        from kdcache.cache.urls import redact
+        from kdcache.cache.storage.urls import redact
 
         repaired, found = self.repaired, self.found
         return {
@@ -154,10 +155,10 @@ def _repair(console: Console, url: str, found: "Verification", given: dict[str, 
 
     from accelerate import PartialState
 
-    from kdcache.cache.repair import Origin, repair_store
-    from kdcache.cache.storage import open_objects
-    from kdcache.cache.store import Store
-    from kdcache.cache.storeopening import read_spec
+    from kdcache.cache.storage.opening import open_objects
+    from kdcache.cache.store.opening import read_spec
+    from kdcache.cache.store.store import Store
+    from kdcache.cache.upkeep.repair import Origin, repair_store
     from kdcache.cli.origins import open_images, open_teacher
 
     objects = open_objects(url)
@@ -174,10 +175,10 @@ def _repair(console: Console, url: str, found: "Verification", given: dict[str, 
 def _recompute(console: Console, url: str, given: dict[str, Any]) -> "Recomputation":
     from accelerate import PartialState
 
-    from kdcache.cache.reader import StoreReader
-    from kdcache.cache.recompute import recompute_entries
-    from kdcache.cache.storedimages import StoredImages
-    from kdcache.cache.storeopening import open_store
+    from kdcache.cache.store.opening import open_store
+    from kdcache.cache.store.reader import StoreReader
+    from kdcache.cache.store.stored_images import StoredImages
+    from kdcache.cache.upkeep.recompute import recompute_entries
     from kdcache.cli.origins import open_images, open_teacher
 
     store = open_store(url)

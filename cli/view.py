@@ -16,9 +16,9 @@ from kdcache.cli.options import option
 from kdcache.cli.output import Console
 
 if TYPE_CHECKING:
-    from kdcache.cache.datasets import SegmentationDataset
-    from kdcache.cache.reader import StoreReader
-    from kdcache.cache.sheet import SheetRow
+    from kdcache.cache.images.datasets import SegmentationDataset
+    from kdcache.cache.images.sheet import SheetRow
+    from kdcache.cache.store.reader import StoreReader
 
 _TARGETS = ("logits", "features")  # what a sheet draws
 
@@ -65,10 +65,10 @@ def command(
     out: str,
 ) -> None:
     """Draw entries of STORE (a URL, or a name under the home; the newest without it) as one PNG sheet."""
-    from kdcache.cache.datasets import open_dataset
-    from kdcache.cache.reader import StoreReader
-    from kdcache.cache.sheet import draw_sheet
-    from kdcache.cache.storedimages import StoredImages
+    from kdcache.cache.images.datasets import open_dataset
+    from kdcache.cache.images.sheet import draw_sheet
+    from kdcache.cache.store.reader import StoreReader
+    from kdcache.cache.store.stored_images import StoredImages
     from kdcache.cli.home import describe, find_store
 
     found = find_store(home, store)
@@ -105,7 +105,7 @@ def command(
 
 def _positions(reader: "StoreReader", pass_index: int, image_ids: tuple[str, ...]) -> list[int]:
     """Where in the pass the images stand."""
-    from kdcache.cache.replay import parse_entry_row
+    from kdcache.cache.views.replay import parse_entry_row
 
     unknown = [image_id for image_id in image_ids if image_id not in reader.image_ids]
     if unknown:
@@ -126,9 +126,9 @@ def _sheet_rows(
 ) -> "Iterator[SheetRow]":
     import torch
 
-    from kdcache.cache.classes import IGNORE
-    from kdcache.cache.replay import compare_digest, crop_digest, replay
-    from kdcache.cache.sheet import SheetRow
+    from kdcache.cache.images.classes import IGNORE
+    from kdcache.cache.images.sheet import SheetRow
+    from kdcache.cache.views.replay import compare_digest, crop_digest, replay
 
     policy = reader.spec.views
     for position, entry in zip(positions, reader.entries(pass_index, positions), strict=True):
@@ -146,7 +146,7 @@ def _sheet_rows(
         yield SheetRow(
             caption=f"{image_id}, view {entry.row.view_index} (pass {pass_index}, position {position})",
             image=crop.image,
-            valid=(crop.height, crop.width),
+            valid_size=(crop.height, crop.width),
             label=crop.label if (crop.label != IGNORE).any() else None,
             logits=targets.get("logits"),
             features=targets.get("features"),

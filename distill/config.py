@@ -12,7 +12,7 @@ from typing import Any
 from kdcache.cache.errors import UsageError
 from kdcache.distill.recipes import RECIPES
 from kdcache.distill.schedule import SCHEDULES
-from kdcache.distill.sizes import bytes_text
+from kdcache.distill.units import bytes_text
 
 SOURCES = ("cache", "online", "none")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
@@ -92,7 +92,7 @@ class TrainConfig:
     follow: bool = False
     """Take in, at an epoch's end, passes of the store that were completed since the run was begun."""
 
-    # Views, where no store says them; None takes the dataset's recipe (views.VIEW_RECIPES)
+    # Views, where no store says them; None takes the dataset's recipe (views.DATASET_POLICIES)
     recipe: str | None = None
     """A name of views.RECIPES. What recipes.RECIPES has under that name stands in the fields."""
     crop_height_px: int | None = None

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from kdcache.cache.errors import KDCacheError, UsageError
-from kdcache.cache.localobjects import sync_folder
+from kdcache.cache.storage.local import sync_folder
 from kdcache.distill.config import TrainConfig
 
 CONFIG = "config.json"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.views import view_policy
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.views.view import view_policy
 
 DATASET = "streets:48x64:10"
 OPTIONS = BuildOptions(batch_size=2, decode_threads=2, force=True)
@@ -40,7 +40,7 @@ class TinyTeacher:
     def target_shape(self, target, crop):
         return (len(self.kernels[target]), crop[0] // 8, crop[1] // 8)
 
-    def __call__(self, crops, valid, targets=None):
+    def __call__(self, crops, valid_size, targets=None):
         x = crops.permute(0, 3, 1, 2).float() / 255 - 0.5
         outputs = {
             name: torch.nn.functional.conv2d(x, kernel, stride=8) for name, kernel in self.kernels.items()
@@ -78,11 +78,11 @@ class CountingTeacher(TinyTeacher):
         super().__init__()
         self.log = log
 
-    def __call__(self, crops, valid, targets=None):
+    def __call__(self, crops, valid_size, targets=None):
         with open(self.log, "ab") as file:
             file.write(b".")
         time.sleep(0.05)
-        return super().__call__(crops, valid, targets)
+        return super().__call__(crops, valid_size, targets)
 
 
 def run_builder(

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.distill.contender import Contender
-from kdcache.distill.contest import ATTEMPTS, COMPARISON, RUNS, Ask, Contest, Start
-from kdcache.distill.rung import Rung
+from kdcache.distill.compare.contest import ATTEMPTS, COMPARISON, RUNS, Ask, Contender, Contest, Rung, Start
 
 NONE = Contender(method="none", source="none", fresh_views=True)
 BANK = Contender(method="none", source="none")

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.remoteobjects import RemoteObjects
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.teacher import load_teacher
-from kdcache.cache.views import view_policy
-from kdcache.distill import inputs
-from kdcache.distill.checkpoint import load_state
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.storage.remote import RemoteObjects
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.teachers.teacher import load_teacher
+from kdcache.cache.views.view import view_policy
 from kdcache.distill.config import TrainConfig
+from kdcache.distill.data import inputs
+from kdcache.distill.training.checkpoint import load_state
 
 DATASET = "streets:64x64:6"
 UNCOMPARED = ("kind", "step_s", "wait_s", "training_s")
@@ -121,8 +121,8 @@ SMALL_QUEUES = {"pixel_slots": 64, "region_slots": 8}  # of a memory: it is in e
 SCRIPT = f"""
 import json, sys, torch
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.memory_losses import CrossImageMemory
-from kdcache.distill.train import train
+from kdcache.distill.losses.memory import CrossImageMemory
+from kdcache.distill.training.loop import train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -15,19 +15,18 @@ from harness import Row, alternate, finish, median_ratio, ratio
 from PIL import Image
 from torch import Tensor
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.datasets import SegmentationDataset, open_dataset
-from kdcache.cache.entries import cut_entry
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.storepaths import CALIBRATION
-from kdcache.cache.teacher import Teacher, load_teacher
-from kdcache.cache.views import ViewPolicy
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.build.entries import cut_entry
+from kdcache.cache.codecs.shards import ArrayLayout
+from kdcache.cache.images.datasets import SegmentationDataset, open_dataset
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.store.store import CALIBRATION, Store
+from kdcache.cache.teachers.teacher import Teacher, load_teacher
+from kdcache.cache.views.view import ViewPolicy
 
 
 def run(*, quick: bool, as_json: bool) -> int:
@@ -49,13 +48,13 @@ def run(*, quick: bool, as_json: bool) -> int:
         build_store(calibrated, dataset, teacher, passes=1, options=options)
         entries = [cut_entry(dataset, spec, 0, position) for position in range(images)]
         crops = torch.stack([torch.from_numpy(entry.crop.image) for entry in entries])
-        valid = torch.tensor([(entry.crop.height, entry.crop.width) for entry in entries])
+        valid_size = torch.tensor([(entry.crop.height, entry.crop.width) for entry in entries])
 
         def bare() -> None:
             for start in range(0, images, batch):
                 part = slice(start, start + batch)
                 outputs = teacher(
-                    crops[part].to(teacher.device), valid[part].to(teacher.device), tuple(targets)
+                    crops[part].to(teacher.device), valid_size[part].to(teacher.device), tuple(targets)
                 )
                 assert outputs["logits"].shape[0] == batch
 
@@ -70,7 +69,9 @@ def run(*, quick: bool, as_json: bool) -> int:
         seconds = alternate({"bare teacher loop": bare, "build": build}, rounds)
         manifest = calibrated.manifest(0)
         assert manifest is not None
-        outputs = teacher(crops[:batch].to(teacher.device), valid[:batch].to(teacher.device), tuple(targets))
+        outputs = teacher(
+            crops[:batch].to(teacher.device), valid_size[:batch].to(teacher.device), tuple(targets)
+        )
         storing = median(storing_s(calibrated, outputs, Path(folder)) for _ in range(rounds)) / batch
         rows = [
             Row("processor seconds a crop, quantise, compress and write", storing, "s"),

@@ -11,24 +11,30 @@ from pathlib import Path
 import torch
 from harness import Row, alternate, finish, ratio
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.choose import Promise, Sample, candidates, choose_codec, measure
-from kdcache.cache.codec import Codec
-from kdcache.cache.dataset import SegmentationDataset
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.rangecoded import RangeDct
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.scalar import Fp16
-from kdcache.cache.storedimages import StoredImages
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.teacher import Teacher, load_teacher
-from kdcache.cache.views import view_policy
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.codecs.choose import CalibrationSample, Promise, candidates, choose_codec, measure
+from kdcache.cache.codecs.codec import Codec
+from kdcache.cache.codecs.range_coder import RangeDct
+from kdcache.cache.codecs.scalar import Fp16
+from kdcache.cache.images.dataset import SegmentationDataset
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.store.stored_images import StoredImages
+from kdcache.cache.teachers.teacher import Teacher, load_teacher
+from kdcache.cache.views.view import view_policy
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.gradients import gradient_cosines
-from kdcache.distill.students import Student, load_student
-from kdcache.distill.study import GRADIENT_BATCH, StudyEntry, read_study_entries, sample_of, target_pair
-from kdcache.distill.train import train
+from kdcache.distill.students.student import Student, load_student
+from kdcache.distill.study.fidelity import (
+    GRADIENT_BATCH,
+    StudyEntry,
+    read_study_entries,
+    sample_of,
+    target_pair,
+)
+from kdcache.distill.study.gradients import gradient_cosines
+from kdcache.distill.training.loop import train
 
 ENTRIES = 32  # every other is for fitting, the others for judging
 BOUNDS = {  # bytes a value: KL, target -> dct, dct-range
@@ -92,14 +98,14 @@ def run(
     return finish("codecs", rows, seconds, setting, as_json=as_json)
 
 
-def promised(promise: Promise, sample: Sample) -> dict[str, Codec]:
+def promised(promise: Promise, sample: CalibrationSample) -> dict[str, Codec]:
     """What `auto` takes, and the transform codec of that promise behind each lossless stage."""
     dct = next(codec for codec in candidates(promise, sample) if codec.name == "dct")
     return {"auto": choose_codec(promise, sample), "dct": dct, "dct-range": RangeDct.of(dct, sample.fitted)}  # type: ignore[arg-type]
 
 
 def rate_rows(
-    max_kl: float, target: str, codecs: dict[str, Codec], sample: Sample, *, bounded: bool
+    max_kl: float, target: str, codecs: dict[str, Codec], sample: CalibrationSample, *, bounded: bool
 ) -> list[Row]:
     """Bytes a value of each, and what the automatic one keeps; the bounds are for maps of an ordinary size."""
     rows = []
@@ -142,7 +148,7 @@ def gradient_rows(subject: Subject, entries: list[StudyEntry], codecs: dict[str,
     return [ratio(f"cosine of the gradients, {name}", value, ">= 0.99") for name, value in cosines.items()]
 
 
-def encoder(codec: Codec, sample: Sample):  # type: ignore[no-untyped-def]
+def encoder(codec: Codec, sample: CalibrationSample):  # type: ignore[no-untyped-def]
     """All judged crops through a codec."""
 
     def encode() -> None:

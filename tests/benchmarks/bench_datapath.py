@@ -16,7 +16,11 @@ import numpy as np
 from bench_build import write_images
 from harness import Row, alternate, finish, median_ratio
 
-from kdcache.cache.crops import (
+from kdcache.cache.codecs.shards import ArrayLayout
+from kdcache.cache.images.datasets import SegmentationDataset
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.reader import ShardedArray, read_rows
+from kdcache.cache.views.crops import (
     CROPS,
     LABELS,
     crop_packings,
@@ -25,13 +29,9 @@ from kdcache.cache.crops import (
     unpack_crop,
     with_decoded,
 )
-from kdcache.cache.datasets import SegmentationDataset
-from kdcache.cache.pixels import distort_colours, resize_image
-from kdcache.cache.reader import ShardedArray, read_rows
-from kdcache.cache.replay import Crop, CropDigest, compare_digest, crop_digest, replay
-from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.storage import open_objects
-from kdcache.cache.views import View, crop_label, draw_view, view_policy
+from kdcache.cache.views.pixels import distort_colours, resize_image
+from kdcache.cache.views.replay import Crop, CropDigest, compare_digest, crop_digest, replay
+from kdcache.cache.views.view import View, crop_label, draw_view, view_policy
 
 SIZE = (1024, 2048)
 POLICY = view_policy("cityscapes")

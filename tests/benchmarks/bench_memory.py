@@ -19,7 +19,7 @@ FACTORY = '''
 """A small teacher: memory that grows with a store does not depend on it."""
 import torch
 from torch import nn
-from kdcache.cache.factory import FactoryTeacher
+from kdcache.cache.teachers.factory import FactoryTeacher
 
 
 class Small(nn.Module):

@@ -21,7 +21,7 @@ from bench_step import BATCH_SIZE, build_bank, open_side, stepper
 from harness import Row, alternate, finish, median_ratio
 
 from kdcache.distill.clock import BACKWARD, COPY, FORWARD, OPTIMISER, WAIT
-from kdcache.distill.methods import METHODS
+from kdcache.distill.losses.methods import METHODS
 
 IMAGES = 8
 ALONE = "none"

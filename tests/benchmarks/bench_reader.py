@@ -22,10 +22,10 @@ import zarr
 from harness import Row, alternate, finish, median_ratio, ratio
 from torch import Tensor
 
-from kdcache.cache.codecs import Codec, fit_codec
-from kdcache.cache.reader import ShardedArray, read_rows
-from kdcache.cache.shards import ArrayLayout
-from kdcache.cache.storage import open_objects
+from kdcache.cache.codecs.registry import Codec, fit_codec
+from kdcache.cache.codecs.shards import ArrayLayout
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.reader import ShardedArray, read_rows
 
 BATCH = 16
 ROUNDS = 15

@@ -31,19 +31,19 @@ from proxyprocess import ProxyProcess
 from seaweed import BUCKET, Seaweed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import fit_codec
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.replay import CropDigest, entry_row
-from kdcache.cache.shardcache import CachedShards, ShardCache
-from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storeopening import create_store, open_store
-from kdcache.cache.views import View, ViewPolicy
-from kdcache.distill.ahead import FETCHES, Ahead
-from kdcache.distill.loader import BATCHES_AHEAD
-from kdcache.distill.order import EntryOrder
-from kdcache.distill.targets import StoredViews
+from kdcache.cache.codecs.registry import fit_codec
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.storage.shard_cache import CachedShards, ShardCache
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.store.opening import create_store, open_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.views.replay import CropDigest, entry_row
+from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.distill.data.ahead import FETCHES, Ahead
+from kdcache.distill.data.loader import BATCHES_AHEAD
+from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.data.targets import StoredViews
 
 LATENCY_S = 0.02
 FEW = 4  # requests at once, which leave two cores idle for a third of the time

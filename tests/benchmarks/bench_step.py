@@ -14,18 +14,18 @@ import torch
 from bench_build import random_teacher
 from harness import Row, alternate, finish, median_ratio, ratio, synchronise
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.datasets import open_dataset
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.progress import silent
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.teacher import Teacher
-from kdcache.cache.views import view_policy
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.teachers.teacher import Teacher
+from kdcache.cache.views.view import view_policy
 from kdcache.distill.clock import WAIT, Clock
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.loader import DeviceCopier
-from kdcache.distill.run import Run, make_accelerator, open_run
-from kdcache.distill.train import open_batches, take_step
+from kdcache.distill.data.loader import DeviceCopier
+from kdcache.distill.training.loop import open_batches, take_step
+from kdcache.distill.training.run import Run, make_accelerator, open_run
 
 IMAGES = 8
 BATCH_SIZE = 2
@@ -66,8 +66,8 @@ def measure(crop: tuple[int, int], rounds: int) -> tuple[dict[str, list[float]],
             training = open_side(folder, store, method, source)
             steps[name] = opened.enter_context(closing(stepper(training, laps[name]))).__next__
         pixels = torch.zeros((BATCH_SIZE, *crop, 3), dtype=torch.uint8, device=teacher.device)
-        valid = torch.tensor([crop] * BATCH_SIZE, device=teacher.device)
-        steps["teacher alone"] = lambda: teacher(pixels, valid, ("logits", "features"))
+        valid_size = torch.tensor([crop] * BATCH_SIZE, device=teacher.device)
+        steps["teacher alone"] = lambda: teacher(pixels, valid_size, ("logits", "features"))
         seconds = alternate(steps, rounds)
     return seconds, {name: [lap[WAIT] for lap in of_side] for name, of_side in laps.items()}
 

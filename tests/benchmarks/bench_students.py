@@ -14,15 +14,15 @@ from pathlib import Path
 
 from harness import Row, finish
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.teacher import load_teacher
-from kdcache.cache.views import view_policy
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.teachers.teacher import load_teacher
+from kdcache.cache.views.view import view_policy
+from kdcache.distill.compare.intervals import paired_difference
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.intervals import paired_difference
-from kdcache.distill.train import train
+from kdcache.distill.training.loop import train
 
 CODECS = {  # by side; the stores' views are the same
     "fp16": "fp16",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from training import build, make_teacher
 
-from kdcache.distill import report
+from kdcache.distill.report import report
 
 
 @pytest.fixture(scope="session")
@@ -29,4 +29,4 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of which only the losses are looked at save no state, which takes as long as a few small steps."""
-    monkeypatch.setattr("kdcache.distill.train.save_checkpoint", lambda run: None)
+    monkeypatch.setattr("kdcache.distill.training.loop.save_checkpoint", lambda run: None)

@@ -16,9 +16,9 @@ import pytest
 import torch
 from building import DATASET, OPTIONS, TinyTeacher, begin, build, shards_of
 
-from kdcache.cache.build import build_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.datasets import open_dataset
+from kdcache.cache.build.build import build_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.build.plan import measure_plan
 from kdcache.cache.errors import (
     DataError,
     IncompleteError,
@@ -27,15 +27,14 @@ from kdcache.cache.errors import (
     TeacherError,
     UsageError,
 )
-from kdcache.cache.homes import list_stores
-from kdcache.cache.localobjects import TEMP_FOLDER, LocalObjects
-from kdcache.cache.plan import measure_plan
+from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.progress import silent
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.replay import compare_digest, crop_digest, replay
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storagespeed import measure_storage
-from kdcache.cache.storeopening import open_store
+from kdcache.cache.storage.local import TEMP_FOLDER, LocalObjects
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.storage.speed import measure_storage
+from kdcache.cache.store.opening import list_stores, open_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.views.replay import compare_digest, crop_digest, replay
 
 
 def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):
@@ -278,9 +277,9 @@ def test_batches_are_no_larger_than_units(tmp_path):
     class Counting(TinyTeacher):
         sizes: ClassVar[set[int]] = set()
 
-        def __call__(self, crops, valid, targets=None):
+        def __call__(self, crops, valid_size, targets=None):
             self.sizes.add(len(crops))
-            return super().__call__(crops, valid, targets)
+            return super().__call__(crops, valid_size, targets)
 
     build(tmp_path / "store", teacher=Counting(), options=BuildOptions(batch_size=64, force=True))
     assert Counting.sizes == {4}
@@ -377,7 +376,7 @@ FACTORY = '''
 import time
 import torch
 from torch import nn
-from kdcache.cache.teacher import FactoryTeacher
+from kdcache.cache.teachers.teacher import FactoryTeacher
 
 
 class Tiny(nn.Module):

@@ -13,14 +13,13 @@ from building import OPTIONS, begin, build, shards_of
 from faultproxy import FAULTS
 from seaweed import ignore_conditions
 
-from kdcache.cache.build import build_store
+from kdcache.cache.build.build import build_store
+from kdcache.cache.build.leases import LEASES, lease_path
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.leases import LEASES, lease_path
-from kdcache.cache.probe import PROBES, probe_creation
-from kdcache.cache.retries import Patience
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storeopening import open_store
-from kdcache.cache.verify import verify_store
+from kdcache.cache.storage.opening import PROBES, open_objects, probe_creation
+from kdcache.cache.storage.patience import Patience
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.upkeep.verify import verify_store
 
 # Connections that a fault left half-open are closed by the garbage collector, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -173,7 +172,7 @@ def test_a_server_that_is_not_there_is_one_clear_error_soon(bucket, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(
-        "kdcache.cache.remoteobjects.RemoteObjects.patience", Patience(first_s=0.2, later_s=600.0)
+        "kdcache.cache.storage.remote.RemoteObjects.patience", Patience(first_s=0.2, later_s=600.0)
     )
     with pytest.raises(KDCacheError, match=r"cannot read s3://\S+: .*127.0.0.1:9"):
         open_store(bucket)

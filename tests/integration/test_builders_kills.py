@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from building import build, run_builder, shards_of
 
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.leases import LEASES
-from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storeopening import create_store, open_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.build.leases import LEASES
+from kdcache.cache.storage.objects import ObjectRecord
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.opening import create_store, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_builders_and_server_killed_again_and_again(bucket, seaweed, tmp_path):
     log = tmp_path / "batches"
     log.touch()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdcache.cache.build"])
+    context.set_forkserver_preload(["kdcache.cache.build.build"])
 
     def start(number: int) -> multiprocessing.process.BaseProcess:
         arguments = (bucket, dict(seaweed.environment), number, str(log), CHOICES, PASSES)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from training import wait_until_gone
 
-from kdcache.distill.account import read_attempts
-from kdcache.distill.checkpoint import load_state
+from kdcache.distill.compare.account import read_attempts
+from kdcache.distill.training.checkpoint import load_state
 
 SMALL = (
     *("--backbone-weights", "none", "--batch-size", "2", "--device", "cpu", "--workers", "0"),

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.build import plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.plan import measure_plan
-from kdcache.cache.teacher import load_teacher
-from kdcache.cache.views import view_policy
-from kdcache.distill.trial import time_student
+from kdcache.cache.build.build import plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.build.plan import measure_plan
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.teachers.teacher import load_teacher
+from kdcache.cache.views.view import view_policy
+from kdcache.distill.study.trial import time_student
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +27,7 @@ FACTORY = '''
 """A teacher of one seeded convolution."""
 import torch
 from torch import nn
-from kdcache.cache.teacher import FactoryTeacher
+from kdcache.cache.teachers.teacher import FactoryTeacher
 
 
 class Tiny(nn.Module):
@@ -50,7 +50,7 @@ def make():
 @pytest.fixture
 def request_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a small store by a factory's teacher, its home not there yet."""
-    monkeypatch.setattr("kdcache.distill.trial._TIMED", 1)  # no test looks at how steady the times are
+    monkeypatch.setattr("kdcache.distill.study.trial._TIMED", 1)  # no test looks at how steady the times are
     (tmp_path / "estimated_teacher.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
     return [
@@ -137,7 +137,7 @@ def test_of_a_store_that_stands_only_what_is_left_counts(kdcache: Run, request_w
 def test_a_student_that_cannot_train_is_refused_before_the_teacher_runs(
     kdcache: Run, request_words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcache.cache.plan.measure_plan", None)
+    monkeypatch.setattr("kdcache.cache.build.plan.measure_plan", None)
     code, out, err = kdcache("estimate", *request_words, "--student-batch-size", "1")
     assert (code, out) == (2, "")
     assert "--student-batch-size 1 leaves 1 crop" in err and "hint: --student-batch-size 2 or more" in err
@@ -183,7 +183,7 @@ def test_a_build_says_what_is_left_and_refuses_a_disk_that_is_too_small(
     kdcache: Run, request_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A teacher of noise is no better than chance, which only --force lets pass; the check is not what is tested.
-    monkeypatch.setattr("kdcache.cache.calibrate.require_sane", lambda check: None)
+    monkeypatch.setattr("kdcache.cache.build.calibrating.require_sane", lambda check: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     words = [word for word in request_words if word != "--force"]
     code, out, err = kdcache("build", *words)

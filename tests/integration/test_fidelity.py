@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.storeopening import open_store
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.store.opening import open_store
 
 DATASET = "streets:96x128:12"
 

@@ -19,13 +19,13 @@ from damaging import KINDS, flipped
 from training import build, make_teacher, small_config
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
-from kdcache.cache.storage import open_objects
-from kdcache.distill.ahead import Ahead
-from kdcache.distill.checkpoint import load_state
+from kdcache.cache.storage.opening import open_objects
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.inputs import open_inputs
-from kdcache.distill.loader import read_batches
-from kdcache.distill.train import train
+from kdcache.distill.data.ahead import Ahead
+from kdcache.distill.data.inputs import open_inputs
+from kdcache.distill.data.loader import read_batches
+from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.training.loop import train
 
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "60"))  # a test sees no variable
 BATCH = 2
@@ -103,7 +103,7 @@ def taken_in(config: TrainConfig, url: str, tmp_path: Path) -> tuple[object, lis
     with closing(read_batches(inputs.views, batch_size=BATCH, start_step=0, ahead=ahead)) as batches:
         for _ in range(steps):
             batch = next(batches)
-            tensors += [batch.image, batch.label, batch.valid, *inputs.targets(batch).values()]
+            tensors += [batch.image, batch.label, batch.valid_size, *inputs.targets(batch).values()]
     for index in views.reader.passes:
         views.reader.require_unchanged(index)
     about = (inputs.identity, inputs.policy, inputs.target_channels, inputs.images.classes, views.order)

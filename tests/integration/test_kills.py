@@ -27,7 +27,7 @@ FACTORY = '''
 import time
 import torch
 from torch import nn
-from kdcache.cache.teacher import FactoryTeacher
+from kdcache.cache.teachers.teacher import FactoryTeacher
 
 
 class Slow(nn.Module):

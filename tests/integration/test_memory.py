@@ -22,7 +22,7 @@ FACTORY = '''
 """A teacher whose features are noise, so that a store of few images is large."""
 import torch
 from torch import nn
-from kdcache.cache.factory import FactoryTeacher
+from kdcache.cache.teachers.factory import FactoryTeacher
 
 
 class Noise(nn.Module):

@@ -23,12 +23,13 @@ from training import (
 )
 
 from kdcache.cache.errors import StoreMismatchError, UsageError
-from kdcache.distill import inputs, methods
-from kdcache.distill.checkpoint import load_state
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.memory_losses import CrossImageMemory
-from kdcache.distill.methods import METHODS
-from kdcache.distill.train import train
+from kdcache.distill.data import inputs
+from kdcache.distill.losses import methods
+from kdcache.distill.losses.memory import CrossImageMemory
+from kdcache.distill.losses.methods import METHODS
+from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.training.loop import train
 
 DISTILLING = [name for name in METHODS if name != "none"]
 STATEFUL = ("ifvd", "cirkd")  # a discriminator with its optimiser; queues
@@ -60,13 +61,13 @@ def test_cache_and_teacher_give_the_same_losses(config: TrainConfig, teacher_fil
     online = dataclasses.replace(cached, out=f"{config.out}-online", **asked)
     train(cached)
     train(online)
-    rivals = {"discriminator", "holistic"} if "holistic" in METHODS[name] else set()
+    adversaries = {"discriminator", "holistic"} if "holistic" in METHODS[name] else set()
     for mine, theirs in zip(lines_of(cached), lines_of(online), strict=True):
-        assert {"ce", "aux", *METHODS[name], *rivals} <= set(mine)
+        assert {"ce", "aux", *METHODS[name], *adversaries} <= set(mine)
         terms = set(mine) - {"loss", "lr", "step", "discriminator"}
         assert mine["loss"] == pytest.approx(sum(mine[term] for term in terms))
         # fp16 is off by 2^-11 of a target at most. A discriminator learns from it, by steps that know signs alone.
-        compared = set(mine) - (rivals if mine["step"] > 1 else set())
+        compared = set(mine) - (adversaries if mine["step"] > 1 else set())
         for key in compared:
             assert mine[key] == pytest.approx(theirs[key], rel=2**-8, abs=1e-4), key
 
@@ -101,8 +102,8 @@ def test_two_processes_learn_what_one_learns(
     train(alone)
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     for mine, theirs in zip(lines_of(alone), lines_of(shared), strict=True):
-        rivals = {"discriminator", "holistic", "loss"} if mine["step"] > 1 else set()
-        for key in set(mine) - rivals:
+        adversaries = {"discriminator", "holistic", "loss"} if mine["step"] > 1 else set()
+        for key in set(mine) - adversaries:
             assert mine[key] == pytest.approx(theirs[key], rel=1e-4), key
     one, two = tensors_of(alone), tensors_of(shared)
     assert one.keys() == two.keys()

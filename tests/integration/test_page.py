@@ -7,10 +7,10 @@ import pytest
 from browser import find_browser, measure, print_page
 from comparisons import FEATURE, LOGIT, NONE, ONLINE, make_comparison, make_contest
 
-from kdcache.distill.contender import Contender
-from kdcache.distill.methods import METHODS
-from kdcache.distill.page import write_page
-from kdcache.distill.standings import Standings
+from kdcache.distill.compare.contest import Contender
+from kdcache.distill.compare.page import write_page
+from kdcache.distill.compare.standings import Standings
+from kdcache.distill.losses.methods import METHODS
 
 A4_PT = (595, 842)
 

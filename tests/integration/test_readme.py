@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.codecs import codec_from_dict
-from kdcache.cache.teacher import load_teacher
+from kdcache.cache.codecs.registry import codec_from_dict
+from kdcache.cache.teachers.teacher import load_teacher
 
 
 def code_after(root: Path, words: str, language: str) -> str:

@@ -4,9 +4,9 @@ import pytest
 from faultproxy import FaultProxy
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import Upload
-from kdcache.cache.retries import Patience
-from kdcache.cache.s3objects import S3Objects
+from kdcache.cache.storage.objects import Upload
+from kdcache.cache.storage.patience import Patience
+from kdcache.cache.storage.s3 import S3Objects
 
 QUICK = Patience(first_s=60.0, later_s=60.0, shortest_pause_s=0.001, longest_pause_s=0.01)
 ROUNDS = 8
@@ -69,7 +69,7 @@ def test_an_upload_that_is_gone_is_no_error_and_not_waited_for(objects: S3Object
 def test_a_thousand_are_removed_by_a_request(
     objects: S3Objects, faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcache.cache.s3objects._DELETED_AT_ONCE", 4)
+    monkeypatch.setattr("kdcache.cache.storage.s3._DELETED_AT_ONCE", 4)
     paths = [f"a/{n}" for n in range(10)]
     for path in (*paths, "kept"):
         objects.put_new(path, b"x")

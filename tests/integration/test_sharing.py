@@ -17,16 +17,16 @@ import pytest
 from faultproxy import FaultProxy
 from seaweed import ignore_conditions
 
-from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import Fp16
+from kdcache.cache.codecs.registry import Fp16
 from kdcache.cache.errors import StoreMismatchError
-from kdcache.cache.replay import CropDigest, entry_row
-from kdcache.cache.spec import DatasetIdentity, StoreSpec, TargetSpec
-from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import create_store, open_store
-from kdcache.cache.transfer import copy_store
-from kdcache.cache.views import View, ViewPolicy
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.store.opening import create_store, open_store
+from kdcache.cache.store.spec import DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.transfer import copy_store
+from kdcache.cache.views.replay import CropDigest, entry_row
+from kdcache.cache.views.view import View, ViewPolicy
 
 Run = Callable[..., tuple[int, str, str]]
 

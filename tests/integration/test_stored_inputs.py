@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from training import small_config
 
-from kdcache.cache.build import build_store, plan_store
-from kdcache.cache.builder import BuildOptions
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.datasets import open_dataset
-from kdcache.cache.entries import cut_entry
+from kdcache.cache.build.build import build_store, plan_store
+from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.build.entries import cut_entry
 from kdcache.cache.errors import IncompleteError, StoreMismatchError
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.teacher import load_teacher
-from kdcache.cache.views import view_policy
-from kdcache.distill.train import train
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.teachers.teacher import load_teacher
+from kdcache.cache.views.view import view_policy
+from kdcache.distill.training.loop import train
 
 IMAGES = 5
 

@@ -22,12 +22,12 @@ from training import (
 )
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, UsageError
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storeopening import open_store
-from kdcache.distill.checkpoint import load_state
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.opening import open_store
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.order import EntryOrder
-from kdcache.distill.train import train
+from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.training.loop import train
 
 
 @pytest.fixture

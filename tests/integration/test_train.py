@@ -28,13 +28,14 @@ from training import (
 )
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
-from kdcache.cache.localobjects import LocalObjects
-from kdcache.distill import clock, inputs
-from kdcache.distill import train as train_module
-from kdcache.distill.checkpoint import load_state
+from kdcache.cache.storage.local import LocalObjects
+from kdcache.distill import clock
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.students import load_student
-from kdcache.distill.train import train
+from kdcache.distill.data import inputs
+from kdcache.distill.students.student import load_student
+from kdcache.distill.training import loop as train_module
+from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.training.loop import train
 
 TERMS = ("ce", "aux", "logit", "feature")
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.cache.checkpoints import save_network
-from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.objects import sha256
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.storeopening import open_store
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.storage.objects import ObjectRecord, sha256
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.store.reader import StoreReader
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.calibration import Calibration
-from kdcache.cache.codec import Codec
-from kdcache.cache.codecs import fit_codec
-from kdcache.cache.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file
-from kdcache.cache.replay import Crop, CropDigest, entry_row
+from kdcache.cache.codecs.codec import Codec
+from kdcache.cache.codecs.registry import fit_codec
 from kdcache.cache.shuffle import permutation
-from kdcache.cache.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import create_store
-from kdcache.cache.views import View, ViewPolicy
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.store.opening import create_store
+from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.store.store import Store
+from kdcache.cache.views.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file
+from kdcache.cache.views.replay import Crop, CropDigest, entry_row
+from kdcache.cache.views.view import View, ViewPolicy
 
 SHAPES = {"logits": (3, 4, 6), "features": (5, 4, 6)}
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.shardcache import ShardCache
-from kdcache.distill.ahead import Ahead, bytes_at_once
-from kdcache.distill.order import EntryOrder
-from kdcache.distill.targets import StoredViews
+from kdcache.cache.storage.shard_cache import ShardCache
+from kdcache.cache.store.reader import StoreReader
+from kdcache.distill.data.ahead import Ahead, bytes_at_once
+from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.data.targets import StoredViews
 
 BATCH = 4
 

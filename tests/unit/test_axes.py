@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.distill.axes import Scale, label, nice_ticks, number_text, padded, spread
+from kdcache.distill.report.axes import Scale, label, nice_ticks, number_text, padded, spread
 
 
 @pytest.mark.parametrize(

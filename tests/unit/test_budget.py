@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.distill.budget import Budget
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.schedule import HOLD_STEPS
+from kdcache.distill.training.budget import Budget
 
 
 def budget(n_images: int = 100, **length: float) -> Budget:

@@ -5,9 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdcache.distill import relations
-from kdcache.distill.cells import CellNorm, average_pool, log_softmax_over_cells, max_pool, normalise_maps
-from kdcache.distill.relations import relation_divergence
+from kdcache.distill.losses.masked import (
+    CellNorm,
+    average_pool,
+    log_softmax_over_cells,
+    max_pool,
+    normalise_maps,
+)
+from kdcache.distill.losses.relations import relation_divergence
+from kdcache.distill.losses.terms import divergence as relations
 
 N, C, H, W = 2, 3, 5, 7
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdcache.cache.errors import KDCacheError, TrainingError
-from kdcache.distill import checkpoint
-from kdcache.distill.checkpoint import load_state, save_state
+from kdcache.distill.training import checkpoint
+from kdcache.distill.training.checkpoint import load_state, save_state
 
 
 def state_of(value: float) -> dict:

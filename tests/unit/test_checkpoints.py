@@ -17,11 +17,17 @@ from recipes import uniform
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcache.cache.checkpoints import LISTED_KEYS, file_sha256, load_backbone, load_checkpoint, save_network
 from kdcache.cache.errors import NotFoundError, WeightsError
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET
-from kdcache.cache.resnet import DilatedResNet
+from kdcache.cache.networks.checkpoints import (
+    LISTED_KEYS,
+    file_sha256,
+    load_backbone,
+    load_checkpoint,
+    save_network,
+)
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import BGR_CAFFE, RGB_IMAGENET
+from kdcache.cache.networks.resnet import DilatedResNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdcache.cache.choose import Promise, Sample, choose_codec, measure, stored_bytes
+from kdcache.cache.codecs.choose import CalibrationSample, Promise, choose_codec, measure, stored_bytes
+from kdcache.cache.codecs.rate_distortion import rate_curve
 from kdcache.cache.errors import TeacherError
-from kdcache.cache.rates import rate_curve
 
 
 def smooth_maps(n: int, channels: int, *, seed: int, scale: float = 4.0) -> list[torch.Tensor]:
@@ -18,7 +18,7 @@ def smooth_maps(n: int, channels: int, *, seed: int, scale: float = 4.0) -> list
     return list((maps + 0.05 * torch.randn(maps.shape, generator=generator)).split(1))
 
 
-def make_sample(target: str = "logits", channels: int = 7, **changes) -> Sample:
+def make_sample(target: str = "logits", channels: int = 7, **changes) -> CalibrationSample:
     judged = smooth_maps(3, channels, seed=2)
     parts = {
         "target": target,
@@ -28,7 +28,7 @@ def make_sample(target: str = "logits", channels: int = 7, **changes) -> Sample:
         "weights": [torch.ones(1, 33, 45)] * 3,
         **changes,
     }
-    return Sample(**parts)
+    return CalibrationSample(**parts)
 
 
 @pytest.mark.parametrize("max_kl", [1e-2, 1e-3, 1e-4])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import Cityscapes
 
-from kdcache.cache.classes import (
+from kdcache.cache.images.classes import (
     CITYSCAPES_19,
     CITYSCAPES_LABEL_IDS,
     CITYSCAPES_LAST_LABEL_ID,

@@ -19,10 +19,11 @@ from kdcache.cache import errors
 from kdcache.cli.distill import FIELDS, _show, make_config
 from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
 from kdcache.cli.options import pass_range
-from kdcache.cli.output import Console, size_text
+from kdcache.cli.output import Console
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
-from kdcache.distill.outcome import RunResult
-from kdcache.distill.report import write_report
+from kdcache.distill.report.report import write_report
+from kdcache.distill.training.outcome import RunResult
+from kdcache.distill.units import size_text
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -231,7 +232,7 @@ def test_errors_of_a_command_become_exit_codes(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("kdcache.cache.homes.list_stores", fail)
+    monkeypatch.setattr("kdcache.cache.store.opening.list_stores", fail)
     found, out, err = kdcache("ls", "--json")
     assert (found, out) == (code, "")
     assert json.loads(err)["error"] == kind

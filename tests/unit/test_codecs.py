@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.cache.codec import unzigzag, zigzag
-from kdcache.cache.codecs import CODECS, canonical_request, codec_from_dict, fit_codec
+from kdcache.cache.codecs.codec import unzigzag, zigzag
+from kdcache.cache.codecs.registry import CODECS, canonical_request, codec_from_dict, fit_codec
+from kdcache.cache.codecs.transform import BLOCK, dct_matrix
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.transform import BLOCK, dct_matrix
 
 REQUESTS = [
     *("fp16", "uniform", "uniform:0.125", "uniform:4", "delta", "delta:0.5"),

@@ -7,9 +7,7 @@ import pytest
 from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_ask, make_contest
 
 from kdcache.cache.errors import UsageError
-from kdcache.distill.contender import make_contenders
-from kdcache.distill.contest import Contest, find_steps
-from kdcache.distill.rung import Rung, make_rungs
+from kdcache.distill.compare.contest import Contest, Rung, find_steps, make_contenders, make_rungs
 
 
 def test_the_baseline_comes_first_and_has_a_row_on_the_stores_views() -> None:

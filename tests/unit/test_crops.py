@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcache.cache.crops import (
+from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.views.crops import (
     CROPS,
     LABELS,
     canonical_inputs,
@@ -18,16 +19,15 @@ from kdcache.cache.crops import (
     unpack_crop,
     with_decoded,
 )
-from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.replay import Crop
+from kdcache.cache.views.replay import Crop
 
 
-def make_crop(size=(24, 40), valid=(20, 33), seed=0) -> Crop:
+def make_crop(size=(24, 40), valid_size=(20, 33), seed=0) -> Crop:
     generator = np.random.default_rng(seed)
     image, label = np.zeros((*size, 3), np.uint8), np.full(size, 255, np.uint8)
-    image[: valid[0], : valid[1]] = generator.integers(0, 256, (*valid, 3))
-    label[: valid[0], : valid[1]] = generator.integers(0, 5, valid)
-    return Crop(image, label, *valid)
+    image[: valid_size[0], : valid_size[1]] = generator.integers(0, 256, (*valid_size, 3))
+    label[: valid_size[0], : valid_size[1]] = generator.integers(0, 5, valid_size)
+    return Crop(image, label, *valid_size)
 
 
 def stored(inputs: str, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
@@ -43,14 +43,14 @@ def stored(inputs: str, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_stored_crop_is_the_one_that_the_teacher_saw(inputs, size, part, seed):
-    valid = tuple(max(1, round(side * share)) for side, share in zip(size, part, strict=True))
-    crop = make_crop(size, valid, seed)
+    valid_size = tuple(max(1, round(side * share)) for side, share in zip(size, part, strict=True))
+    crop = make_crop(size, valid_size, seed)
     seen = with_decoded(crop, encode_crop(inputs, crop))
-    read = unpack_crop(*stored(inputs, crop), valid, "here")
+    read = unpack_crop(*stored(inputs, crop), valid_size, "here")
     assert np.array_equal(read.image, seen.image)
     assert np.array_equal(read.label, crop.label)
-    assert (read.height, read.width) == valid
-    assert not read.image[valid[0] :].any() and not read.image[:, valid[1] :].any()
+    assert (read.height, read.width) == valid_size
+    assert not read.image[valid_size[0] :].any() and not read.image[:, valid_size[1] :].any()
     if inputs == "webp":
         assert np.array_equal(read.image, crop.image)
 

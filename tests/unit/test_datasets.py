@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcache.cache.classes import CLASS_SETS, IGNORE, colour_map
-from kdcache.cache.datasets import DATASETS, SegmentationDataset, open_dataset, read_classes
 from kdcache.cache.errors import DataError, NotFoundError, UsageError
+from kdcache.cache.images.classes import CLASS_SETS, IGNORE, colour_map
+from kdcache.cache.images.datasets import DATASETS, SegmentationDataset, open_dataset, read_classes
 
 H, W = 4, 6
 

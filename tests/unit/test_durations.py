@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcache.distill.durations import duration_text, parse_duration
+from kdcache.distill.units import duration_text, parse_duration
 
 
 @pytest.mark.parametrize(

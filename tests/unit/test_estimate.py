@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from kdcache.cache.build.plan import BuildPlan
 from kdcache.cache.errors import UsageError
-from kdcache.cache.plan import BuildPlan
-from kdcache.cache.storagespeed import StorageSpeed
-from kdcache.distill.estimate import GB, Estimate, Prices
-from kdcache.distill.trial import StudentTrial, check_student, choose_method
+from kdcache.cache.storage.speed import StorageSpeed
+from kdcache.distill.study.estimate import GB, Estimate, Prices
+from kdcache.distill.study.trial import StudentTrial, check_student, choose_method
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.cache.teacher import Teacher
-from kdcache.distill.evaluate import (
-    EvalRecipe,
-    eval_recipe,
+from kdcache.cache.images.classes import IGNORE, ClassSet
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.cache.teachers.teacher import Teacher
+from kdcache.distill.scoring.evaluate import (
+    EvalMode,
+    eval_mode,
     evaluate,
     evaluate_confusion,
     fit_image,
@@ -26,7 +26,7 @@ from kdcache.distill.evaluate import (
     slide_logits,
     window_starts,
 )
-from kdcache.distill.scores import count_confusion, score_confusion
+from kdcache.distill.scoring.scores import count_confusion, score_confusion
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 
@@ -56,15 +56,15 @@ class Images:
         return label
 
 
-def red_class(crops: Tensor, valid: Tensor) -> Tensor:
+def red_class(crops: Tensor, valid_size: Tensor) -> Tensor:
     """A predictor that is always right about `Images`."""
     return F.one_hot(crops[..., 0].long() // 86, 3).permute(0, 3, 1, 2).float()
 
 
-def coarse_mean(crops: Tensor, valid: Tensor) -> Tensor:
+def coarse_mean(crops: Tensor, valid_size: Tensor) -> Tensor:
     """Logits at stride 8 that depend on the pixels around, zero in the padding."""
     crops = crops.float()
-    for crop, (height, width) in zip(crops, valid.tolist(), strict=True):
+    for crop, (height, width) in zip(crops, valid_size.tolist(), strict=True):
         assert (crop[height:] == 0).all() and (crop[:, width:] == 0).all()
     return F.avg_pool2d(crops.permute(0, 3, 1, 2), 8, ceil_mode=True)
 
@@ -143,12 +143,12 @@ class TestWholeImages:
         assert torch.equal(parts[0] + parts[1], whole)
 
     def test_scores_are_taken_at_the_labels_size_whatever_the_image_is_resized_to(self) -> None:
-        recipe = EvalRecipe(base_long_px=64, base_short_px=32)
+        recipe = EvalMode(base_long_px=64, base_short_px=32)
         seen = []
 
-        def predictor(crops: Tensor, valid: Tensor) -> Tensor:
+        def predictor(crops: Tensor, valid_size: Tensor) -> Tensor:
             seen.append(tuple(crops.shape[1:3]))
-            return coarse_mean(crops, valid)
+            return coarse_mean(crops, valid_size)
 
         scores = evaluate(predictor, Images(), recipe=recipe)
         assert seen == [(32, 48), (19, 64), (64, 21)]
@@ -202,10 +202,10 @@ class TestSlidingWindows:
 
     def test_one_window_of_the_images_size_is_the_whole_image(self) -> None:
         image = torch.randint(0, 256, (16, 24, 3), dtype=torch.uint8)
-        slide = EvalRecipe(mode="slide", crop_height_px=16, crop_width_px=24)
+        slide = EvalMode(mode="slide", crop_height_px=16, crop_width_px=24)
         torch.testing.assert_close(
             predict_logits(coarse_mean, image, (16, 24), slide),
-            predict_logits(coarse_mean, image, (16, 24), EvalRecipe()),
+            predict_logits(coarse_mean, image, (16, 24), EvalMode()),
         )
 
 
@@ -225,9 +225,9 @@ class TestResizing:
         assert halved[0, :, 0].tolist() == list(range(2, 240, 8))
 
     def test_the_datasets_recipes(self) -> None:
-        assert eval_recipe("ade20k").base_long_px == 2048
-        assert eval_recipe("streets:96x192:200") == EvalRecipe()
-        assert eval_recipe("cityscapes", "slide", (713, 713)).crop_width_px == 713
+        assert eval_mode("ade20k").base_long_px == 2048
+        assert eval_mode("streets:96x192:200") == EvalMode()
+        assert eval_mode("cityscapes", "slide", (713, 713)).crop_width_px == 713
 
 
 def test_a_teacher_scores_as_its_network_does() -> None:
@@ -286,4 +286,4 @@ class TestRefusals:
     )
     def test_a_recipe_that_makes_no_sense(self, field: dict[str, object]) -> None:
         with pytest.raises(UsageError):
-            EvalRecipe(**field)  # type: ignore[arg-type]
+            EvalMode(**field)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdcache.cache.fidelity import DIVERGENCES, FeatureFidelity, LogitFidelity, headline, pixel_kl
+from kdcache.cache.codecs.fidelity import DIVERGENCES, FeatureFidelity, LogitFidelity, headline, pixel_kl
 
 N, C, H, W = 3, 5, 6, 7
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreNotFoundError
-from kdcache.cache.garbage import find_garbage, remove_garbage
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.garbage import find_garbage, remove_garbage
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

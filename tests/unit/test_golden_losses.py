@@ -14,16 +14,16 @@ import torch
 from recipes import uniform
 from torch import Tensor, nn
 
-from kdcache.cache.classes import IGNORE
-from kdcache.cache.networks import NetworkOutput
-from kdcache.distill.adversarial_losses import Holistic
-from kdcache.distill.attention_losses import AttentionTransfer, CategorySimilarity, PixelSimilarity
-from kdcache.distill.generative_losses import MaskedGeneration, OmniContrast
-from kdcache.distill.logit_losses import ChannelKL, Correlation, DecoupledKL, FeatureChannelKL
-from kdcache.distill.losses import FeatureMSE, LossConfig, Pairs, PixelKL, Term
-from kdcache.distill.memory_losses import CrossImageMemory, PublishedCrossImageMemory
-from kdcache.distill.region import Region
-from kdcache.distill.relation_losses import CrossImage, IntraClassVariation, PairSimilarity
+from kdcache.cache.images.classes import IGNORE
+from kdcache.cache.networks.network import NetworkOutput
+from kdcache.distill.losses.adversarial import Holistic
+from kdcache.distill.losses.attention import AttentionTransfer, CategorySimilarity, PixelSimilarity
+from kdcache.distill.losses.generative import MaskedGeneration, OmniContrast
+from kdcache.distill.losses.logits import ChannelKL, Correlation, DecoupledKL, FeatureChannelKL
+from kdcache.distill.losses.memory import CrossImageMemory, PublishedCrossImageMemory
+from kdcache.distill.losses.region import Region
+from kdcache.distill.losses.relations import CrossImage, IntraClassVariation, PairSimilarity
+from kdcache.distill.losses.terms import FeatureMSE, LossConfig, Pairs, PixelKL, Term
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "losses"
 TOLERANCE = 1e-9  # of a gradient's norm; float64 leaves some 1e-13
@@ -125,10 +125,10 @@ class GoldenInputs:
     @property
     def region(self) -> Region:
         n, height, width = self.labels.shape
-        valid = torch.tensor([[height, width]] * n)
+        valid_size = torch.tensor([[height, width]] * n)
         total_px = torch.tensor(float(self.labels.numel()), dtype=torch.float64)
         draws = torch.Generator().manual_seed(DRAW)
-        return Region(self.labels, valid, total_px, LossConfig().kd_ignore, draws)
+        return Region(self.labels, valid_size, total_px, LossConfig().kd_ignore, draws)
 
 
 def make_term(name: str, shapes: dict[str, list[int]]) -> Term:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdcache.cache.networks import NetworkConfig, NetworkOutput
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.distill.gradients import TargetPair, gradient_cosines
+from kdcache.cache.networks.network import NetworkConfig, NetworkOutput
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.distill.study.gradients import TargetPair, gradient_cosines
 
 
 class SmallStudent(nn.Module):
@@ -48,7 +48,7 @@ def make_pair(noise: float, seed: int = 0) -> TargetPair:
     return TargetPair(
         image=torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=generator),
         label=torch.randint(0, 4, (2, 32, 32), dtype=torch.uint8, generator=generator),
-        valid=torch.tensor([[32, 32], [24, 32]]),
+        valid_size=torch.tensor([[32, 32], [24, 32]]),
         exact=exact,
         stored={
             name: target + noise * torch.randn(target.shape, generator=generator)
@@ -59,7 +59,7 @@ def make_pair(noise: float, seed: int = 0) -> TargetPair:
 
 def logits_of(pair: TargetPair) -> TargetPair:
     parts = {name: {"logits": getattr(pair, name)["logits"]} for name in ("exact", "stored")}
-    return TargetPair(image=pair.image, label=pair.label, valid=pair.valid, **parts)
+    return TargetPair(image=pair.image, label=pair.label, valid_size=pair.valid_size, **parts)
 
 
 def test_the_more_targets_differ_the_less_gradients_agree(student):

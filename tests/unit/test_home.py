@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreNotFoundError, UsageError
-from kdcache.cache.spec import VIEWS, StoreSpec
-from kdcache.cache.store import Store
+from kdcache.cache.store.spec import VIEWS, StoreSpec
+from kdcache.cache.store.store import Store
 from kdcache.cli.home import built_at, choose_store, find_store
 
 Makers = dict[str, Callable[..., Any]]

@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedError, StoreNotFoundError
-from kdcache.cache.objects import sha256
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.spec import canonical_json
-from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
-from kdcache.cache.verify import verify_store
+from kdcache.cache.storage.objects import sha256
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.store.spec import canonical_json
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.verify import verify_store
 from kdcache.cli.main import run
 
 EXAMPLES = int(os.environ.get("KDCACHE_HOSTILE", "40"))  # 200 and more for the measurement

@@ -6,11 +6,44 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("cache", "distill", "cli")  # each may import itself and those before it
+PACKAGES = ("cache", "distill", "cli")
+
+# Which rooms a room may import, besides itself. A room imports only rooms above it in this table; add a line's word only
+# where the new arrow is meant.
+ROOMS = {
+    "cache": "",
+    "cache.storage": "cache",
+    "cache.codecs": "cache cache.storage",
+    "cache.images": "cache",
+    "cache.views": "cache cache.codecs cache.images",
+    "cache.networks": "cache",
+    "cache.teachers": "cache cache.images cache.views cache.networks",
+    "cache.store": "cache cache.storage cache.codecs cache.images cache.views",
+    "cache.build": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store",
+    "cache.upkeep": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store cache.build",
+    "distill": "cache cache.storage",
+    "distill.losses": "cache cache.images cache.views cache.networks distill",
+    "distill.data": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store distill distill.losses",
+    "distill.scoring": "cache cache.images cache.networks cache.teachers distill",
+    "distill.students": "cache cache.images cache.networks distill distill.scoring",
+    "distill.report": "cache cache.storage cache.images distill distill.scoring",
+    "distill.training": "cache cache.storage cache.images cache.networks distill distill.losses distill.data distill.scoring distill.students distill.report",
+    "distill.compare": "cache cache.storage distill distill.losses distill.report",
+    "distill.study": "cache cache.storage cache.codecs cache.images cache.views cache.networks cache.teachers cache.store cache.build cache.upkeep distill distill.losses distill.data distill.scoring distill.students distill.report distill.training",
+    "cli": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store cache.build cache.upkeep distill distill.losses distill.scoring distill.students distill.report distill.training distill.compare distill.study",
+}
 
 
-def imported(path: Path) -> set[tuple[str, str]]:
-    """(package, module) of every kdcache import in a file, those inside functions too."""
+def room_of(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).parts[:-1])
+
+
+def modules(root: Path) -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+
+
+def imported(path: Path, root: Path) -> set[str]:
+    """Modules of kdcache, without that word, that a file imports, inside functions too: "cache.store.spec"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -18,38 +51,75 @@ def imported(path: Path) -> set[tuple[str, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-            if (node.module or "").count(".") == 1:  # from kdcache.cli import options
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             parts = name.split(".")
             if parts[0] in PACKAGES:
                 raise AssertionError(f"{path}: imports {name}, not kdcache.{name}")
             if parts[0] == "kdcache":
-                found.add((parts[1], parts[2] if len(parts) > 2 else ""))
+                found.add(_module(parts[1:], root))
     return found
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_one_way(root: Path, package: str) -> None:
-    allowed = PACKAGES[: PACKAGES.index(package) + 1]
-    for path in (root / package).glob("*.py"):
-        wrong = [name for name, _ in imported(path) if name not in allowed]
-        assert not wrong, f"{path} imports {wrong}"
+def _module(parts: list[str], root: Path) -> str:
+    """The module in a dotted name whose last word may be a name in it."""
+    while not (root.joinpath(*parts[:-1], f"{parts[-1]}.py").exists() or root.joinpath(*parts).is_dir()):
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def test_the_table_names_all_rooms(root: Path) -> None:
+    assert set(ROOMS) == {room_of(path, root) for path in modules(root)}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_of_the_table(root: Path, room: str) -> None:
+    before = list(ROOMS)[: list(ROOMS).index(room)]
+    allowed = ROOMS[room].split()
+    assert set(allowed) <= set(before), f"{room}: the table itself leads back up"
+    for path in modules(root):
+        if room_of(path, root) == room:
+            rooms = {name if name in ROOMS else name.rpartition(".")[0] for name in imported(path, root)} - {
+                room
+            }
+            assert rooms <= set(allowed), (
+                f"{path.relative_to(root)} imports from {sorted(rooms - set(allowed))}"
+            )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_circles(root: Path, package: str) -> None:
     """The modules of a package can be put in an order in which each imports only those before it."""
-    left = {
-        path.stem: {module for owner, module in imported(path) if owner == package} - {path.stem}
-        for path in (root / package).glob("*.py")
-    }
+    left = {}
+    for path in modules(root):
+        if path.relative_to(root).parts[0] == package and path.stem != "__init__":
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            left[name] = imported(path, root) - {name}
     while left:
         ready = [name for name, needs in left.items() if not needs & left.keys()]
         assert ready, f"modules of {package} import each other in a circle: {sorted(left)}"
         for name in ready:
             del left[name]
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])
+def test_a_room_says_what_is_in_it(root: Path, room: str) -> None:
+    """Its docstring names every file of it, in the order in which to read them."""
+    folder = root.joinpath(*room.split("."))
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    missing = [
+        path.stem for path in folder.glob("*.py") if path.stem[0] != "_" and f"`{path.stem}`" not in said
+    ]
+    assert not missing, f"{room}/__init__.py does not name {missing}"
+
+
+def test_files_are_short(root: Path) -> None:
+    long = {
+        str(path.relative_to(root)): n
+        for path in modules(root)
+        if (n := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
 
 
 def test_packages_are_the_folders(root: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.replay import ENTRY_COLUMNS
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.views.replay import ENTRY_COLUMNS
 
 BLOCKS = {
     "zarr": "by zarr-python over fsspec",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kdcache.distill.intervals import paired_difference, student_quantile
+from kdcache.distill.compare.intervals import paired_difference, student_quantile
 
 
 def probability_within(t: float, freedom: int) -> float:

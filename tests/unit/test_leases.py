@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from kdcache.cache.leases import LEASES, LeaseWatch, lease_path
-from kdcache.cache.shares import FixedShare, LeasedShare
-from kdcache.cache.spec import VIEWS
-from kdcache.cache.watch import StoreWatch
+from kdcache.cache.build.leases import LEASES, LeaseWatch, lease_path
+from kdcache.cache.build.shares import FixedShare, LeasedShare
+from kdcache.cache.build.watch import StoreWatch
+from kdcache.cache.store.spec import VIEWS
 
 BEAT_S = 0.02
 
@@ -112,7 +112,7 @@ def test_of_two_that_take_over_one_does(begun):
 
 def test_time_in_which_nobody_looked_is_one_beat(begun, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("kdcache.cache.leases.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdcache.cache.build.leases.time.monotonic", lambda: now)
     put_lease(begun, (0, 0))
     watch = LeaseWatch(begun.objects, 15.0)
 
@@ -184,7 +184,7 @@ def test_a_fixed_share_is_given_once(begun):
 
 def test_a_watch_sees_what_all_do(begun, stores, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("kdcache.cache.watch.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdcache.cache.build.watch.time.monotonic", lambda: now)
     watch = StoreWatch(begun)
     standing = watch.look()
     assert (standing.units_done, standing.units_planned, standing.units_per_s) == (0, 6, None)

@@ -9,19 +9,19 @@ import torch
 from numcodecs import blosc
 from torch.utils.data import Dataset
 
-from kdcache.cache.codecs import fit_codec
+from kdcache.cache.codecs.registry import fit_codec
 from kdcache.cache.errors import TrainingError
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.distill import loader
-from kdcache.distill.loader import BATCHES_AHEAD, DeviceCopier, InFlight, read_batches
-from kdcache.distill.targets import Batch, CachedTargets
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.distill.data import loader
+from kdcache.distill.data.loader import BATCHES_AHEAD, DeviceCopier, InFlight, read_batches
+from kdcache.distill.data.targets import Batch, CachedTargets
 
 SET_IN_THE_PARENT = []
 
 
 def entry_of(*numbers: int) -> Batch:
     values = torch.tensor(numbers)
-    return Batch(image=values, label=values, valid=values, codes={"logits": values})
+    return Batch(image=values, label=values, valid_size=values, codes={"logits": values})
 
 
 class Facts(Dataset):
@@ -159,7 +159,7 @@ def test_bytes_and_codes_travel_and_become_floats_on_the_gpu_without_waiting(req
     on_cpu = Batch(
         image=torch.arange(2 * 64 * 128 * 3, dtype=torch.int32).to(torch.uint8).reshape(2, 64, 128, 3),
         label=torch.zeros(2, 64, 128, dtype=torch.uint8),
-        valid=torch.tensor([[64, 128], [64, 100]]),
+        valid_size=torch.tensor([[64, 128], [64, 100]]),
         codes={"logits": codes},
     )
     pinned = Batch(*(tensor.pin_memory() for tensor in on_cpu[:3]), {"logits": codes.pin_memory()})
@@ -170,10 +170,10 @@ def test_bytes_and_codes_travel_and_become_floats_on_the_gpu_without_waiting(req
         try:
             batch = copy(pinned)
             decoded = targets(batch)["logits"]
-            pixels = RGB_IMAGENET(batch.image, batch.valid)
+            pixels = RGB_IMAGENET(batch.image, batch.valid_size)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert batch.image.dtype == torch.uint8 and batch.codes["logits"].dtype == codes.dtype
     assert {tensor.device.type for tensor in (*batch[:3], batch.codes["logits"], decoded, pixels)} == {"cuda"}
     torch.testing.assert_close(decoded.cpu(), codec.decode(codes), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(pixels.cpu(), RGB_IMAGENET(on_cpu.image, on_cpu.valid))
+    torch.testing.assert_close(pixels.cpu(), RGB_IMAGENET(on_cpu.image, on_cpu.valid_size))

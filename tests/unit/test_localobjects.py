@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.localobjects import MAX_OPEN_FILES, TEMP_FOLDER, LocalObjects
-from kdcache.cache.storage import open_objects
+from kdcache.cache.storage.local import MAX_OPEN_FILES, TEMP_FOLDER, LocalObjects
+from kdcache.cache.storage.opening import open_objects
 
 
 def open_files(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def test_files_stay_open_within_a_bound_and_copies_open_their_own(tmp_path):
 def test_a_fork_opens_its_own_files(tmp_path):
     (tmp_path / "f").write_bytes(b"0123456789")
     script = (
-        "import os, sys; from pathlib import Path; from kdcache.cache.localobjects import LocalObjects;"
+        "import os, sys; from pathlib import Path; from kdcache.cache.storage.local import LocalObjects;"
         "objects = LocalObjects(Path(sys.argv[1])); objects.read_range('f', 0, 1); child = os.fork();"
         "links = lambda: [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')];"
         "data = [objects.read_range('f', n, 1) for n in range(10)];"

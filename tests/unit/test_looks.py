@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from kdcache.distill.looks import DARK, LIGHT, SHAPES, give_looks
-from kdcache.distill.pagestyle import DARK_INK, DARK_PARTS, LIGHT_INK, LIGHT_PARTS, style_sheet
+from kdcache.distill.report.styles import DARK, LIGHT, SHAPES, give_looks
+from kdcache.distill.report.stylesheet import DARK_INK, DARK_PARTS, LIGHT_INK, LIGHT_PARTS, style_sheet
 
 # Dichromatic sight in linear RGB, by Machado, Oliveira and Fernandes (2009), severity 1.
 SIGHTS = {

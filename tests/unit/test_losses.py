@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
-from kdcache.cache.maps import cell_weights, labelled_cell_weights
-from kdcache.cache.networks import NetworkConfig, NetworkOutput
-from kdcache.distill.losses import LossConfig, Method, channel_mse, pixel_kl
-from kdcache.distill.methods import build_method, find_method, method_needs
-from kdcache.distill.region import Region, Totals, share_totals
+from kdcache.cache.images.classes import IGNORE
+from kdcache.cache.networks.network import NetworkConfig, NetworkOutput
+from kdcache.cache.views.maps import cell_weights, labelled_cell_weights
+from kdcache.distill.losses.methods import build_method, find_method, method_needs
+from kdcache.distill.losses.region import Region, Totals, share_totals
+from kdcache.distill.losses.terms import LossConfig, Method, channel_mse, pixel_kl
 
 PLAIN = ("none", "logit", "feature", "logit+feature")
 CLASSES, WIDTH, TEACHER_WIDTH = 4, 3, 5
@@ -46,13 +46,13 @@ def make_output(
 def make_batch(n: int = 3) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Targets, labels with void and padding, valid sizes (one crop whole, the others padded)."""
     targets = {name: torch.randn(n, c, *MAP, dtype=torch.float64) for name, c in TEACHER_CHANNELS.items()}
-    valid = torch.tensor([[16, 24], [11, 24], [5, 13]])[:n]
+    valid_size = torch.tensor([[16, 24], [11, 24], [5, 13]])[:n]
     labels = torch.randint(0, CLASSES, (n, *CROP), dtype=torch.uint8)
     labels[torch.rand(n, *CROP) < 0.2] = IGNORE
-    for label, (height, width) in zip(labels, valid.tolist(), strict=True):
+    for label, (height, width) in zip(labels, valid_size.tolist(), strict=True):
         label[height:] = IGNORE
         label[:, width:] = IGNORE
-    return targets, labels, valid
+    return targets, labels, valid_size
 
 
 def make_method(name: str, **config: object) -> Method:
@@ -66,10 +66,10 @@ def project(method: Method, features: Tensor) -> Tensor:
 
 
 def terms_of(
-    method: Method, output: NetworkOutput, targets: dict[str, Tensor], labels: Tensor, valid: Tensor
+    method: Method, output: NetworkOutput, targets: dict[str, Tensor], labels: Tensor, valid_size: Tensor
 ) -> dict[str, Tensor]:
-    totals = share_totals(method.count(labels, valid), 1)
-    terms: dict[str, Tensor] = method(output, targets, labels, valid, totals)
+    totals = share_totals(method.count(labels, valid_size), 1)
+    terms: dict[str, Tensor] = method(output, targets, labels, valid_size, totals)
     return terms
 
 
@@ -78,14 +78,14 @@ def softmax(values: list[float], temperature: float = 1.0) -> list[float]:
     return [p / sum(powers) for p in powers]
 
 
-def slow_cell_mask(labels: Tensor, valid: Tensor, kd_ignore: str) -> Tensor:
+def slow_cell_mask(labels: Tensor, valid_size: Tensor, kd_ignore: str) -> Tensor:
     """Fraction of each 8 x 8 cell that takes part, counted pixel by pixel."""
     n, (h, w) = len(labels), MAP
     fractions = torch.zeros(n, h, w, dtype=torch.float64)
     for i in range(n):
         for y in range(CROP[0]):
             for x in range(CROP[1]):
-                inside = y < valid[i, 0] and x < valid[i, 1]
+                inside = y < valid_size[i, 0] and x < valid_size[i, 1]
                 if inside and (kd_ignore == "none" or labels[i, y, x] != IGNORE):
                     fractions[i, y // 8, x // 8] += 1 / 64
     return fractions
@@ -124,7 +124,7 @@ class TestTerms:
     @pytest.mark.parametrize("kd_ignore", ["none", "void"])
     @pytest.mark.parametrize("temperature", [1.0, 3.0])
     def test_equal_the_slow_references(self, kd_ignore: str, temperature: float) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
+        output, (targets, labels, valid_size) = make_output(), make_batch()
         method = make_method(
             "logit+feature",
             temperature=temperature,
@@ -132,8 +132,8 @@ class TestTerms:
             logit_weight=2.0,
             feature_weight=0.5,
         )
-        weights = slow_cell_mask(labels, valid, kd_ignore)
-        terms = terms_of(method, output, targets, labels, valid)
+        weights = slow_cell_mask(labels, valid_size, kd_ignore)
+        terms = terms_of(method, output, targets, labels, valid_size)
         assert set(terms) == {"ce", "aux", "logit", "feature"}
         expected = 2.0 * slow_kl(output.logits, targets["logits"], weights, temperature)
         assert terms["logit"].item() == pytest.approx(expected, rel=1e-6)
@@ -144,62 +144,64 @@ class TestTerms:
 
     @pytest.mark.parametrize("align_corners", [False, True])
     def test_cross_entropy_of_both_heads(self, align_corners: bool) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
+        output, (targets, labels, valid_size) = make_output(), make_batch()
         method = make_method("none", aux_weight=0.4)
         method.align_corners = align_corners
-        terms = terms_of(method, output, targets, labels, valid)
+        terms = terms_of(method, output, targets, labels, valid_size)
         for name, logits, weight in (("ce", output.logits, 1.0), ("aux", output.aux, 0.4)):
             large = F.interpolate(logits, CROP, mode="bilinear", align_corners=align_corners)
             assert terms[name].item() == pytest.approx(weight * slow_cross_entropy(large.detach(), labels))
         assert set(terms) == {"ce", "aux"}
 
     def test_a_student_without_auxiliary_head_has_no_such_term(self) -> None:
-        output, (targets, labels, valid) = make_output()._replace(aux=None), make_batch()
-        assert set(terms_of(make_method("none"), output, targets, labels, valid)) == {"ce"}
+        output, (targets, labels, valid_size) = make_output()._replace(aux=None), make_batch()
+        assert set(terms_of(make_method("none"), output, targets, labels, valid_size)) == {"ce"}
 
     def test_zero_where_the_student_says_what_the_teacher_says(self) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
+        output, (targets, labels, valid_size) = make_output(), make_batch()
         method = make_method("logit+feature", temperature=2.0)
         targets = {
             "logits": output.logits.detach() + 7.0,  # a constant over classes changes no probability
             "features": project(method, output.features).detach(),
         }
-        terms = terms_of(method, output, targets, labels, valid)
+        terms = terms_of(method, output, targets, labels, valid_size)
         assert terms["logit"].item() == pytest.approx(0.0, abs=1e-12)
         assert terms["feature"].item() == 0.0
         gradient = torch.autograd.grad(terms["logit"] + terms["feature"], [output.logits, output.features])
         assert all(g.abs().max() < 1e-12 for g in gradient)
 
     def test_a_student_map_of_another_size_is_resampled_to_the_teachers(self) -> None:
-        small, (targets, labels, valid) = make_output(map_size=(3, 4)), make_batch()
+        small, (targets, labels, valid_size) = make_output(map_size=(3, 4)), make_batch()
         method = make_method("logit+feature")
         large = NetworkOutput(
             *(F.interpolate(m, MAP, mode="bilinear", align_corners=False) for m in small if m is not None)
         )
-        terms, expected = (terms_of(method, o, targets, labels, valid) for o in (small, large))
+        terms, expected = (terms_of(method, o, targets, labels, valid_size) for o in (small, large))
         for name in ("logit", "feature"):
             torch.testing.assert_close(terms[name], expected[name])
 
 
 class TestGradients:
     def test_agree_with_finite_differences(self) -> None:
-        targets, labels, valid = make_batch(2)
+        targets, labels, valid_size = make_batch(2)
         method = make_method("logit+feature", temperature=2.0)
-        totals = share_totals(method.count(labels, valid), 1)
+        totals = share_totals(method.count(labels, valid_size), 1)
 
         def loss(logits: Tensor, features: Tensor, aux: Tensor) -> Tensor:
-            terms = method(NetworkOutput(logits, features, aux, features), targets, labels, valid, totals)
+            terms = method(
+                NetworkOutput(logits, features, aux, features), targets, labels, valid_size, totals
+            )
             return torch.stack(list(terms.values())).sum()
 
         output = make_output(2)
         assert torch.autograd.gradcheck(loss, (output.logits, output.features, output.aux))
 
     def test_padding_gets_exactly_none(self) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
-        terms = terms_of(make_method("logit+feature"), output, targets, labels, valid)
+        output, (targets, labels, valid_size) = make_output(), make_batch()
+        terms = terms_of(make_method("logit+feature"), output, targets, labels, valid_size)
         for term, source in (("logit", output.logits), ("feature", output.features)):
             (gradient,) = torch.autograd.grad(terms[term], [source], retain_graph=True)
-            padded = slow_cell_mask(labels, valid, "none") == 0
+            padded = slow_cell_mask(labels, valid_size, "none") == 0
             assert padded.any()
             assert (gradient.abs().sum(dim=1)[padded] == 0).all()
             assert (gradient.abs().sum(dim=1)[~padded] > 0).all()
@@ -216,32 +218,32 @@ class TestGradients:
         torch.testing.assert_close(gradient, (student - teacher) / CLASSES, rtol=1e-3, atol=1e-3)
 
     def test_a_batch_without_labels_still_has_a_graph(self) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
-        terms = terms_of(make_method("none"), output, targets, torch.full_like(labels, IGNORE), valid)
+        output, (targets, labels, valid_size) = make_output(), make_batch()
+        terms = terms_of(make_method("none"), output, targets, torch.full_like(labels, IGNORE), valid_size)
         assert terms["ce"].item() == terms["aux"].item() == 0.0
         gradients = torch.autograd.grad(terms["ce"] + terms["aux"], [output.logits, output.aux])
         assert all((g == 0).all() for g in gradients)
 
     def test_no_valid_pixel_gives_zero_and_no_nan(self) -> None:
-        output, (targets, labels, valid) = make_output(), make_batch()
+        output, (targets, labels, valid_size) = make_output(), make_batch()
         method = make_method("logit+feature", kd_ignore="void")
-        terms = terms_of(method, output, targets, torch.full_like(labels, IGNORE), valid)
+        terms = terms_of(method, output, targets, torch.full_like(labels, IGNORE), valid_size)
         assert [term.item() for term in terms.values()] == [0.0] * 4
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_two_processes_average_to_the_whole_batch(name: str) -> None:
-    output, (targets, labels, valid) = make_output(), make_batch()
+    output, (targets, labels, valid_size) = make_output(), make_batch()
     method = make_method(name)
-    whole = terms_of(method, output, targets, labels, valid)
+    whole = terms_of(method, output, targets, labels, valid_size)
     parts = (slice(0, 1), slice(1, 3))  # uneven in images, labels and padding
-    counts = torch.stack([method.count(labels[part], valid[part]) for part in parts]).sum(dim=0)
+    counts = torch.stack([method.count(labels[part], valid_size[part]) for part in parts]).sum(dim=0)
     shared = [
         method(
             NetworkOutput(*(m[part] for m in output if m is not None)),
             {key: t[part] for key, t in targets.items()},
             labels[part],
-            valid[part],
+            valid_size[part],
             share_totals(counts, 2),
         )
         for part in parts
@@ -251,24 +253,26 @@ def test_two_processes_average_to_the_whole_batch(name: str) -> None:
 
 
 def test_half_precision_inputs_are_computed_in_float32_under_autocast() -> None:
-    output, (targets, labels, valid) = make_output(dtype=torch.float32), make_batch()
+    output, (targets, labels, valid_size) = make_output(dtype=torch.float32), make_batch()
     method = make_method("logit+feature").float()
     half = NetworkOutput(*(m.bfloat16() for m in output if m is not None))
     rounded = NetworkOutput(*(m.float() for m in half if m is not None))
     targets = {name: t.float() for name, t in targets.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = terms_of(method, half, targets, labels, valid)
-    for name, term in terms_of(method, rounded, targets, labels, valid).items():
+        terms = terms_of(method, half, targets, labels, valid_size)
+    for name, term in terms_of(method, rounded, targets, labels, valid_size).items():
         assert terms[name].dtype == torch.float32
         torch.testing.assert_close(terms[name], term)
 
 
 def test_float32_agrees_with_float64() -> None:
-    output, (targets, labels, valid) = make_output(), make_batch()
+    output, (targets, labels, valid_size) = make_output(), make_batch()
     method = make_method("logit+feature")
-    exact = terms_of(method, output, targets, labels, valid)
+    exact = terms_of(method, output, targets, labels, valid_size)
     single = NetworkOutput(*(m.float() for m in output if m is not None))
-    approximate = terms_of(method.float(), single, {k: t.float() for k, t in targets.items()}, labels, valid)
+    approximate = terms_of(
+        method.float(), single, {k: t.float() for k, t in targets.items()}, labels, valid_size
+    )
     for name, term in exact.items():
         torch.testing.assert_close(approximate[name].double(), term, rtol=1e-5, atol=1e-6)
 
@@ -282,30 +286,30 @@ class TestCellWeights:
     @settings(max_examples=60, deadline=None)
     def test_are_areas(self, crop: tuple[int, int], cells: tuple[int, int], data: st.DataObject) -> None:
         cells = (min(cells[0], crop[0]), min(cells[1], crop[1]))
-        valid = [data.draw(st.integers(1, crop[0])), data.draw(st.integers(1, crop[1]))]
-        weights = cell_weights(torch.tensor([valid]), crop, cells)[0]
+        valid_size = [data.draw(st.integers(1, crop[0])), data.draw(st.integers(1, crop[1]))]
+        weights = cell_weights(torch.tensor([valid_size]), crop, cells)[0]
         labels = torch.full((1, *crop), IGNORE, dtype=torch.uint8)
-        labels[0, : valid[0], : valid[1]] = 1
+        labels[0, : valid_size[0], : valid_size[1]] = 1
         torch.testing.assert_close(labelled_cell_weights(labels, cells)[0], weights)
         for y, x in np.ndindex(*cells):
             covered = [
                 max(0.0, min((cell + 1) * size / n, limit) - cell * size / n) / (size / n)
-                for cell, size, n, limit in zip((y, x), crop, cells, valid, strict=True)
+                for cell, size, n, limit in zip((y, x), crop, cells, valid_size, strict=True)
             ]
             assert float(weights[y, x]) == pytest.approx(covered[0] * covered[1], abs=1e-5)
         cell_px = crop[0] * crop[1] / (cells[0] * cells[1])
-        assert float(weights.sum()) * cell_px == pytest.approx(valid[0] * valid[1], rel=1e-4)
+        assert float(weights.sum()) * cell_px == pytest.approx(valid_size[0] * valid_size[1], rel=1e-4)
 
     def test_count_labelled_pixels_alone(self) -> None:
-        _, labels, valid = make_batch()
+        _, labels, valid_size = make_batch()
         torch.testing.assert_close(
-            labelled_cell_weights(labels, MAP).double(), slow_cell_mask(labels, valid, "void")
+            labelled_cell_weights(labels, MAP).double(), slow_cell_mask(labels, valid_size, "void")
         )
 
 
 def test_a_target_of_another_resolution_needs_no_other_count() -> None:
-    method, (_, labels, valid) = make_method("none"), make_batch()
-    region = Region(labels, valid, share_totals(method.count(labels, valid), 1).distilled, "none")
+    method, (_, labels, valid_size) = make_method("none"), make_batch()
+    region = Region(labels, valid_size, share_totals(method.count(labels, valid_size), 1).distilled, "none")
     for size in ((2, 3), (4, 6), (3, 5)):
         constant = torch.full((3, *size), 2.5, dtype=torch.float64)
         assert region.mean(constant).item() == pytest.approx(2.5, rel=1e-5)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.distill.markup import Markup, join, tag
+from kdcache.distill.report.markup import Markup, join, tag
 
 
 class Parsed(list[tuple[str, str]]):

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcache.cache.classes import IGNORE
 from kdcache.cache.errors import UsageError
-from kdcache.cache.networks import NetworkConfig, NetworkOutput
-from kdcache.distill.generative_losses import MaskedGeneration
-from kdcache.distill.losses import LABELS, LossConfig, Method, recipe_needs
-from kdcache.distill.memory_losses import CrossImageMemory
-from kdcache.distill.methods import METHODS, build_method
-from kdcache.distill.region import share_totals
+from kdcache.cache.images.classes import IGNORE
+from kdcache.cache.networks.network import NetworkConfig, NetworkOutput
+from kdcache.distill.losses.generative import MaskedGeneration
+from kdcache.distill.losses.memory import CrossImageMemory
+from kdcache.distill.losses.methods import METHODS, build_method
+from kdcache.distill.losses.region import share_totals
+from kdcache.distill.losses.terms import LABELS, LossConfig, Method, term_needs
 
 DISTILLING = [name for name in METHODS if name != "none"]
 CLASSES, MAP, CROP = 4, (6, 5), (48, 40)
@@ -59,11 +59,11 @@ def make_example(seed: int = 0, *, padded: bool = True) -> Example:
     cells = torch.randint(0, CLASSES + 1, (3, *MAP), generator=generator)
     cells[cells == CLASSES] = IGNORE
     labels = cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-    valid = torch.tensor(VALID if padded else [CROP] * 3)
-    for label, (height, width) in zip(labels, valid.tolist(), strict=True):
+    valid_size = torch.tensor(VALID if padded else [CROP] * 3)
+    for label, (height, width) in zip(labels, valid_size.tolist(), strict=True):
         label[height:] = IGNORE
         label[:, width:] = IGNORE
-    return NetworkOutput(*(m.requires_grad_() for m in student if m is not None)), targets, labels, valid
+    return NetworkOutput(*(m.requires_grad_() for m in student if m is not None)), targets, labels, valid_size
 
 
 def make_method(name: str, **config: Any) -> Method:
@@ -72,9 +72,9 @@ def make_method(name: str, **config: Any) -> Method:
 
 
 def terms_of(method: Method, example: Example) -> dict[str, Tensor]:
-    output, targets, labels, valid = example
-    totals = share_totals(method.count(labels, valid), 1, seed=5)
-    terms: dict[str, Tensor] = method(output, targets, labels, valid, totals)
+    output, targets, labels, valid_size = example
+    totals = share_totals(method.count(labels, valid_size), 1, seed=5)
+    terms: dict[str, Tensor] = method(output, targets, labels, valid_size, totals)
     return {name: term for name, term in terms.items() if name not in ("ce", "aux")}
 
 
@@ -84,11 +84,11 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 def changed(example: Example, where: Tensor) -> Example:
     """The example with other maps at some cells, (N, h, w) bool."""
-    output, targets, labels, valid = example
+    output, targets, labels, valid_size = example
     other, other_targets, _, _ = make_example(seed=1)
     mix = lambda one, two: torch.where(where[:, None], two, one).detach()
     maps = (mix(*pair).requires_grad_() for pair in zip(output, other, strict=True))
-    return NetworkOutput(*maps), {k: mix(t, other_targets[k]) for k, t in targets.items()}, labels, valid
+    return NetworkOutput(*maps), {k: mix(t, other_targets[k]) for k, t in targets.items()}, labels, valid_size
 
 
 def padding() -> Tensor:
@@ -138,12 +138,12 @@ class TestWhatTakesPart:
         )
 
     def test_nothing_at_all_gives_finite_losses_and_gradients(self, name: str) -> None:
-        output, targets, labels, valid = make_example()
-        example = (output, targets, torch.full_like(labels, IGNORE), valid)
+        output, targets, labels, valid_size = make_example()
+        example = (output, targets, torch.full_like(labels, IGNORE), valid_size)
         method = make_method(name, kd_ignore="void")
         terms = terms_of(method, example)
         assert all(torch.isfinite(term) for term in terms.values())
-        losses = {key: term for key, term in terms.items() if key not in method.rivals}
+        losses = {key: term for key, term in terms.items() if key not in method.adversaries}
         if "dist" not in losses:  # 1 - correlation of nothing is 1
             assert [float(term.detach()) for term in losses.values()] == [0.0] * len(losses)
         maps = [m for m in output if m is not None]
@@ -154,7 +154,7 @@ class TestWhatTakesPart:
 @pytest.fixture
 def alike_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same random numbers for every image."""
-    from kdcache.distill.region import Region
+    from kdcache.distill.losses.region import Region
 
     def uniform(region: Region, shape: tuple[int, ...]) -> Tensor:
         numbers = torch.rand(shape, generator=torch.Generator().manual_seed(3))
@@ -166,12 +166,12 @@ def alike_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_order_does_not_matter(name: str, alike_draws: None) -> None:
     example, order = make_example(), torch.tensor([2, 0, 1])
-    output, targets, labels, valid = example
+    output, targets, labels, valid_size = example
     shuffled = (
         NetworkOutput(*(m[order] for m in output if m is not None)),
         {key: t[order] for key, t in targets.items()},
         labels[order],
-        valid[order],
+        valid_size[order],
     )
     terms, found = terms_of(make_method(name), example), terms_of(make_method(name), shuffled)
     for key, term in terms.items():
@@ -192,7 +192,7 @@ def test_the_readme_tells_every_methods_recipe(root: Path) -> None:
             ", ".join(sorted(needs, key=lambda need: need == LABELS)),
         )
         for name, recipe in METHODS.items()
-        for needs in [recipe_needs(recipe, LossConfig())]
+        for needs in [term_needs(recipe, LossConfig())]
     }
 
 
@@ -201,35 +201,35 @@ IMITABLE = ("logit", "at", "cwd", "dkd", "dist", "dsd")
 
 @pytest.mark.parametrize("name", IMITABLE)
 def test_zero_where_the_student_says_what_the_teacher_says(name: str) -> None:
-    _, targets, labels, valid = make_example()
+    _, targets, labels, valid_size = make_example()
     maps = {**targets, "backbone": torch.zeros(3, 512, *MAP, dtype=torch.float64)}
     output = NetworkOutput(**{key: maps[key].clone().requires_grad_() for key in NetworkOutput._fields})
-    terms = terms_of(make_method(name), (output, targets, labels, valid))
+    terms = terms_of(make_method(name), (output, targets, labels, valid_size))
     gradients = torch.autograd.grad(total(terms), list(output), materialize_grads=True)
     assert all(float(term.detach()) == pytest.approx(0, abs=1e-6) for term in terms.values())
     assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
 
 
 def test_relations_are_zero_for_features_that_differ_by_a_rotation_and_a_factor() -> None:
-    output, targets, labels, valid = make_example()
+    output, targets, labels, valid_size = make_example()
     rotation = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
     features = 3 * torch.einsum("dc,nchw->ndhw", rotation, targets["features"])
     wide = NetworkConfig(**{**STUDENT.to_dict(), "head_channels": 8})
     method = build_method(
         "cirkd", LossConfig(kd_terms="memory_pixel=0,memory_region=0,logit=0"), wide, TEACHER
     ).double()
-    example = (output._replace(features=features), targets, labels, valid)
+    example = (output._replace(features=features), targets, labels, valid_size)
     assert float(terms_of(method, example)["minibatch"]) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_in_float32_under_autocast_and_agree_with_float64(name: str) -> None:
-    output, targets, labels, valid = make_example()
-    exact = terms_of(make_method(name), (output, targets, labels, valid))
+    output, targets, labels, valid_size = make_example()
+    exact = terms_of(make_method(name), (output, targets, labels, valid_size))
     single = NetworkOutput(*(m.detach().float().requires_grad_() for m in output if m is not None))
     method = make_method(name).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = terms_of(method, (single, {k: t.float() for k, t in targets.items()}, labels, valid))
+        terms = terms_of(method, (single, {k: t.float() for k, t in targets.items()}, labels, valid_size))
     for key, term in terms.items():
         assert term.dtype == torch.float32
         torch.testing.assert_close(term.double(), exact[key], rtol=1e-4, atol=1e-6)
@@ -237,10 +237,10 @@ def test_losses_are_in_float32_under_autocast_and_agree_with_float64(name: str) 
 
 @pytest.mark.parametrize("name", DISTILLING)
 def test_half_precision_maps_give_every_parameter_a_gradient(name: str) -> None:
-    output, targets, labels, valid = make_example()
+    output, targets, labels, valid_size = make_example()
     half = NetworkOutput(*(m.detach().bfloat16().requires_grad_() for m in output if m is not None))
     method = make_method(name).float()
-    terms = terms_of(method, (half, {k: t.float() for k, t in targets.items()}, labels, valid))
+    terms = terms_of(method, (half, {k: t.float() for k, t in targets.items()}, labels, valid_size))
     total(terms).backward()
     assert [key for key, parameter in method.named_parameters() if parameter.grad is None] == []
 
@@ -250,7 +250,7 @@ class TestRivals:
         example = make_example()
         method = make_method("ifvd")
         terms = terms_of(method, example)
-        assert method.rivals == {"discriminator"} and "discriminator" in terms
+        assert method.adversaries == {"discriminator"} and "discriminator" in terms
         parameters = [*method.parameters()]
         maps = [m for m in example[0] if m is not None]
         of_rival = torch.autograd.grad(
@@ -369,15 +369,15 @@ def learn_from(part: slice) -> dict[str, Any]:
         # A discriminator takes a second: ifvd's does for skd too.
         method = make_method(name, kd_terms="holistic=0" if name == "skd" else "")
         for seed in (0, 1) if "cirkd" in name else (0,):
-            output, targets, labels, valid = four_crops(seed)
+            output, targets, labels, valid_size = four_crops(seed)
             mine = [m[part].detach().requires_grad_() for m in output if m is not None]
-            counts = method.count(labels, valid)
+            counts = method.count(labels, valid_size)
             processes = 4 // (part.stop - part.start)
             terms = method(
                 NetworkOutput(*mine),
                 {key: t[part] for key, t in targets.items()},
                 labels[part],
-                valid[part],
+                valid_size[part],
                 share_totals(counts, processes, seed=seed),
             )
         wanted = {f"map {n}": m for n, m in enumerate(mine)} | dict(method.named_parameters())

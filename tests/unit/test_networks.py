@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from kdcache.cache.errors import UsageError
-from kdcache.cache.networks import (
+from kdcache.cache.networks.network import (
     NETWORKS,
     PRESETS,
     NetworkConfig,
@@ -19,8 +19,8 @@ from kdcache.cache.networks import (
     build_network,
     network_config,
 )
-from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET, Normalisation
-from kdcache.cache.resnet import DilatedResNet
+from kdcache.cache.networks.normalisation import BGR_CAFFE, RGB_IMAGENET, Normalisation
+from kdcache.cache.networks.resnet import DilatedResNet
 
 
 def on_meta(config: NetworkConfig) -> SegmentationNetwork:
@@ -191,15 +191,15 @@ def test_unknown_names_list_the_known() -> None:
 def test_normalisation_is_the_formula_and_zero_in_the_padding(normalisation: Normalisation) -> None:
     generator = np.random.default_rng(0)
     crops = generator.integers(0, 256, (2, 6, 8, 3), dtype=np.uint8)
-    valid = [(6, 5), (3, 8)]
+    valid_size = [(6, 5), (3, 8)]
     expected = np.zeros((2, 3, 6, 8), np.float64)
-    for row, (height, width) in enumerate(valid):
+    for row, (height, width) in enumerate(valid_size):
         for channel in range(3):
             source = 2 - channel if normalisation.channel_order == "bgr" else channel
             pixels = crops[row, :height, :width, source].astype(np.float64)
             scaled = (pixels - normalisation.mean[channel]) / normalisation.std[channel]
             expected[row, channel, :height, :width] = scaled
-    found = normalisation(torch.from_numpy(crops), torch.tensor(valid))
+    found = normalisation(torch.from_numpy(crops), torch.tensor(valid_size))
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)

@@ -3,8 +3,8 @@
 import pytest
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.objects import ByteRange
-from kdcache.cache.storage import open_objects, open_probe
+from kdcache.cache.storage.objects import ByteRange
+from kdcache.cache.storage.opening import open_objects, open_probe
 
 
 @pytest.fixture(params=["local", "memory"])

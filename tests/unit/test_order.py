@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.errors import UsageError
-from kdcache.distill.order import EntryOrder, FreshOrder, Order
+from kdcache.distill.data.order import EntryOrder, FreshOrder, Order
 
 ORDER = EntryOrder(passes=(0, 1, 4), n_images=23, unit_entries=4, pool_units=2, seed=5)
 SEQUENCE = [ORDER.entry(t) for t in range(501)]

@@ -12,18 +12,21 @@ import pytest
 from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_ask, make_comparison, make_contest
 from PIL import Image
 
-from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import KDCacheError
-from kdcache.distill.answer import answer
-from kdcache.distill.contender import Contender
-from kdcache.distill.contest import Ask, Contest
-from kdcache.distill.methods import METHODS
-from kdcache.distill.page import page, write_page
-from kdcache.distill.pagesamples import TEACHER
-from kdcache.distill.rung import Rung
-from kdcache.distill.samplefiles import LONGEST_SIDE_PX, SampleFiles, copy_sample_files, write_sample_files
-from kdcache.distill.samples import Sample
-from kdcache.distill.standings import Standings
+from kdcache.cache.images.classes import IGNORE, ClassSet
+from kdcache.distill.compare.contest import Ask, Contender, Contest, Rung
+from kdcache.distill.compare.page import page, write_page
+from kdcache.distill.compare.page_samples import TEACHER
+from kdcache.distill.compare.standings import Standings
+from kdcache.distill.compare.verdict import answer
+from kdcache.distill.losses.methods import METHODS
+from kdcache.distill.report.sample_files import (
+    LONGEST_SIDE_PX,
+    SampleFiles,
+    copy_sample_files,
+    write_sample_files,
+)
+from kdcache.distill.scoring.samples import SamplePrediction
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -80,11 +83,13 @@ def change_scores(folder: Path, change: Callable[[str, dict], None]) -> Standing
     return Standings.read(folder)
 
 
-def make_samples(folder: Path, image_id: str = "a", shift: int = 0) -> Sample:
+def make_samples(folder: Path, image_id: str = "a", shift: int = 0) -> SamplePrediction:
     image = np.arange(40 * 800 * 3, dtype=np.uint32).reshape(40, 800, 3).astype(np.uint8)
     label = np.full((40, 800), IGNORE, np.uint8)
     label[:, 400:] = 1
-    sample = Sample(image_id=image_id, image=image, label=label, prediction=np.full((40, 800), shift))
+    sample = SamplePrediction(
+        image_id=image_id, image=image, label=label, prediction=np.full((40, 800), shift)
+    )
     write_sample_files(folder, [sample], CLASSES)
     return sample
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kdcache.cache import pixels
-from kdcache.cache.pixels import distort_colours, resize_image, resize_label, thumbnail
+from kdcache.cache.views import pixels
+from kdcache.cache.views.pixels import distort_colours, resize_image, resize_label, thumbnail
 
 sides = st.integers(1, 23)
 

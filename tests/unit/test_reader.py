@@ -10,8 +10,9 @@ import torch
 import zarr
 
 from kdcache.cache.errors import IncompleteError, KDCacheError, StoreDamagedError, StoreMismatchError
-from kdcache.cache.ledger import Commit, Manifest, ObjectRecord
-from kdcache.cache.reader import StoreReader
+from kdcache.cache.storage.objects import ObjectRecord
+from kdcache.cache.store.ledger import Commit, Manifest
+from kdcache.cache.store.reader import StoreReader
 
 
 def test_every_entry_equals_zarr_python(store):

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from kdcache.cache.networks import NETWORKS
-from kdcache.cache.views import RECIPES as VIEW_RECIPES
-from kdcache.cache.views import view_policy
+from kdcache.cache.networks.network import NETWORKS
+from kdcache.cache.views.view import POLICIES, view_policy
 from kdcache.cli.distill import command, make_config
 from kdcache.cli.output import Console
 from kdcache.distill.config import TrainConfig
@@ -73,7 +72,7 @@ def test_a_recipe_is_a_run_that_can_be_repeated(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_views_for_the_store_too(name: str) -> None:
-    assert name in VIEW_RECIPES
+    assert name in POLICIES
     sizes = {
         "cityscapes": (512, 1024),
         "ade20k": (512, 512),

@@ -13,13 +13,12 @@ import pytest
 from comparisons import FEATURE, LOGIT, NONE, make_contest
 
 from kdcache.cache.errors import UsageError
-from kdcache.distill import referee
-from kdcache.distill.account import COMPLETE, FAILED, UNFINISHED, WAITING, read_attempts
+from kdcache.distill.compare import referee
+from kdcache.distill.compare.account import COMPLETE, FAILED, UNFINISHED, WAITING, read_attempts
+from kdcache.distill.compare.contest import COMPARISON, Contender, Contest
+from kdcache.distill.compare.referee import enter, run_contest
+from kdcache.distill.compare.standings import Standings
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.contender import Contender
-from kdcache.distill.contest import COMPARISON, Contest
-from kdcache.distill.referee import enter, run_contest
-from kdcache.distill.standings import Standings
 
 RUN = textwrap.dedent("""
     import json, pathlib, sys

@@ -3,9 +3,9 @@
 import pytest
 
 from kdcache.cache.errors import KDCacheError, UsageError
-from kdcache.cache.objects import ByteRange
-from kdcache.cache.retries import Patience
-from kdcache.cache.storage import open_objects
+from kdcache.cache.storage.objects import ByteRange
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.storage.patience import Patience
 
 QUICK = Patience(first_s=0.05, later_s=0.05, shortest_pause_s=0.001, longest_pause_s=0.001)
 

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreNotFoundError, UsageError
-from kdcache.cache.homes import list_stores
-from kdcache.cache.localobjects import LocalObjects
-from kdcache.cache.removal import plan_removal
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
+from kdcache.cache.storage.local import LocalObjects
+from kdcache.cache.store.opening import list_stores, open_store
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.removal import plan_removal
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

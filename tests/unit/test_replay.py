@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcache.cache import replay as replay_module
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
-from kdcache.cache.replay import (
+from kdcache.cache.views import replay as replay_module
+from kdcache.cache.views.replay import (
     ENTRY_COLUMNS,
     CropDigest,
     EntryRow,
@@ -27,7 +27,7 @@ from kdcache.cache.replay import (
     parse_entry_row,
     replay,
 )
-from kdcache.cache.views import View, ViewPolicy, draw_view
+from kdcache.cache.views.view import View, ViewPolicy, draw_view
 
 POLICY = ViewPolicy(crop_height_px=48, crop_width_px=64, photometric=True)
 WHOLE = View(scale_milli=1000, top=0, left=0, box_height=40, box_width=60, height=40, width=60, flip=0)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcache.cache.classes import IGNORE, ClassSet
 from kdcache.cache.errors import KDCacheError, NotFoundError, UsageError
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.distill.comparison import compare_runs, comparison_table, write_comparison
+from kdcache.cache.images.classes import IGNORE, ClassSet
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.figures import smooth
-from kdcache.distill.report import write_report
-from kdcache.distill.runrecord import RunRecord
-from kdcache.distill.samples import Sample, predict_samples
+from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
+from kdcache.distill.report.figures import smooth
+from kdcache.distill.report.record import RunRecord
+from kdcache.distill.report.report import write_report
+from kdcache.distill.scoring.samples import SamplePrediction, predict_samples
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 
@@ -69,10 +69,10 @@ def make_run(
     return folder
 
 
-def make_sample() -> Sample:
+def make_sample() -> SamplePrediction:
     label = np.array([[0, 1, IGNORE, 2]] * 3, np.uint8)
     image = np.zeros((3, 4, 3), np.uint8)
-    return Sample(image_id="image-0", image=image, label=label, prediction=label.clip(0, 2))
+    return SamplePrediction(image_id="image-0", image=image, label=label, prediction=label.clip(0, 2))
 
 
 class TestReport:

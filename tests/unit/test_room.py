@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from kdcache.cache.build.disk_space import Outlook, calibrated_bytes, look_ahead, require_disk_space
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.room import Outlook, calibrated_bytes, look_ahead, require_room
-from kdcache.cache.storage import open_objects
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
-from kdcache.cache.storepaths import CALIBRATION
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.store.store import CALIBRATION, Store
 
 FIDELITY = {"logits": {"bytes_per_value": 0.5}, "features": {"bytes_per_value": 0.26}}
 INPUT_BYTES = {"views": 316}
@@ -72,15 +71,15 @@ def test_a_disk_that_is_too_small_is_refused_with_both_numbers():
     with pytest.raises(
         UsageError, match="1,234,567 bytes are left to write and 1,234,566 are free"
     ) as caught:
-        require_room(outlook, "s3://key:secret@bucket/store")
+        require_disk_space(outlook, "s3://key:secret@bucket/store")
     assert "secret" not in str(caught.value)
     for words in ("--views", "--targets logits", "--home", "--force"):
         assert words in caught.value.hint
-    require_room(replace(outlook, free_bytes=1_234_567), "store")
+    require_disk_space(replace(outlook, free_bytes=1_234_567), "store")
 
 
 def test_where_nobody_says_what_is_free_nothing_is_refused(tmp_path):
     assert open_objects(f"memory://{tmp_path.name}").free_bytes() is None
-    require_room(
+    require_disk_space(
         Outlook(entries_left=9, bytes_left=10**18, free_bytes=None, seconds_left=None), "s3://bucket"
     )

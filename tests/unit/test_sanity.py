@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcache.cache.errors import TeacherError
-from kdcache.cache.networks import build_network, network_config
-from kdcache.cache.sanity import SCAN_CELLS, TeacherCheck, check_teacher, require_sane
+from kdcache.cache.networks.network import build_network, network_config
+from kdcache.cache.teachers.sanity import SCAN_CELLS, TeacherCheck, check_teacher, require_sane
 
 CLASSES = 8
 SIZE = (128, 192)
@@ -130,14 +130,14 @@ def test_a_mirrored_teacher_is_found() -> None:
 
 def test_padding_takes_no_part() -> None:
     labels = scenes(2)
-    valid = torch.tensor([SIZE] * 3 + [(80, 120)] * 3)
+    valid_size = torch.tensor([SIZE] * 3 + [(80, 120)] * 3)
     logits = logits_of(labels)
-    check = check_teacher(logits, labels, valid)
+    check = check_teacher(logits, labels, valid_size)
     garbage = logits.clone()
     garbage[3:, :, 11:] = torch.randn(3, CLASSES, CELLS[0] - 11, CELLS[1]) * 50
     garbage[3:, :, :, 16:] = torch.randn(3, CLASSES, CELLS[0], CELLS[1] - 16) * 50
     assert check.ok
-    assert check_teacher(garbage, labels, valid).accuracy == check.accuracy
+    assert check_teacher(garbage, labels, valid_size).accuracy == check.accuracy
 
 
 def test_without_labels_nothing_is_judged() -> None:

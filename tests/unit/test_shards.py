@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
+from kdcache.cache.codecs.shards import EMPTY, ArrayLayout, group_metadata, same_metadata
 from kdcache.cache.errors import StoreDamagedError
-from kdcache.cache.reader import ShardedArray, read_rows
-from kdcache.cache.shards import EMPTY, ArrayLayout, group_metadata, same_metadata
-from kdcache.cache.storage import open_objects
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.reader import ShardedArray, read_rows
 
 
 @st.composite

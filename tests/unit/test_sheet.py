@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from kdcache.cache.classes import IGNORE, ClassSet
-from kdcache.cache.sheet import (
+from kdcache.cache.images.classes import IGNORE, ClassSet
+from kdcache.cache.images.sheet import (
     BACKGROUND_RGB,
     NO_LABEL_RGB,
     PANEL_WIDTH_PX,
@@ -30,7 +30,7 @@ def make_row(seed: int = 0, **targets: object) -> SheetRow:
         "logits": generator.normal(size=(3, 4, 8)),
         "features": generator.normal(size=(6, 4, 8)),
     }
-    return SheetRow(caption=f"image-{seed}, view 3", valid=(24, 64), **{**arrays, **targets})
+    return SheetRow(caption=f"image-{seed}, view 3", valid_size=(24, 64), **{**arrays, **targets})
 
 
 def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
@@ -104,7 +104,7 @@ class TestSheet:
         assert colours_of(picture[120:]) == {NO_LABEL_RGB}
 
     def test_rows_of_several_shapes_and_long_texts_stay_inside(self) -> None:
-        tall = SheetRow(caption="x" * 500, image=np.zeros((90, 30, 3), np.uint8), valid=(90, 30))
+        tall = SheetRow(caption="x" * 500, image=np.zeros((90, 30, 3), np.uint8), valid_size=(90, 30))
         sheet = draw_sheet([make_row(), tall], CLASSES, "a very long header " * 40)
         pixels = np.asarray(sheet)
         assert colours_of(pixels[:, -8:]) == colours_of(pixels[-8:]) == {BACKGROUND_RGB}

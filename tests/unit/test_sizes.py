@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcache.distill.sizes import bytes_text, parse_bytes
+from kdcache.distill.units import bytes_text, parse_bytes
 
 
 @pytest.mark.parametrize(

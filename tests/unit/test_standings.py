@@ -20,12 +20,12 @@ from comparisons import (
 )
 
 from kdcache.cache.errors import NotFoundError, UsageError
-from kdcache.distill.account import COMPLETE, FAILED, WAITING
-from kdcache.distill.breakdown import Ladder, Views
-from kdcache.distill.contender import Contender
-from kdcache.distill.ranking import Move, pair_clocks
-from kdcache.distill.standings import Standings
-from kdcache.distill.standingsreport import report_parts
+from kdcache.distill.compare.account import COMPLETE, FAILED, WAITING
+from kdcache.distill.compare.breakdown import Ladder, Views
+from kdcache.distill.compare.contest import Contender
+from kdcache.distill.compare.markdown import report_parts
+from kdcache.distill.compare.ranking import Move, pair_clocks
+from kdcache.distill.compare.standings import Standings
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import fsspec
 import pytest
 
 from kdcache.cache.errors import KDCacheError
-from kdcache.cache.localobjects import LocalObjects
-from kdcache.cache.remoteobjects import RemoteObjects
-from kdcache.cache.storagespeed import MAX_PROBE_BYTES, measure_storage
+from kdcache.cache.storage.local import LocalObjects
+from kdcache.cache.storage.remote import RemoteObjects
+from kdcache.cache.storage.speed import MAX_PROBE_BYTES, measure_storage
 
 
 @pytest.fixture

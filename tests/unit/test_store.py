@@ -7,9 +7,7 @@ import pytest
 import tensorstore
 import zarr
 
-from kdcache.cache.calibration import Calibration
-from kdcache.cache.codecs import Uniform
-from kdcache.cache.crops import crop_packings
+from kdcache.cache.codecs.registry import Uniform
 from kdcache.cache.errors import (
     KDCacheError,
     StoreDamagedError,
@@ -17,10 +15,11 @@ from kdcache.cache.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from kdcache.cache.homes import list_stores
-from kdcache.cache.spec import VIEWS, StoreSpec, canonical_json, default_unit_entries
-from kdcache.cache.storage import open_objects
-from kdcache.cache.storeopening import create_store, open_store
+from kdcache.cache.storage.opening import open_objects
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.store.opening import create_store, list_stores, open_store
+from kdcache.cache.store.spec import VIEWS, StoreSpec, canonical_json, default_unit_entries
+from kdcache.cache.views.crops import crop_packings
 from kdcache.cli.home import choose_store
 
 

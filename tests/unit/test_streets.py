@@ -6,10 +6,11 @@ import pickle
 import numpy as np
 import pytest
 
-from kdcache.cache.canvas import Canvas, Dice
-from kdcache.cache.datasets import open_dataset
 from kdcache.cache.errors import UsageError
-from kdcache.cache.streets import SKY, Streets, draw_scene, parse_name
+from kdcache.cache.images.canvas import Canvas, Dice
+from kdcache.cache.images.datasets import open_dataset
+from kdcache.cache.images.scene import SKY, draw_scene
+from kdcache.cache.images.streets import Streets, parse_name
 
 GOLDEN = {  # (name, split, index) -> digest of image and label
     ("streets:32x64:4", "train", 0): "dbd8eb8302bbce20",

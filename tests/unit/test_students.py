@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from kdcache.cache.classes import ClassSet
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks import PRESETS, build_network, network_config
-from kdcache.cache.normalisation import RGB_IMAGENET
-from kdcache.distill.evaluate import EvalRecipe
-from kdcache.distill.students import IMAGENET_WEIGHTS, build_student, load_student, save_student
+from kdcache.cache.images.classes import ClassSet
+from kdcache.cache.networks.network import PRESETS, build_network, network_config
+from kdcache.cache.networks.normalisation import RGB_IMAGENET
+from kdcache.distill.scoring.evaluate import EvalMode
+from kdcache.distill.students.start import IMAGENET_WEIGHTS, build_student
+from kdcache.distill.students.student import load_student, save_student
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 
@@ -142,7 +143,7 @@ class TestSavedStudents:
             tmp_path / "student.safetensors", network, RGB_IMAGENET, dataset="made-up", classes=CLASSES
         )
         student = load_student(tmp_path).to("cpu")
-        recipe = EvalRecipe(mode="slide", crop_height_px=32, crop_width_px=32)
+        recipe = EvalMode(mode="slide", crop_height_px=32, crop_width_px=32)
         assert student.predict(image, recipe).shape == image.shape[:2]
 
     def test_refuse_what_is_no_image(self, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.codecs import Uniform
+from kdcache.cache.codecs.registry import Uniform
 from kdcache.cache.errors import DataError, StoreMismatchError
-from kdcache.cache.reader import Entry
-from kdcache.cache.replay import EntryRow, crop_digest, replay
-from kdcache.cache.views import ViewPolicy, draw_view
-from kdcache.distill.loader import read_batches
-from kdcache.distill.order import EntryOrder, FreshOrder
-from kdcache.distill.targets import CachedTargets, FreshViews, OnlineTargets, StoredViews, ViewDataset
+from kdcache.cache.store.reader import Entry
+from kdcache.cache.views.replay import EntryRow, crop_digest, replay
+from kdcache.cache.views.view import ViewPolicy, draw_view
+from kdcache.distill.data.loader import read_batches
+from kdcache.distill.data.order import EntryOrder, FreshOrder
+from kdcache.distill.data.targets import CachedTargets, FreshViews, OnlineTargets, StoredViews, ViewDataset
 
 POLICY = ViewPolicy(crop_height_px=24, crop_width_px=32, photometric=True)
 N_IMAGES = 5
@@ -83,7 +83,7 @@ def test_a_batch_is_what_its_entries_say():
         crop = replay(entry.row.view, POLICY, images.image(index), images.label(index))
         assert np.array_equal(batch.image[t].numpy(), crop.image)
         assert np.array_equal(batch.label[t].numpy(), crop.label)
-        assert batch.valid[t].tolist() == [crop.height, crop.width]
+        assert batch.valid_size[t].tolist() == [crop.height, crop.width]
         assert int(batch.codes["logits"][t, 0, 0, 0]) == 10 * entry.row.view_index + index
 
 
@@ -171,9 +171,9 @@ def test_cached_targets_are_decoded_codes():
 def test_online_targets_ask_the_teacher_for_the_crops_of_the_batch():
     (batch,) = take(stored(), 1)
 
-    def teacher(crops, valid, wanted):
-        return {name: crops.float().mean(dim=(1, 2, 3)) + valid[:, 0] for name in wanted}
+    def teacher(crops, valid_size, wanted):
+        return {name: crops.float().mean(dim=(1, 2, 3)) + valid_size[:, 0] for name in wanted}
 
     targets = OnlineTargets(teacher, ("features",))(batch)
     assert list(targets) == ["features"]
-    assert torch.equal(targets["features"], batch.image.float().mean(dim=(1, 2, 3)) + batch.valid[:, 0])
+    assert torch.equal(targets["features"], batch.image.float().mean(dim=(1, 2, 3)) + batch.valid_size[:, 0])

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcache.cache.checkpoints import save_network
 from kdcache.cache.errors import NotFoundError, TeacherError, UsageError, WeightsError
-from kdcache.cache.factory import FactoryTeacher, state_sha256
-from kdcache.cache.networks import NetworkOutput, build_network, network_config
-from kdcache.cache.normalisation import BGR_CAFFE, RGB_IMAGENET
-from kdcache.cache.teacher import Teacher, load_teacher
+from kdcache.cache.networks.checkpoints import save_network
+from kdcache.cache.networks.network import NetworkOutput, build_network, network_config
+from kdcache.cache.networks.normalisation import BGR_CAFFE, RGB_IMAGENET
+from kdcache.cache.teachers.factory import FactoryTeacher, state_sha256
+from kdcache.cache.teachers.teacher import Teacher, load_teacher
 
 CLASSES = 5
 
@@ -72,11 +72,11 @@ def test_the_module_is_frozen_and_in_evaluation_mode(weights: Path) -> None:
 
 
 def test_padding_does_not_depend_on_what_lies_there(weights: Path, crops: tuple[Tensor, Tensor]) -> None:
-    images, valid = crops
+    images, valid_size = crops
     other = images.clone()
     other[1, 40:] = 77
     teacher = load(weights)
-    assert torch.equal(teacher(images, valid)["logits"], teacher(other, valid)["logits"])
+    assert torch.equal(teacher(images, valid_size)["logits"], teacher(other, valid_size)["logits"])
 
 
 def test_precision(weights: Path, crops: tuple[Tensor, Tensor]) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
-from kdcache.cache.localobjects import LocalObjects
-from kdcache.cache.reader import StoreReader
-from kdcache.cache.spec import VIEWS
-from kdcache.cache.store import Store
-from kdcache.cache.storeopening import open_store
-from kdcache.cache.transfer import copy_store
+from kdcache.cache.storage.local import LocalObjects
+from kdcache.cache.store.opening import open_store
+from kdcache.cache.store.reader import StoreReader
+from kdcache.cache.store.spec import VIEWS
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.transfer import copy_store
 
 Makers = dict[str, Callable[..., Any]]
 Run = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache.distill.clock import Clock
-from kdcache.distill.train import update
+from kdcache.distill.training.loop import update
 
 
 class ScaledOptimiser:
@@ -32,7 +32,7 @@ def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tup
     if scaler is not None:
         optimiser = ScaledOptimiser(optimiser, scaler)
     run: Any = SimpleNamespace(
-        distiller=SimpleNamespace(method=SimpleNamespace(rivals={"discriminator"})),
+        distiller=SimpleNamespace(method=SimpleNamespace(adversaries={"discriminator"})),
         accelerator=SimpleNamespace(
             scaler=scaler, backward=lambda loss: (scaler.scale(loss) if scaler else loss).backward()
         ),

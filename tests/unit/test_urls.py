@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcache.cache.urls import redact
+from kdcache.cache.storage.urls import redact
 
 
 def test_user_information_is_cut_out():

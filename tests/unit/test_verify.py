@@ -10,9 +10,9 @@ import numpy as np
 from damaging import KINDS, flipped
 
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError
-from kdcache.cache.ledger import ObjectRecord
-from kdcache.cache.store import Store
-from kdcache.cache.verify import Verification, verify_store
+from kdcache.cache.storage.objects import ObjectRecord
+from kdcache.cache.store.store import Store
+from kdcache.cache.upkeep.verify import Verification, verify_store
 
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "30"))  # 1000 for the measurement; a test sees no variable
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.views import RECIPES, VIEW_RECIPES, View, ViewPolicy, crop_label, draw_view, view_policy
+from kdcache.cache.views.view import (
+    DATASET_POLICIES,
+    POLICIES,
+    View,
+    ViewPolicy,
+    crop_label,
+    draw_view,
+    view_policy,
+)
 
 POLICY = ViewPolicy(crop_height_px=24, crop_width_px=40, photometric=True)
 
@@ -75,7 +83,7 @@ def test_rows_never_change() -> None:
     policy = replace(POLICY, cat_max_ratio=0.4)
     drawn = [draw_view(policy, 7, "aachen/aachen_000001", k, (60, 90), label).to_row() for k in range(3)]
     drawn.append(draw_view(POLICY, 2**40, "Zürich", 5, (11, 300), None).to_row())
-    drawn.append(draw_view(VIEW_RECIPES["ade20k"], 0, "ADE_train_00000001", 0, (512, 683), None).to_row())
+    drawn.append(draw_view(DATASET_POLICIES["ade20k"], 0, "ADE_train_00000001", 0, (512, 683), None).to_row())
     assert drawn == GOLDEN
 
 
@@ -222,7 +230,7 @@ def test_a_view_outside_every_policy_is_refused(field: str, value: int) -> None:
 
 
 def test_recipes_by_dataset_name() -> None:
-    assert view_policy("cityscapes") == VIEW_RECIPES["cityscapes"]
+    assert view_policy("cityscapes") == DATASET_POLICIES["cityscapes"]
     small = view_policy("streets:64x128:200:3")
     assert (small.crop_height_px, small.crop_width_px) == (64, 128)
     assert view_policy("streets:64x128", crop_height_px=32, crop_width_px=None).crop_height_px == 32
@@ -230,8 +238,8 @@ def test_recipes_by_dataset_name() -> None:
     assert (skd.crop_width_px, skd.scale_max, skd.photometric, skd.flip_probability) == (512, 2.1, False, 0.0)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dataset", VIEW_RECIPES)
+@pytest.mark.parametrize("recipe", POLICIES)
+@pytest.mark.parametrize("dataset", DATASET_POLICIES)
 def test_every_recipe_fits_every_dataset(recipe: str, dataset: str) -> None:
     draw_view(view_policy(dataset, recipe), 0, "a", 0, (400, 600), None)
 

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cache import weights
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.weights import PUBLIC_WEIGHTS, PublicWeights, digest_in_name, fetch, resolve_weights
+from kdcache.cache.teachers import weights
+from kdcache.cache.teachers.weights import (
+    PUBLIC_WEIGHTS,
+    PublicWeights,
+    digest_in_name,
+    fetch,
+    resolve_weights,
+)
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

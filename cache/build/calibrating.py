@@ -1,0 +1,144 @@
+"""Calibrating: what a store's first builder measures before the first unit, for everybody to adopt.
+
+A few crops of the store's own views go through the teacher. Codecs are fitted to most of them and judged on the rest,
+so that the fidelity on record is not that of the crops that a basis was made for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.codecs.choose import CalibrationSample, measure
+from kdcache.cache.codecs.registry import resolve_codec
+from kdcache.cache.build.entries import (
+    CutEntry,
+    entry_weights,
+    input_rows,
+    require_finite,
+    run_teacher,
+    valid_sizes,
+)
+from kdcache.cache.progress import Progress, silent
+from kdcache.cache.teachers.sanity import check_teacher, require_sane
+from kdcache.cache.codecs.shards import ArrayLayout
+from kdcache.cache.store.spec import StoreSpec
+from kdcache.cache.teachers.teacher import Teacher
+
+CALIBRATION_ENTRIES = 24  # seeded-random images; of a smaller dataset several views of each
+JUDGED_ENTRIES = 8  # the last of them: codecs are judged on these and fitted to the others
+CANARY_ENTRIES = 4
+
+
+def calibration_places(spec: StoreSpec) -> list[tuple[int, int]]:
+    """(pass, position) of the views that a calibration looks at: the first of the store, wanted or not."""
+    return [divmod(number, spec.dataset.images) for number in range(CALIBRATION_ENTRIES)]
+
+
+def calibrate(
+    spec: StoreSpec,
+    teacher: Teacher,
+    image_ids: Sequence[str],
+    entries: Iterable[CutEntry],  # at calibration_places
+    *,
+    batch_size: int,
+    force: bool,
+    progress: Progress,
+    report: Callable[[str], None],
+) -> Calibration:
+    """Check the teacher on some entries and fit the codecs to its outputs for them.
+
+    Raises:
+        TeacherError: its outputs are not finite, look like chance or like misaligned (unless `force`), or no codec
+            keeps what was asked of `auto`.
+    """
+    cut = list(entries)
+    names = tuple(dict.fromkeys(("logits", *spec.targets)))
+    outputs = run_sample(teacher, cut, image_ids, names, batch_size=batch_size, progress=progress)
+    labels = torch.from_numpy(np.stack([entry.crop.label for entry in cut]))
+    check = check_teacher(torch.cat(outputs["logits"]), labels, valid_sizes(cut))
+    report(check.text)
+    if not force:
+        require_sane(check)
+    judged = max(1, min(JUDGED_ENTRIES, len(cut) // 2))
+    samples = make_samples(spec, teacher, cut, outputs, image_ids, judged=judged, batch_size=batch_size)
+    codecs = {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
+    calibration = Calibration(
+        spec_key=spec.key,
+        codecs=codecs,
+        canaries=tuple(
+            tuple(int(word) for word in entry.row)
+            for entry, place in zip(cut[:CANARY_ENTRIES], calibration_places(spec), strict=False)
+            if place[0] == 0
+        ),
+        teacher_check=check.to_dict(),
+        input_bytes=_input_bytes(spec, cut),
+        fidelity={name: measure(codecs[name], sample) for name, sample in samples.items()},
+    )
+    for name in codecs:
+        report(f"{name}: {calibration.describe(name)}")
+    return calibration
+
+
+def _input_bytes(spec: StoreSpec, entries: Sequence[CutEntry]) -> dict[str, int]:
+    """Bytes of an entry in every array of inputs, as a shard of these entries has it."""
+    n = len(entries)
+    rows = input_rows(spec, [entry.inputs for entry in entries])
+    return {
+        name: ceil(len(ArrayLayout.of_packing(name, packing, rows=n).encode(rows[name])) / n)
+        for name, packing in spec.input_packings.items()
+    }
+
+
+def run_sample(
+    teacher: Teacher,
+    entries: Sequence[CutEntry],
+    image_ids: Sequence[str],
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, list[Tensor]]:
+    """The teacher's targets for some entries, by name one (1, C, h, w) float32 an entry, on the CPU."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    for start in range(0, len(entries), batch_size):
+        batch = entries[start : start + batch_size]
+        for name, target in run_teacher(teacher, batch, batch_size, tuple(names)).items():
+            require_finite(target, batch, image_ids, name)
+            outputs[name] += [row[None] for row in target.cpu()]
+        progress(start + len(batch), len(entries), "calibration")
+    return outputs
+
+
+def make_samples(
+    spec: StoreSpec,
+    teacher: Teacher,
+    entries: Sequence[CutEntry],
+    outputs: Mapping[str, Sequence[Tensor]],  # of run_sample
+    image_ids: Sequence[str],
+    *,
+    judged: int,
+    batch_size: int,
+) -> dict[str, CalibrationSample]:
+    """A sample of every target of the spec, its last `judged` entries for judging."""
+    held_out = entries[-judged:]
+    exact: Mapping[str, Sequence[Tensor]] = {name: outputs[name][-judged:] for name in spec.targets}
+    if teacher.precision != "float32":
+        names = tuple(spec.targets)
+        exact = run_sample(
+            teacher.in_float32(), held_out, image_ids, names, batch_size=batch_size, progress=silent
+        )
+    return {
+        name: CalibrationSample(
+            target=name,
+            fitted=outputs[name][: len(entries) - judged] or outputs[name],
+            judged=outputs[name][-judged:],
+            exact=exact[name],
+            weights=[entry_weights([entry], spec.targets[name].shape[1:]) for entry in held_out],
+            classifier=teacher.classifier,
+        )
+        for name in spec.targets
+    }

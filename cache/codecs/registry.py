@@ -1,0 +1,91 @@
+"""The codecs by name.
+
+    fp16                   half precision
+    uniform[:STEP]         one step for all values
+    delta[:STEP]           the same, then differences of neighbours before the lossless stage
+    pca:K[:STEP]           K principal components of the channels, one step
+    dct[:STEP[:K]]         principal components, an 8x8 DCT, one step
+    dct-range[:STEP[:K]]   the same behind a range coder: smaller, and opaque to other readers
+    auto:MAX_KL[:METHODS]  the smallest that keeps a promise and that every reader can open, see choose.py
+
+A request goes into a store's key. Encoding and decoding are torch on whichever device the data is; what is stored are
+plain numbers under standard Zarr codecs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kdcache.cache.codecs.choose import AUTO, CalibrationSample, Promise, choose_codec
+from kdcache.cache.codecs.codec import FAULTS, Codec
+from kdcache.cache.codecs.range_coder import RangeDct
+from kdcache.cache.codecs.scalar import Delta, Fp16, Uniform
+from kdcache.cache.codecs.transform import Dct, Pca
+from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.storage.documents import MALFORMED
+
+__all__ = [
+    "CODECS",
+    "FAULTS",
+    "Codec",
+    "canonical_request",
+    "codec_from_dict",
+    "fit_codec",
+    "resolve_codec",
+]
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Fp16, Uniform, Delta, Pca, Dct, RangeDct)}
+
+
+def canonical_request(request: str, channels: int | None = None) -> str:
+    """`request` in the one form that goes into a store's key.
+
+    Raises:
+        UsageError: it is unknown or malformed, or asks for more components than a target has `channels`.
+    """
+    if request.partition(":")[0] == AUTO:
+        return str(Promise.parse(request.partition(":")[2]))
+    name, argument = _split(request)
+    argument = CODECS[name].check(argument, channels)
+    return name if argument is None else f"{name}:{argument}"
+
+
+def fit_codec(
+    request: str,
+    sample: Sequence[Tensor],  # each (N, C, h, w) float32
+) -> Codec:
+    """The codec that `request` names, fitted to a sample of the teacher's outputs; not for `auto`."""
+    name, argument = _split(canonical_request(request))
+    return CODECS[name].fit(argument, sample)
+
+
+def resolve_codec(request: str, sample: CalibrationSample) -> Codec:
+    """The codec that a request comes to, `auto` included, on a sample of the teacher's outputs.
+
+    Raises:
+        TeacherError: no codec keeps what `auto` promises.
+    """
+    name, _, argument = request.partition(":")
+    if name == AUTO:
+        return choose_codec(Promise.parse(argument), sample)
+    return fit_codec(request, sample.fitted)
+
+
+def codec_from_dict(fields: dict[str, Any]) -> Codec:
+    """The codec that a store's calibration describes. Raises StoreDamagedError for one that cannot be."""
+    try:
+        return CODECS[fields["name"]].from_dict(fields)
+    except MALFORMED as error:
+        known = ", ".join(CODECS)
+        raise StoreDamagedError(
+            f"the calibration names a codec that cannot be used: {repr(error)[:200]} (known: {known})",
+            hint="the store may need a newer kdcache",
+        ) from None
+
+
+def _split(request: str) -> tuple[str, str | None]:
+    name, colon, argument = request.partition(":")
+    if name not in CODECS:
+        raise UsageError(f"unknown codec {name!r}", hint=f"one of: {', '.join([AUTO, *CODECS])}")
+    return name, argument if colon else None

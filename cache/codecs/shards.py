@@ -1,0 +1,217 @@
+"""Shards: the Zarr v3 arrays of a pass, one entry an inner chunk, one unit a shard.
+
+They hold standard codecs only: bytes, blosc (zstd behind a byte or bit shuffle), crc32c, sharding_indexed. zarr-python encodes,
+into memory, because a shard must be whole, hashed and created once; its own stores neither sync nor refuse to
+overwrite. Decoding is done here, by what the standard says of those codecs: zarr-python takes a missing inner chunk for
+zeros, and lets a blosc header say how much memory to take.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs import blosc
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from kdcache.cache.codecs.codec import Packing, Shuffle
+from kdcache.cache.errors import StoreDamagedError
+
+# blosc's own threads, by default on in a process's main thread, would fight with the readers' over cores, and are
+# not there after a fork. zarr turns them off when it is imported; it is said here, because the reader counts on it.
+blosc.use_threads = False
+
+EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
+
+# zstd sets up 160 kB of state for every block. Blosc's own choice, 32 kB at this level, spends half the time of unpacking
+# on that; 256 kB stay in a core's cache, and take the same room within half a percent.
+_BLOCK_BYTES = 2**18
+
+# Fields of a zarr.json that may be left out where they say nothing.
+_OPTIONAL = ("attributes", "storage_transformers", "consolidated_metadata")
+
+_BLOSC_HEADER_BYTES = 16
+_CHECKSUM_BYTES = 4
+_CHECKSUM_RESIDUE = 0x48674BC7  # of any bytes with their CRC-32C behind them: checked without cutting it off
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayLayout:
+    """Shape and type of one array of a pass."""
+
+    name: str
+    rows: int  # entries a pass
+    row_shape: tuple[int, ...]  # of one entry
+    dtype: str
+    unit_entries: int
+    dimensions: tuple[str, ...]  # a name for each axis, the first is "entry"
+    shuffle: Shuffle = "shuffle"  # blosc's filter before zstd
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_packing(
+        cls,
+        name: str,
+        packing: Packing,
+        *,
+        rows: int,
+        unit_entries: int | None = None,  # as many as there are rows
+        attributes: Mapping[str, Any] | None = None,
+    ) -> "ArrayLayout":
+        """The array that a codec's rows are stored in."""
+        return cls(
+            name=name,
+            rows=rows,
+            row_shape=packing.shape,
+            dtype=packing.dtype,
+            unit_entries=unit_entries or rows,
+            dimensions=("entry", *(f"{name}_{axis}" for axis in packing.axes)),  # xarray: one size for a name
+            shuffle=packing.shuffle,
+            attributes=attributes or {},
+        )
+
+    def shard_path(self, unit: int) -> str:
+        """Path of the shard under the array: Zarr's default chunk keys."""
+        return "/".join(["c", str(unit), *("0" for _ in self.row_shape)])
+
+    def metadata(self) -> bytes:
+        """The array's zarr.json."""
+        return _files_of(self, rows=self.rows)["zarr.json"]
+
+    def encode(
+        self,
+        rows: np.ndarray,  # (n, *row_shape) of dtype, n <= unit_entries
+    ) -> bytes:
+        """The shard that holds `rows`, the same bytes at whichever position it stands."""
+        assert (
+            rows.dtype == self.dtype
+            and rows.shape[1:] == self.row_shape
+            and 0 < len(rows) <= self.unit_entries
+        )
+        return _files_of(self, rows=len(rows), values=rows)[self.shard_path(0)]
+
+    def decode(self, shard: bytes, n: int) -> np.ndarray:
+        """The first `n` rows of a shard, every one checked and decoded. Raises StoreDamagedError."""
+        where = f"array {self.name}"
+        index = self.read_index(shard[-self.index_bytes :], len(shard), where)
+        rows = self.empty_rows(n)
+        for row, (offset, size) in enumerate(index[:n].tolist()):
+            self.unpack(shard[offset : offset + size], rows[row], f"{where}, row {row}")
+        return rows
+
+    def empty_rows(self, n: int) -> np.ndarray:
+        """Room for `n` rows, (n, *row_shape) of dtype."""
+        return np.empty((n, *self.row_shape), dtype=self.dtype)
+
+    @property
+    def index_bytes(self) -> int:
+        """The index at the end of a shard: an offset and a size for each row, and a checksum."""
+        return 16 * self.unit_entries + _CHECKSUM_BYTES
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """No shard is larger: rows that do not compress stand as they are, with what their codecs put around them."""
+        return self.unit_entries * (self.row_bytes + 2 * _BLOSC_HEADER_BYTES) + self.index_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row, unpacked."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+    def read_index(self, tail: bytes, shard_bytes: int, where: str) -> np.ndarray:
+        """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, from the last `index_bytes` bytes of it.
+
+        Raises:
+            StoreDamagedError: naming `where`, for an index that is cut off, damaged, or points outside the shard or
+                to one place twice.
+        """
+        if len(tail) != self.index_bytes or not _sum_fits(tail):
+            raise StoreDamagedError(f"{where}: the shard's index is damaged or cut off")
+        index = np.frombuffer(tail, dtype="<u8", count=2 * self.unit_entries).reshape(-1, 2)
+        written = index[index[:, 0] != EMPTY]
+        offsets, sizes = written[written[:, 0].argsort()].T
+        last_starts = shard_bytes - np.minimum(sizes, shard_bytes)
+        if ((sizes < _CHECKSUM_BYTES) | (sizes > shard_bytes) | (offsets > last_starts)).any():
+            raise StoreDamagedError(f"{where}: the shard's index points outside the shard")
+        if (offsets[:-1] + sizes[:-1] > offsets[1:]).any():
+            raise StoreDamagedError(f"{where}: the shard's index has rows that overlap")
+        return index
+
+    def unpack(
+        self,
+        packed: bytes,
+        row: np.ndarray,  # row_shape of dtype, contiguous: where it is unpacked to, outside the GIL
+        where: str,
+    ) -> None:
+        """One row from its inner chunk. Raises StoreDamagedError, naming `where`."""
+        if len(packed) < _BLOSC_HEADER_BYTES + _CHECKSUM_BYTES or not _sum_fits(packed):
+            raise StoreDamagedError(f"{where} is missing or does not match its checksum")
+        # The header of a blosc buffer says how much it unpacks to, and from how much; blosc takes its word for both.
+        unpacked_bytes, _, packed_bytes = struct.unpack_from("<3I", packed, 4)
+        if (unpacked_bytes, packed_bytes) != (self.row_bytes, len(packed) - _CHECKSUM_BYTES):
+            raise StoreDamagedError(f"{where} does not unpack to {self.row_bytes} bytes")
+        try:
+            blosc.decompress(packed, row)  # stops before the checksum; cutting that off would be a copy
+        except RuntimeError as error:
+            raise StoreDamagedError(f"{where} cannot be unpacked: {error}") from None
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr.json of a Zarr v3 group."""
+    return json.dumps(
+        {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, indent=2, sort_keys=True
+    ).encode()
+
+
+def same_metadata(mine: bytes, theirs: bytes) -> bool:
+    """Whether two zarr.json texts mean the same: key order and optional fields differ between writers."""
+
+    def meaning(text: bytes) -> Any:
+        document = json.loads(text)
+        absent = [key for key in _OPTIONAL if document.get(key) in ([], {}, None)]
+        return {key: value for key, value in document.items() if key not in absent}
+
+    try:
+        return bool(meaning(mine) == meaning(theirs))
+    except (ValueError, AttributeError, RecursionError):  # not JSON, or no object
+        return False
+
+
+def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = None) -> dict[str, bytes]:
+    store = MemoryStore()
+    array = zarr.create_array(
+        store=store,
+        shape=(rows, *layout.row_shape),
+        chunks=(1, *layout.row_shape),
+        shards=(layout.unit_entries, *layout.row_shape),
+        dtype=layout.dtype,
+        fill_value=0,
+        filters=None,
+        compressors=[
+            BloscCodec(
+                typesize=np.dtype(layout.dtype).itemsize,
+                cname="zstd",
+                clevel=1,
+                shuffle=layout.shuffle,
+                blocksize=_BLOCK_BYTES,
+            ),
+            Crc32cCodec(),
+        ],
+        dimension_names=layout.dimensions,
+        attributes=dict(layout.attributes),
+        config={"write_empty_chunks": True},  # a row of zeros is a value, not an absence
+    )
+    if values is not None:
+        array[:] = values
+    return {path: buffer.to_bytes() for path, buffer in store._store_dict.items()}
+
+
+def _sum_fits(data: bytes) -> bool:
+    """Whether the crc32c codec's checksum, the last four bytes, is that of the rest."""
+    return bool(google_crc32c.value(data) == _CHECKSUM_RESIDUE)

@@ -1,0 +1,110 @@
+"""S3 objects: conditional puts create an object once, one request deletes a thousand, and uploads may lie unfinished."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import fsspec
+
+from kdcache.cache.storage.objects import Upload, reading
+from kdcache.cache.storage.remote import RemoteObjects, seconds, was_refused
+
+_MAX_PUT_BYTES = 5 * 2**30
+_DELETED_AT_ONCE = 1000  # as many as S3 takes in a request
+
+
+class S3Objects(RemoteObjects):
+    """Objects of a bucket of S3 or of a server that speaks like it.
+
+    `creates_once` is taken for granted until a probe says otherwise (probe.py).
+    """
+
+    # Never in parts: of four multipart uploads completed at once, all `If-None-Match`, SeaweedFS let up to four win.
+    _put_options = MappingProxyType({"chunksize": _MAX_PUT_BYTES})
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, _client_options())
+        self.fs.retries = 1  # see retries.py
+        self.creates_once = True
+        self._bucket, key, _ = self.fs.split_path(self.prefix)
+        self._under = f"{key}/" if key else ""  # what every key begins with
+
+    def replace(self, path: str, data: bytes) -> None:
+        with self._changing("write", path):
+            stands = self._ask(lambda: self._info(path)) or {}
+            match = {"IfMatch": stands["ETag"]} if "ETag" in stands else {}
+            try:
+                self._ask(lambda: self.fs.pipe_file(self._full(path), data, **self._put_options, **match))
+            except Exception as error:
+                # A retry after a lost reply meets its own object.
+                if not (was_refused(error) and self._holds(path, data)):
+                    raise
+
+    def remove_many(self, paths: Sequence[str]) -> None:
+        for start in range(0, len(paths), _DELETED_AT_ONCE):
+            keys = [{"Key": f"{self._under}{path}"} for path in paths[start : start + _DELETED_AT_ONCE]]
+            with self._changing("remove objects of"):
+                self._ask(partial(self._delete, keys))
+
+    def _delete(self, keys: Sequence[Mapping[str, str]]) -> None:
+        """One request, whose answer lists what it refused; s3fs itself passes over that."""
+        request = {"Objects": keys, "Quiet": True}
+        answer = self.fs.call_s3("delete_objects", Bucket=self._bucket, Delete=request)
+        for refused in answer.get("Errors", [])[:1]:
+            raise _RefusedKey(refused)
+
+    def remove_all(self) -> None:
+        self.remove_many([each.path for each in self.walk("")])
+
+    def remove_leftovers(self) -> None:
+        """Nothing to do: an object appears whole or not at all. Unfinished uploads are `uploads`."""
+
+    def uploads(self) -> list[Upload]:
+        with reading(self.url, ""):
+            return [
+                Upload(each["Key"][len(self._under) :], each["UploadId"], size, seconds(each["Initiated"]))
+                for each in self._listed_uploads()
+                if (size := self._arrived_bytes(each["Key"], each["UploadId"])) is not None
+            ]
+
+    def _listed_uploads(self) -> Iterator[Mapping[str, Any]]:
+        marker: dict[str, str] = {}
+        while True:
+            page = self._call("list_multipart_uploads", Prefix=self._under, **marker)
+            yield from page.get("Uploads", [])
+            if not page.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def _arrived_bytes(self, key: str, upload: str) -> int | None:
+        """Bytes of an upload's parts, of the first thousand of them; None where it is gone meanwhile."""
+        try:
+            parts = self._call("list_parts", Key=key, UploadId=upload).get("Parts", [])
+        except FileNotFoundError:
+            return None
+        return sum(int(part["Size"]) for part in parts)
+
+    def abort(self, upload: Upload) -> None:
+        with suppress(FileNotFoundError), reading(self.url, upload.path):
+            self._call("abort_multipart_upload", Key=f"{self._under}{upload.path}", UploadId=upload.id)
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """A request that fsspec has no words for, of the bucket."""
+        return self._ask(lambda: self.fs.call_s3(method, Bucket=self._bucket, **arguments))
+
+
+class _RefusedKey(Exception):
+    """One object of many that a request did not delete; `response` as botocore's errors have it."""
+
+    def __init__(self, refused: Mapping[str, str]) -> None:
+        super().__init__(f"{refused['Key']}: {refused.get('Code')}")
+        self.response = {"Error": {"Code": refused.get("Code", "")}}
+
+
+def _client_options() -> dict[str, Any]:
+    """Options of s3fs: no listing is kept, and nobody but retries.py asks again."""
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # FSSPEC_S3_CONFIG_KWARGS
+    retries = {"total_max_attempts": 1, "mode": "standard"}
+    return {"use_listings_cache": False, "config_kwargs": {**own, "retries": retries}}

@@ -1,0 +1,95 @@
+"""The calibration: what a store's request left open, measured once and adopted by every builder.
+
+It holds the fitted codecs and what they lose, the teacher's check against the labels, and a few canary crops, whose
+digests tell a joining builder at once that its image libraries disagree with those the store was begun with.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kdcache.cache.codecs.registry import Codec, codec_from_dict
+from kdcache.cache.errors import StoreDamagedError
+from kdcache.cache.storage.documents import MALFORMED, parse_json, require_same_text
+from kdcache.cache.storage.objects import sha256
+from kdcache.cache.store.spec import canonical_json, short
+
+_TOLD = ("step", "components")  # of a codec's summary
+_MEASURED = {
+    "bytes_per_value": "{:.3f} bytes a value",
+    "kl": "KL {:.1e}",
+    "agreement": "same class in {:.2%}",
+    "relative_error": "relative error {:.1e}",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Immutable; its digest stands in every array's metadata and every commit."""
+
+    spec_key: str
+    codecs: Mapping[str, Codec]  # by target
+    canaries: tuple[tuple[int, ...], ...]  # entry rows (replay.entry_row) of the first entries of pass 0
+    teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
+    input_bytes: Mapping[str, int]  # by array of inputs: what an entry takes in the store
+    # By target: what its codec lost on crops held out, see fidelity.py.
+    fidelity: Mapping[str, Mapping[str, Any]]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the stored bytes."""
+        return sha256(self.to_bytes())
+
+    def describe(self, target: str) -> str:
+        """One line: the codec of a target and what it lost on the crops that it was judged on."""
+        codec = ", ".join(
+            f"{name} {value:g}" for name, value in self.codecs[target].summary().items() if name in _TOLD
+        )
+        lost = self.fidelity.get(target, {})
+        measured = [text.format(lost[name]) for name, text in _MEASURED.items() if lost.get(name) is not None]
+        return f"{self.codecs[target].name} {codec}".strip() + "".join(f", {text}" for text in measured)
+
+    def to_bytes(self) -> bytes:
+        """The stored document, canonical JSON."""
+        return canonical_json(
+            {
+                "spec": self.spec_key,
+                "codecs": {target: codec.to_dict() for target, codec in self.codecs.items()},
+                "canaries": [list(row) for row in self.canaries],
+                "teacher_check": dict(self.teacher_check),
+                "input_bytes": dict(self.input_bytes),
+                "fidelity": {target: dict(lost) for target, lost in self.fidelity.items()},
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Calibration":
+        """Raises StoreDamagedError for bytes that are no calibration."""
+        fields = parse_json(data, "the store's calibration", dict)
+        try:
+            calibration = cls(
+                spec_key=str(fields["spec"]),
+                codecs={str(target): codec_from_dict(codec) for target, codec in fields["codecs"].items()},
+                canaries=tuple(tuple(int(word) for word in row) for row in fields["canaries"]),
+                teacher_check=dict(fields["teacher_check"]),
+                input_bytes={str(array): int(size) for array, size in fields["input_bytes"].items()},
+                fidelity={str(target): dict(lost) for target, lost in fields["fidelity"].items()},
+            )
+            calibration._check()
+            require_same_text(calibration.to_bytes(), data)
+        except MALFORMED as error:
+            raise StoreDamagedError(f"the store's calibration cannot be read: {short(error)}") from None
+        return calibration
+
+    def _check(self) -> None:
+        """Raises ValueError for numbers that no calibration has."""
+        if not all(-(2**31) <= word < 2**31 for row in self.canaries for word in row):
+            raise ValueError("a canary that is no row of views")
+        if not all(0 <= size < 2**40 for size in self.input_bytes.values()):
+            raise ValueError("sizes of inputs that cannot be")
+        for lost in self.fidelity.values():
+            for value in (lost.get(name) for name in _MEASURED):
+                if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+                    raise ValueError(f"a fidelity of {str(value)[:20]!r}")

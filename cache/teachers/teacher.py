@@ -1,0 +1,252 @@
+"""The teacher: a fixed network that turns uint8 crops into named targets.
+
+A teacher is one of the networks by name with a checkpoint, or whatever a factory `package.module:function`
+returns. `Teacher.identity` is all that determines its outputs, so that a store can be told from that of
+another teacher. A factory's contract stands in factory.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcache.cache.errors import TeacherError, UsageError
+from kdcache.cache.networks.checkpoints import load_checkpoint
+from kdcache.cache.networks.network import NETWORKS, STRIDE_PX, NetworkOutput, SegmentationNetwork
+from kdcache.cache.networks.normalisation import Normalisation
+from kdcache.cache.progress import Progress, silent
+from kdcache.cache.teachers.factory import (
+    FactoryTeacher,
+    call_factory,
+    probe_channels,
+    run_module,
+    state_sha256,
+)
+from kdcache.cache.teachers.weights import resolve_weights
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teacher:
+    """A module in evaluation mode on one device, and what is known about it.
+
+    classes counts the dataset's classes, to which class_map (None: as they are) maps the teacher's.
+    weights_sha256 is that of the checkpoint file, or of a factory's state dict.
+    """
+
+    name: str
+    module: nn.Module
+    normalisation: Normalisation
+    classes: int
+    channels: dict[str, int]  # target -> channels, in the order of maps.TARGETS
+    weights_sha256: str
+    precision: str
+    device: torch.device
+    source: str  # the checkpoint's layout, or the factory
+    stride: int = STRIDE_PX
+    version: str = ""
+    taps: Mapping[str, str] = field(default_factory=dict)
+    class_map: tuple[int, ...] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the outputs, as JSON values; no path and no URL, the digest stands for them."""
+        network = self.module.config.to_dict() if isinstance(self.module, SegmentationNetwork) else None
+        return {
+            "name": self.name,
+            "source": self.source,
+            "version": self.version,
+            "weights_sha256": self.weights_sha256,
+            "network": network,
+            "taps": dict(self.taps),
+            "class_map": None if self.class_map is None else list(self.class_map),
+            "normalisation": self.normalisation.to_dict(),
+            "stride_px": self.stride,
+            "precision": self.precision,
+        }
+
+    def __call__(
+        self,
+        crops: Tensor,  # (N, H, W, 3) uint8 RGB on the teacher's device
+        valid_size: Tensor | None = None,  # (N, 2) integer height and width of the part that is not padding
+        targets: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """The targets (N, C, h, w), float32 and contiguous: all that the teacher has, or those named.
+
+        Naming them saves the auxiliary head's work and the copies. "float32" leaves TF32 as torch is set.
+
+        Raises:
+            UsageError: a named target is not one of `channels`.
+            TeacherError: a target has another shape than the teacher declared.
+        """
+        wanted = tuple(self.channels) if targets is None else tuple(dict.fromkeys(targets))
+        if missing := [name for name in wanted if name not in self.channels]:
+            raise UsageError(
+                f"teacher {self.name} gives no {', '.join(missing)}; it gives {', '.join(self.channels)}"
+            )
+        dtype = PRECISIONS[self.precision]
+        autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            images = self.normalisation(crops, valid_size).contiguous(memory_format=torch.channels_last)
+            found = self._run(images, wanted)
+        # Copied outside inference mode, whose own tensors cannot take part in a student's backward pass.
+        return {name: self._as_target(name, found[name], crops) for name in wanted}
+
+    @property
+    def classifier(self) -> Callable[[Tensor], Tensor] | None:
+        """From (N, D, h, w) features, decoded ones too, to (N, C, h, w) logits, both float32 on any device.
+
+        None for a factory's module, which does not say what turns its features into logits.
+        """
+        if not isinstance(self.module, SegmentationNetwork):
+            return None
+        weight, bias = self.module.classifier.weight, self.module.classifier.bias
+        assert bias is not None
+
+        def classify(features: Tensor) -> Tensor:
+            return F.conv2d(features, weight.to(features.device).float(), bias.to(features.device).float())
+
+        return classify
+
+    def in_float32(self) -> "Teacher":
+        """The same weights in full precision."""
+        return replace(self, precision="float32")
+
+    def target_shape(self, target: str, crop_size_px: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of a target for crops of that height and width; a factory's module is run once to see."""
+        if target not in self.channels:
+            raise UsageError(f"teacher {self.name} gives no {target}; it gives {', '.join(self.channels)}")
+        if isinstance(self.module, SegmentationNetwork):
+            return self.channels[target], *self.module.config.map_size(*crop_size_px)
+        crop = torch.zeros((1, *crop_size_px, 3), dtype=torch.uint8, device=self.device)
+        channels, height, width = self(crop, targets=(target,))[target].shape[1:]
+        return channels, height, width
+
+    def _run(self, images: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+        if isinstance(self.module, SegmentationNetwork):
+            output: NetworkOutput = self.module(images, with_aux="aux" in wanted)
+            return {name: value for name, value in output._asdict().items() if value is not None}
+        return run_module(self.module, self.taps, images)
+
+    def _as_target(self, name: str, found: Tensor, crops: Tensor) -> Tensor:
+        if name in ("logits", "aux") and self.class_map is not None:
+            found = found[:, list(self.class_map)]
+        cells = [-(-side // self.stride) for side in crops.shape[1:3]]
+        close = all(abs(side - cell) <= 1 for side, cell in zip(found.shape[2:], cells, strict=True))
+        if found.shape[0] != crops.shape[0] or found.shape[1] != self.channels[name] or not close:
+            raise TeacherError(
+                f"teacher {self.name} gave {name} of shape {tuple(found.shape)} for crops of "
+                f"{tuple(crops.shape)}; expected about ({crops.shape[0]}, {self.channels[name]}, {cells[0]}, "
+                f"{cells[1]}) at stride {self.stride}"
+            )
+        return found.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def load_teacher(
+    name: str,
+    *,
+    weights: str | Path | None = "auto",
+    dataset_name: str,
+    classes: int,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    progress: Progress = silent,
+) -> Teacher:
+    """A teacher by name, ready to be called.
+
+    Args:
+        name: a key of NETWORKS, or a factory as `package.module:function`.
+        weights: "auto", a path or a URL; a factory brings its own, so there it must be None or "auto".
+        dataset_name: what "auto" looks up, as in "cityscapes".
+        classes: how many classes the dataset has; the teacher must have as many, or a class map to as many.
+        precision: of the arithmetic, by autocast: a key of PRECISIONS.
+
+    Raises:
+        UsageError: an unknown name or precision, or a factory that cannot be found.
+        NotFoundError: the weights are not there.
+        WeightsError: they do not fit.
+        TeacherError: the classes do not match, or a factory failed.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    device = torch.device(device)
+    if ":" in name:
+        if weights not in (None, "auto"):
+            raise UsageError(f"--weights does not go with the factory {name}: it loads its own")
+        return _from_factory(name, classes, device, precision)
+    if name not in NETWORKS:
+        raise UsageError(
+            f"unknown teacher {name!r}; known: {', '.join(NETWORKS)}, or a factory package.module:function"
+        )
+    if weights is None:
+        raise UsageError(f"teacher {name} needs weights", hint="--weights auto, a file, or a URL")
+    path = resolve_weights(weights, network=name, dataset_name=dataset_name, progress=progress)
+    checkpoint = load_checkpoint(path)
+    if checkpoint.config.name != name:
+        raise UsageError(
+            f"{path} holds a {checkpoint.config.name}, the teacher is to be {name}",
+            hint=f"--teacher {checkpoint.config.name}",
+        )
+    _check_classes(name, checkpoint.config.classes, classes, dataset_name)
+    return Teacher(
+        name=name,
+        module=_prepare(checkpoint.network(), device),
+        normalisation=checkpoint.normalisation,
+        classes=classes,
+        channels=checkpoint.config.channels,
+        weights_sha256=checkpoint.sha256,
+        precision=precision,
+        device=device,
+        source=checkpoint.layout,
+    )
+
+
+def _from_factory(name: str, classes: int, device: torch.device, precision: str) -> Teacher:
+    given: FactoryTeacher = call_factory(name)
+    class_map = None if given.class_map is None else tuple(int(index) for index in given.class_map)
+    sha256 = state_sha256(given.module)
+    module = _prepare(given.module, device)
+    channels = probe_channels(name, given, device)
+    if class_map is not None:
+        if not class_map or min(class_map) < 0 or max(class_map) >= channels["logits"]:
+            raise TeacherError(
+                f"factory {name}: class_map must name classes from 0 to {channels['logits'] - 1}, not {class_map}"
+            )
+        channels |= {target: len(class_map) for target in ("logits", "aux") if target in channels}
+    _check_classes(name, channels["logits"], classes, "the dataset")
+    return Teacher(
+        name=name,
+        module=module,
+        normalisation=given.normalisation,
+        classes=classes,
+        channels=channels,
+        weights_sha256=sha256,
+        precision=precision,
+        device=device,
+        source=f"factory {name}",
+        stride=given.stride_px,
+        version=given.version,
+        taps=dict(given.taps),
+        class_map=class_map,
+    )
+
+
+def _prepare(module: nn.Module, device: torch.device) -> nn.Module:
+    # Channels-last weights: torch's convolutions on GPUs with tensor cores and on CPUs are faster with them.
+    return module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _check_classes(name: str, found: int, classes: int, dataset_name: str) -> None:
+    if found != classes:
+        raise TeacherError(
+            f"teacher {name} has {found} classes, {dataset_name} has {classes}",
+            hint="weights trained on this dataset, or a factory with a class_map",
+        )

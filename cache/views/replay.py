@@ -1,0 +1,170 @@
+"""Replay: from a view to the pixels that the teacher saw, and the proof that they are the same pixels.
+
+A store keeps one int32 row a view: which image, the view's parameters, and a digest of the crop that the
+teacher was given. Replay is integer arithmetic, so equal decoded images give equal crops; decoders do differ
+between library versions, and the digest of the replayed crop tells.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
+from kdcache.cache.images.classes import IGNORE
+from kdcache.cache.views.pixels import THUMBNAIL_SIDE, distort_colours, resize_image, thumbnail
+from kdcache.cache.views.view import View, ViewPolicy, crop_label
+
+_DIGEST_BYTES = 16
+_THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
+_DIGEST_WORDS = (2 * _DIGEST_BYTES + _THUMBNAIL_BYTES) // 4
+# Mean difference of thumbnails: decoders and resizers stay below 1, other images lie far above.
+_NEAR_LEVELS = 3
+
+ENTRY_COLUMNS: tuple[str, ...] = (
+    "image_index",
+    "view_index",
+    *View.ROW_FIELDS,
+    *(f"image_digest_{i}" for i in range(_DIGEST_BYTES // 4)),
+    *(f"label_digest_{i}" for i in range(_DIGEST_BYTES // 4)),
+    *(f"thumbnail_{i}" for i in range(_THUMBNAIL_BYTES // 4)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The pixels of a view, padded to the policy's crop size at the right and at the bottom."""
+
+    image: NDArray[np.uint8]  # (h, w, 3) RGB, padding 0
+    label: NDArray[np.uint8]  # (h, w) train ids, padding 255; all 255 where the image has no label
+    height: int  # the valid region is [:height, :width]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class CropDigest:
+    """What a crop is recognised by."""
+
+    image: bytes  # 16: BLAKE2b of the uint8 crop, before normalisation, and of its valid size
+    label: bytes  # 16: the same of the label
+    thumbnail: bytes  # 192: means over 8x8 boxes of the valid region, RGB
+
+    def to_row(self) -> list[int]:
+        """int32 words, little-endian."""
+        words: list[int] = np.frombuffer(self.image + self.label + self.thumbnail, dtype="<i4").tolist()
+        return words
+
+    @classmethod
+    def from_row(cls, row: list[int]) -> "CropDigest":
+        """The inverse of to_row."""
+        data = np.array(row, dtype="<i4").tobytes()
+        assert len(data) == 4 * _DIGEST_WORDS
+        return cls(data[:_DIGEST_BYTES], data[_DIGEST_BYTES : 2 * _DIGEST_BYTES], data[2 * _DIGEST_BYTES :])
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """One row of a store's `views` array."""
+
+    image_index: int
+    view_index: int
+    view: View
+    digest: CropDigest
+
+
+def replay(
+    view: View,
+    policy: ViewPolicy,
+    image: NDArray[np.uint8],  # (H, W, 3) RGB
+    label: NDArray[np.uint8] | None,  # (H, W) train ids
+) -> Crop:
+    """The crop of a view, the same bytes for the same image in every process.
+
+    Raises:
+        StoreMismatchError: the image is smaller than the view's box, or the view larger than the policy's crop.
+    """
+    crop_height, crop_width = policy.crop_height_px, policy.crop_width_px
+    _check_fit(view, (crop_height, crop_width), image.shape[:2])
+    pixels = image[view.top : view.top + view.box_height, view.left : view.left + view.box_width]
+    pixels = resize_image(pixels, view.height, view.width)
+    if view.distorts_colours:
+        pixels = distort_colours(
+            pixels,
+            brightness_levels=view.brightness_levels,
+            contrast_milli=view.contrast_milli,
+            saturation_milli=view.saturation_milli,
+            hue_degrees=view.hue_degrees,
+        )
+    # Only the valid region is mirrored: the padding stays at the right and the bottom, where masks expect it.
+    order = slice(None, None, -1 if view.flip else 1)
+    crop_image = np.zeros((crop_height, crop_width, 3), np.uint8)
+    crop_image[: view.height, : view.width] = pixels[:, order]
+    crop_label_ids = np.full((crop_height, crop_width), IGNORE, np.uint8)
+    if label is not None:
+        crop_label_ids[: view.height, : view.width] = crop_label(view, label)[:, order]
+    return Crop(crop_image, crop_label_ids, view.height, view.width)
+
+
+def crop_digest(crop: Crop) -> CropDigest:
+    """The digest of a crop: 3 ms at 512x1024."""
+    valid_size = struct.pack("<4i", *crop.image.shape[:2], crop.height, crop.width)
+    return CropDigest(
+        image=_blake2b(valid_size, crop.image),
+        label=_blake2b(valid_size, crop.label),
+        thumbnail=thumbnail(crop.image[: crop.height, : crop.width]).tobytes(),
+    )
+
+
+def compare_digest(stored: CropDigest, found: CropDigest) -> str | None:
+    """None for the same crop, else why not: "another image", "another decoder or resize" or "another label".
+
+    A few edited pixels look like another decoder: the thumbnail is coarse on purpose.
+    """
+    if stored.image != found.image:
+        mine, theirs = (np.frombuffer(d.thumbnail, np.uint8).astype(np.int64) for d in (stored, found))
+        near = int(np.abs(mine - theirs).sum()) <= _NEAR_LEVELS * _THUMBNAIL_BYTES
+        return "another decoder or resize" if near else "another image"
+    return None if stored.label == found.label else "another label"
+
+
+def entry_row(image_index: int, view_index: int, view: View, digest: CropDigest) -> NDArray[np.int32]:
+    """The row of a view in a store, (len(ENTRY_COLUMNS),) int32."""
+    return np.array([image_index, view_index, *view.to_row(), *digest.to_row()], dtype=np.int32)
+
+
+def parse_entry_row(
+    row: NDArray[np.int32],  # (len(ENTRY_COLUMNS),)
+) -> EntryRow:
+    """The inverse of entry_row. Raises StoreDamagedError for values that no view has."""
+    words = row.tolist()
+    if len(words) != len(ENTRY_COLUMNS) or min(words[:2]) < 0:
+        raise StoreDamagedError(f"a row of views cannot be: {len(words)} columns, the first {words[:2]}")
+    try:
+        view = View.from_row(words[2:-_DIGEST_WORDS])
+    except ValueError as error:
+        raise StoreDamagedError(
+            f"a row of views cannot be: {error}", hint="kdcache verify lists what is damaged"
+        ) from None
+    return EntryRow(words[0], words[1], view, CropDigest.from_row(words[-_DIGEST_WORDS:]))
+
+
+def _check_fit(view: View, crop_size: tuple[int, int], image_size: tuple[int, ...]) -> None:
+    bottom, right = view.top + view.box_height, view.left + view.box_width
+    if bottom > image_size[0] or right > image_size[1]:
+        raise StoreMismatchError(
+            f"the view needs an image of at least {bottom}x{right} pixels, "
+            f"this one is {image_size[0]}x{image_size[1]}",
+            hint="the image is not the one that the view was drawn for",
+        )
+    if view.height > crop_size[0] or view.width > crop_size[1]:
+        raise StoreMismatchError(
+            f"the view fills {view.height}x{view.width} pixels, the crop is {crop_size[0]}x{crop_size[1]}"
+        )
+
+
+def _blake2b(header: bytes, pixels: NDArray[np.uint8]) -> bytes:
+    digest = hashlib.blake2b(header, digest_size=_DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()

@@ -1,0 +1,197 @@
+"""Batches: the crops of a step, their labels, and what the teacher said about them.
+
+    stream position t -> view (of the store, or drawn anew) -> crop, cut again here -> batch -> targets on the device
+
+Crops are cut, in the loader's workers, from the parameters of their view and compared with the digest that the store
+keeps of the teacher's crop. Targets travel as stored codes, which are small, and become float32 on the training
+device. Where they come from is an interface: CachedTargets decodes codes, OnlineTargets asks the teacher, both are
+called with the batch alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdcache.cache.codecs.registry import Codec
+from kdcache.cache.errors import KDCacheError, StoreMismatchError
+from kdcache.cache.images.datasets import SegmentationDataset
+from kdcache.cache.store.reader import Entry, StoreReader
+from kdcache.cache.teachers.teacher import Teacher
+from kdcache.cache.views.replay import Crop, EntryRow, compare_digest, crop_digest, replay
+from kdcache.cache.views.view import ViewPolicy, draw_view
+from kdcache.distill.config import CROP_CHECKS
+from kdcache.distill.data.order import EntryOrder, FreshOrder
+
+
+class Batch(NamedTuple):
+    """One process's part of a step; one entry of it has no first axis."""
+
+    image: Tensor  # (N, H, W, 3) uint8 RGB, 0 in the padding
+    label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and where there is no label
+    valid_size: Tensor  # (N, 2) int64, height and width of the part that is not padding
+    codes: dict[str, Tensor]  # by target, (N, C, h, w) as stored; empty where nothing is read from a store
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`; from pinned memory the copy does not wait."""
+        image, label, valid_size = (tensor.to(device, non_blocking=True) for tensor in self[:3])
+        codes = {name: tensor.to(device, non_blocking=True) for name, tensor in self.codes.items()}
+        return Batch(image, label, valid_size, codes)
+
+
+class Targets(Protocol):
+    """What the loop asks for the teacher's outputs."""
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """By target, (N, C, h, w) float32 on the batch's device."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTargets:
+    """The teacher's outputs as the store kept them, within the codec's stated error."""
+
+    codecs: Mapping[str, Codec]
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: self.codecs[name].decode(codes) for name, codes in batch.codes.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineTargets:
+    """The teacher's outputs, computed for this batch: the yardstick of every claim about the cache."""
+
+    teacher: Teacher
+    needs: tuple[str, ...]
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return self.teacher(batch.image, batch.valid_size, self.needs)
+
+
+class ViewSource(Protocol):
+    """Which view stands at a position of the stream. Travels to worker processes, so it opens its files lazily."""
+
+    def cut(
+        self, positions: Sequence[int], images: SegmentationDataset
+    ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
+        """The crops at some positions and the codes of their targets."""
+
+    def describe(self, t: int, images: SegmentationDataset) -> str:
+        """The entry at position t, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredViews:
+    """The views of a store, in the order of the run: stored crops, or crops cut again, checked to be the teacher's."""
+
+    reader: StoreReader
+    order: EntryOrder
+    check_crops: str = "always"
+    """A key of config.CROP_CHECKS."""
+
+    def cut(
+        self, positions: Sequence[int], images: SegmentationDataset
+    ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
+        """Raises StoreMismatchError where a crop is not the one that the teacher saw."""
+        for t, entry in zip(positions, self._entries(positions), strict=True):
+            yield self._cut(t, entry, images), entry.codes
+
+    def _entries(self, positions: Sequence[int]) -> list[Entry]:
+        """Read together; a batch is of one pass, or of two where an epoch ends in it."""
+        entries: list[Entry] = []
+        for pass_index, places in groupby(map(self.order.entry, positions), key=itemgetter(0)):
+            entries += self.reader.entries(pass_index, [position for _, position in places])
+        return entries
+
+    def _cut(self, t: int, entry: Entry, images: SegmentationDataset) -> Crop:
+        crop = entry.crop or self._replay(t, entry.row, images)
+        every = CROP_CHECKS[self.check_crops]
+        if every and t % every == 0:
+            self._check(t, entry.row, crop, images)
+        return crop
+
+    def describe(self, t: int, images: SegmentationDataset) -> str:
+        pass_index, position = self.order.entry(t)
+        image_id = images.image_ids[self.reader.entry(pass_index, position).row.image_index]
+        return f"{image_id} view {pass_index} (entry {pass_index * self.reader.n_images + position})"
+
+    def _replay(self, t: int, row: EntryRow, images: SegmentationDataset) -> Crop:
+        image, label = images.image(row.image_index), images.label(row.image_index)
+        try:
+            return replay(row.view, self.reader.spec.views, image, label)
+        except StoreMismatchError as error:
+            raise self._mismatch(t, images, str(error)) from None
+
+    def _check(self, t: int, row: EntryRow, crop: Crop, images: SegmentationDataset) -> None:
+        if reason := compare_digest(row.digest, crop_digest(crop)):
+            raise self._mismatch(t, images, reason)
+
+    def _mismatch(self, t: int, images: SegmentationDataset, reason: str) -> StoreMismatchError:
+        return StoreMismatchError(
+            f"{self.describe(t, images)}: the crop cut here is not the one that the teacher saw: {reason}",
+            hint="train with the images and library versions that the store was built with; `kdcache info` has them",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FreshViews:
+    """New views for ever: epoch k draws view k of every image."""
+
+    policy: ViewPolicy
+    order: FreshOrder
+    seed: int
+
+    def cut(
+        self, positions: Sequence[int], images: SegmentationDataset
+    ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
+        for view_index, index in map(self.order.entry, positions):
+            image, label = images.image(index), images.label(index)
+            size = image.shape[0], image.shape[1]
+            view = draw_view(self.policy, self.seed, images.image_ids[index], view_index, size, label)
+            yield replay(view, self.policy, image, label), {}
+
+    def describe(self, t: int, images: SegmentationDataset) -> str:
+        view_index, index = self.order.entry(t)
+        return f"{images.image_ids[index]} view {view_index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error on its way out of a worker. torch would raise a copy of it with a traceback for a message."""
+
+    error: KDCacheError
+
+
+class ViewDataset(Dataset[Batch | Failure]):
+    """The stream as a torch dataset: an index is a position t, an item one entry of a batch."""
+
+    def __init__(self, images: SegmentationDataset, views: ViewSource) -> None:
+        self.images = images
+        self.views = views
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Batch] | list[Failure]:
+        """torch asks for a batch at once, so that its entries are read together; a failure of one is one of all."""
+        try:
+            return [
+                Batch(
+                    image=torch.from_numpy(crop.image),
+                    label=torch.from_numpy(crop.label),
+                    valid_size=torch.tensor([crop.height, crop.width]),
+                    codes={name: torch.from_numpy(array) for name, array in codes.items()},
+                )
+                for crop, codes in self.views.cut(positions, self.images)
+            ]
+        except KDCacheError as error:
+            return [Failure(error)]
+
+    def __getitem__(self, t: int) -> Batch | Failure:
+        return self.__getitems__([t])[0]
+
+    def describe(self, positions: Sequence[int]) -> str:
+        """Entries in words, for a message: image ids and views."""
+        return ", ".join(self.views.describe(t, self.images) for t in positions)
