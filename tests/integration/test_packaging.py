@@ -89,7 +89,10 @@ def check_installed(python: Path, site: Path, elsewhere: Path) -> None:
 def test_wheel_holds_the_packages_and_nothing_else(project: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
-        f"kdcache/{p.relative_to(project).as_posix()}" for n in PACKAGES for p in (project / n).glob("*.py")
+        f"kdcache/{path.relative_to(project).as_posix()}"
+        for name in PACKAGES
+        for path in (project / name).rglob("*")
+        if path.suffix in (".py", ".j2", ".css")
     }
     wanted |= {f"kdcache/{package}/py.typed" for package in PACKAGES}
     assert {name for name in names if name.startswith("kdcache/")} == wanted

@@ -545,13 +545,3 @@ def test_readme_commands_parse(root: Path) -> None:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         command.make_context(name, arguments, obj=Console())
-
-
-def test_readme_ends_with_every_file(root: Path) -> None:
-    tree = (root / "README.md").read_text().rpartition("## Files\n")[2]
-    for section in ("cache", "distill", "cli", "scripts"):
-        block = re.search(rf"^{section}/.*\n((?:  .*\n)+)", tree, re.MULTILINE)
-        assert block, section
-        listed = re.findall(r"^  (\S+)\s+\S", block[1], re.MULTILINE)
-        found = {path.name for path in (root / section).iterdir() if path.is_file()}
-        assert sorted(listed) == sorted(found - {"__init__.py", "py.typed"})

@@ -143,14 +143,14 @@ class TestWholeImages:
         assert torch.equal(parts[0] + parts[1], whole)
 
     def test_scores_are_taken_at_the_labels_size_whatever_the_image_is_resized_to(self) -> None:
-        recipe = EvalMode(base_long_px=64, base_short_px=32)
+        mode = EvalMode(base_long_px=64, base_short_px=32)
         seen = []
 
         def predictor(crops: Tensor, valid_size: Tensor) -> Tensor:
             seen.append(tuple(crops.shape[1:3]))
             return coarse_mean(crops, valid_size)
 
-        scores = evaluate(predictor, Images(), recipe=recipe)
+        scores = evaluate(predictor, Images(), mode=mode)
         assert seen == [(32, 48), (19, 64), (64, 21)]
         assert sum(map(sum, scores.confusion)) == sum(h * w - 3 for h, w in Images.sizes)
 

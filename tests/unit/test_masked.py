@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdcache.distill.losses import relations
 from kdcache.distill.losses.masked import (
     CellNorm,
     average_pool,
@@ -13,7 +14,6 @@ from kdcache.distill.losses.masked import (
     normalise_maps,
 )
 from kdcache.distill.losses.relations import relation_divergence
-from kdcache.distill.losses.terms import divergence as relations
 
 N, C, H, W = 2, 3, 5, 7
 
