@@ -237,9 +237,8 @@ class TrainConfig:
         return shlex.join(words)
 
     def view_overrides(self) -> dict[str, Any]:
-        """Arguments of `policy.view_policy` that this run sets itself."""
-        given = {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
-        return {"policy" if name == "recipe" else name: value for name, value in given.items()}
+        """The options of views that this run sets itself, by field."""
+        return {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
 
     def _check_choices(self) -> None:
         choices = {

@@ -146,11 +146,11 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-def view_policy(dataset_name: str, policy: str = "mmseg", **overrides: Any) -> ViewPolicy:
+def view_policy(dataset_name: str, policy: str | None = None, **overrides: Any) -> ViewPolicy:
     """The policy for a dataset ("cityscapes", "streets:96x192:200").
 
     Args:
-        policy: a name of POLICIES, which changes the dataset's own policy.
+        policy: a name of POLICIES, which changes the dataset's own policy; None: mmseg, which changes nothing.
         overrides: fields of ViewPolicy; None leaves a field as it is.
 
     Raises:
@@ -158,6 +158,7 @@ def view_policy(dataset_name: str, policy: str = "mmseg", **overrides: Any) -> V
     """
     family, _, rest = dataset_name.partition(":")
     _check_known("dataset", family, DATASET_POLICIES)
+    policy = policy or "mmseg"
     _check_known("view policy", policy, POLICIES)
     for name in overrides:
         _check_known("view option", name, ViewPolicy.__dataclass_fields__)

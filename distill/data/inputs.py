@@ -227,7 +227,8 @@ def _passes(
 def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
     if reader is not None:
         return reader.spec.views
-    return view_policy(config.dataset, **config.view_overrides())
+    overrides = config.view_overrides()
+    return view_policy(config.dataset, overrides.pop("recipe", None), **overrides)
 
 
 def _view_source(

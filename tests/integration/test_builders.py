@@ -80,7 +80,7 @@ def test_where_conditions_are_ignored_units_are_split_by_rank(bucket, monkeypatc
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(build_share, range(2)))
     assert [result.units_built for result in results] == [3, 3]
-    assert sum("split among the 2 processes" in line for rank, line in said if rank == 0) == 1
+    assert sum("the 2 processes of this job split the units" in line for rank, line in said if rank == 0) == 1
     assert leases == []
     assert_same_store(bucket, tmp_path / "one")
 
@@ -114,7 +114,7 @@ def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(buc
         options=replace(OPTIONS, heartbeat_s=0.05),
         progress=lambda done, total, note: notes.append(note),
     )
-    assert "waiting for 1 units of other builders" in notes
+    assert "waiting for 1 unit of other builders" in notes
     assert_same_store(bucket, tmp_path / "one")
 
 

@@ -158,7 +158,7 @@ def test_colours_change_the_image_and_not_the_label() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"top": 1}, "at least 41x60 pixels, this one is 40x60"), ({"height": 49}, "fills 49x60")],
+    [({"top": 1}, "at least 41x60 pixels, but this one has 40x60"), ({"height": 49}, "has 49x60")],
 )
 def test_a_view_that_does_not_fit_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(StoreMismatchError, match=message):
