@@ -6,7 +6,7 @@
     ├── StoreNotFoundError   store-not-found    10
     ├── StoreMismatchError   store-mismatch     11   the store contains something else than was asked for
     ├── StoreDamagedError    store-damaged      12
-    ├── NotFoundError        not-found          13   the dataset or the weights are not in the place that was searched
+    ├── NotFoundError        not-found          13   the dataset or the weights were not found
     ├── DataError            bad-data            1   a file of a dataset is unusable
     ├── WeightsError         bad-weights         1   a checkpoint does not fit
     ├── TeacherError         bad-teacher         1   the outputs of a teacher look wrong

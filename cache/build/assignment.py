@@ -1,8 +1,8 @@
 """Assignment: which units a builder builds, fixed from the start or claimed one by one with leases.
 
-Requests for each unit, besides its objects: the lease, a check for a commit, and the removal of the lease; a heartbeat is
-one more every HEARTBEAT_S. If another builder was first, or no unit is free: two listings of the pass; and if only leased
-units are left, one small read for each of these leases.
+Requests for each unit, besides its objects: the lease, a check for a commit, and the removal of the lease; a heartbeat
+is one more every HEARTBEAT_S. If another builder was first, or no unit is free: two listings of the pass; and if only
+leased units are left, one small read for each of these leases.
 """
 
 import logging
@@ -36,9 +36,8 @@ class Assignment(ABC):
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.left: set[UnitId] = (
-            set()
-        )  # left to another builder, because its inputs differ from those made here
+        # Left to another builder, because its inputs differ from those made here
+        self.left: set[UnitId] = set()
         self.built: set[UnitId] = set()
 
     @abstractmethod
@@ -98,9 +97,8 @@ class LeasedAssignment(Assignment):
         self._heartbeat_s = heartbeat_s
         self._observer = LeaseObserver(store.objects, heartbeat_s)
         self._leased: dict[UnitId, int] = {}  # by this builder -> number of the lease
-        self._renewing = (
-            threading.Lock()
-        )  # or a late heartbeat could create a lease again that was just removed
+        # Without it a late heartbeat could create a lease again that was just removed.
+        self._renewing = threading.Lock()
         self._builder = secrets.token_hex(8)
         self._stop = threading.Event()
         self._heartbeat = threading.Thread(target=self._renew_leases, name="leases", daemon=True)

@@ -1,8 +1,8 @@
 """The build: every planned view goes once through the teacher, and its targets go into the store.
 
-After any crash the next build continues after the last committed unit. Any number of builders share the units of a store
-by leases; it makes no difference whether they are processes of one job or of several. If the storage cannot create an
-object only once, the processes of one job split the units by rank, and nobody else may build.
+After any crash the next build continues after the last committed unit. Any number of builders share the units of a
+store by leases; it makes no difference whether they are processes of one job or of several. If the storage cannot
+create an object only once, the processes of one job split the units by rank, and nobody else may build.
 """
 
 import time

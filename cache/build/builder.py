@@ -1,8 +1,8 @@
 """The builder: the pipeline of one process, from views to committed units.
 
-Threads decode images ahead of the teacher; a finished unit is encoded, hashed and written behind it. Batches never cross
-units, and the last batch of a unit is padded to full size. So a unit's bytes do not depend on which process made it, or on
-what that process did before.
+Threads decode images ahead of the teacher; a finished unit is encoded, hashed and written behind it. Batches never
+cross units, and the last batch of a unit is padded to full size. So a unit's bytes do not depend on which process made
+it, or on what that process did before.
 """
 
 import time
@@ -52,9 +52,8 @@ class BuildOptions:
 
     batch_size: int = 8  # crops in a batch of the teacher; recorded, because rounding depends on it
     decode_threads: int = 4
-    units_in_flight: int = (
-        2  # finished units waiting to be written; each takes one raw shard of every array in memory
-    )
+    # Finished units waiting to be written; each takes one raw shard of every array in memory
+    units_in_flight: int = 2
     force: bool = False  # build although the teacher's check failed, or the disk looks too small
     heartbeat_s: float = HEARTBEAT_S  # of leases; after four missed ones another builder takes the unit
 
@@ -138,7 +137,7 @@ class Builder:
             done = self._build_claimed(work, done)
 
     def _build_claimed(self, work: Assignment, done: int) -> int:
-        """Build and write the units that can be claimed now. Returns all entries that went through the teacher so far."""
+        """Build and write the units that can be claimed now. Returns the entries built so far."""
         spec = self.store.spec
         claimed: deque[UnitId] = deque()
         entries = self._cut_ahead(_positions_of(work, claimed))

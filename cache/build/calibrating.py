@@ -1,7 +1,7 @@
 """Calibrating: what a store's first builder measures before the first unit, for all builders.
 
-A few crops of the store's own views go through the teacher. Codecs are fitted to most of them, and their loss is measured
-on the others, because a codec loses less on crops that it was fitted to.
+A few crops of the store's own views go through the teacher. Codecs are fitted to most of them, and their loss is
+measured on the others, because a codec loses less on crops that it was fitted to.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,9 +56,8 @@ def calibrate(
             little as `auto` was asked to.
     """
     cut = list(entries)
-    names = tuple(
-        dict.fromkeys(("logits", *spec.targets))
-    )  # the check needs logits, also if they are not stored
+    # The check needs logits, also if they are not stored
+    names = tuple(dict.fromkeys(("logits", *spec.targets)))
     outputs = run_sample(teacher, cut, image_ids, names, batch_size=batch_size, progress=progress)
     labels = torch.from_numpy(np.stack([entry.crop.label for entry in cut]))
     check = check_teacher(torch.cat(outputs["logits"]), labels, valid_sizes(cut))

@@ -32,7 +32,7 @@ class RemainingWork:
 def remaining_work(
     store: Store, units: Sequence[tuple[int, int]], teacher_s: float | None, *, processes: int
 ) -> RemainingWork:
-    """The work for these units (pass, unit). `teacher_s` is the seconds per entry, if this process has measured them."""
+    """The work for these units (pass, unit). `teacher_s`: seconds per entry, if this process measured them."""
     entries = sum(len(store.spec.unit_rows(unit)) for _, unit in units)
     pace = recorded_pace(store) if teacher_s is None else teacher_s
     return RemainingWork(

@@ -2,10 +2,10 @@
 
     kd/leases/000/000012-0     unit 12 of pass 0 is being built; -1 after another builder has taken it over
 
-A lease is created once. Its owner overwrites it every few seconds, with a growing counter. If an observer sees it unchanged
-for long, by the observer's own clock, it takes the unit over: it creates the lease of the next number, which only one of
-many observers can. Whatever goes wrong, two builders of one unit end with one committed result; a lost, truncated or
-stolen lease only costs time.
+A lease is created once. Its owner overwrites it every few seconds, with a growing counter. If an observer sees it
+unchanged for long, by the observer's own clock, it takes the unit over: it creates the lease of the next number, which
+only one of many observers can. Whatever goes wrong, two builders of one unit end with one committed result; a lost,
+truncated or stolen lease only costs time.
 """
 
 import json
@@ -76,9 +76,8 @@ class LeaseObserver:
     def _observe(self, pass_index: int, unit: int, takeover: int) -> SeenLease | None:
         path = lease_path(pass_index, unit, takeover)
         try:
-            data = self._objects.get(
-                path
-            )  # not read_range, which keeps files open: a lease is replaced all the time
+            # Not read_range, which keeps files open: a lease is replaced all the time
+            data = self._objects.get(path)
         except FileNotFoundError:
             self._observations.pop(path, None)
             return None

@@ -1,7 +1,7 @@
 """The plan: what a build would write and how long it would take, measured by a trial build of a few batches.
 
-The trial is a real build, with its calibration, into memory. So its time and its bytes are those of the real one, except
-for the disk. Nothing is written to any disk.
+The trial is a real build, with its calibration, into memory. So its time and its bytes are those of the real one,
+except for the disk. Nothing is written to any disk.
 """
 
 import os
@@ -95,7 +95,7 @@ def measure_plan(
 
 @contextmanager
 def _trial_store(spec: StoreSpec, image_ids: tuple[str, ...], batch_size: int) -> Iterator[Store]:
-    """An empty store of the same views in memory. Its units are small, so that writing beside the teacher is timed too."""
+    """An empty store of the same views in memory, with small units, so that writing is timed too."""
     unit_entries = min(spec.unit_entries, 2 * batch_size)
     with open_probe("memory://kdcache") as objects:
         yield create_store(objects.url, replace(spec, unit_entries=unit_entries), image_ids)
@@ -136,8 +136,8 @@ def _build_trial(
         builder.build(FixedAssignment(trial, [(0, unit) for unit in units]))
     if pace.seconds_per_call is None:
         return units, time.monotonic() - began
-    # The slowest part decides: the teacher with encoding, batch by batch; or writing, which ends last; or all work of the
-    # processor, which includes the decoding that the first batch waited for.
+    # The slowest part decides: the teacher with encoding, batch by batch; or writing, which ends last; or all work of
+    # the processor, which includes the decoding that the first batch waited for.
     processor_s = (time.process_time() - busy) / _cores()
     return units, max(
         pace.seconds_per_call, *(s / pace.calls for s in (pace.seconds_since_first(), processor_s))

@@ -35,7 +35,7 @@ _STEPS = 112  # 14 octaves, so up to 16 standard deviations
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationSample:
-    """The exact values of a target on some crops, in two parts: one to fit codecs to, the other to measure their loss."""
+    """The values of a target on some crops, in two parts: one to fit codecs to, one to measure their loss on."""
 
     target: str
     fitted: Sequence[Tensor]  # each (N, C, h, w) float32
@@ -75,9 +75,8 @@ class Promise:
 
     def __str__(self) -> str:
         """The canonical request."""
-        methods = (
-            "" if self.methods == DEFAULT_METHODS else f":{','.join(self.methods)}"
-        )  # part of a store's key
+        # Part of a store's key
+        methods = "" if self.methods == DEFAULT_METHODS else f":{','.join(self.methods)}"
         return f"{AUTO}:{self.max_kl!r}{methods}"
 
     def is_kept(self, target: str, fidelity: Mapping[str, Any]) -> bool:

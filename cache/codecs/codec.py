@@ -4,8 +4,7 @@
                         <--decode, on the student's device--       codes <--unpack, in a reader--
 
 What a request leaves open is fitted once for a store, to a sample of the teacher's outputs, and kept in the store's
-calibration. There are no scales for single entries, and nothing is clipped: a value outside the range of the codes is
-a fault.
+calibration. Single entries have no scales, and nothing is clipped: a value out of range is a fault.
 """
 
 import math
@@ -139,9 +138,9 @@ def find_faults(
 
 
 def zigzag(codes: Tensor) -> Tensor:
-    """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ... Small ones of both signs have zero high bits.
+    """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ...
 
-    int16 in, int16 out; read the result as uint16.
+    Small numbers of both signs then have zero high bits, which compress well. int16 in, int16 out, to be read as uint16.
     """
     return (codes << 1) ^ (codes >> 15)  # the right shift repeats the sign bit: all ones for a negative code
 

@@ -1,7 +1,7 @@
 """The transform codec with a range coder: 10 to 17 % smaller than `dct`, but only kdcache can decode it.
 
-Codes are coded with tables of their frequencies, which are fitted once for a store: one table for each pair of a class of
-planes and a class of blocks, both grouped by activity. A block's class is coded before its codes. The coder is
+Codes are coded with tables of their frequencies, which are fitted once for a store: one table for each pair of a class
+of planes and a class of blocks, both grouped by activity. A block's class is coded before its codes. The coder is
 constriction (github.com/bamler-lab/constriction, arXiv 2201.01741). The Zarr array contains its words as bytes, padded
 with zeros to equal length: any reader can open the array, but only this codec can interpret it.
 """
@@ -49,9 +49,8 @@ class RangeDct(Dct):
     @classmethod
     def check(cls, argument: str | None, channels: int | None = None) -> str | None:
         _constriction()  # fail now if it is not installed, not after the teacher has run
-        return super(RangeDct, cls).check(
-            argument, channels
-        )  # slots=True makes a new class, which breaks super()
+        # Named, because slots=True makes a new class, which breaks plain super().
+        return super(RangeDct, cls).check(argument, channels)
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> "RangeDct":
@@ -205,7 +204,7 @@ def _fit_tables(sample: Sequence[Codes]) -> dict[str, Any]:
 
 
 def _plane_classes(activity: npt.NDArray[np.floating]) -> list[int]:
-    """The first plane of each class. Planes are ordered by falling activity; each class covers an equal range of octaves."""
+    """The first plane of each class. Planes come by falling activity; classes cover equal ranges of its logarithm."""
     # Mean |code| is not quite monotonic in an order by root mean square, and classes must be ranges of planes.
     octaves = np.log2(np.minimum.accumulate(activity) + 2.0**-10)
     span = max(float(octaves[0] - octaves[-1]), 1e-9)

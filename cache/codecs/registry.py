@@ -6,7 +6,7 @@
     pca:K[:STEP]           K principal components of the channels, one step
     dct[:STEP[:K]]         principal components, an 8x8 DCT, one step
     dct-range[:STEP[:K]]   the same with a range coder: smaller, but other readers cannot decode it
-    auto:MAX_KL[:METHODS]  the smallest of them that loses at most MAX_KL and that every Zarr reader opens, see choose.py
+    auto:MAX_KL[:METHODS]  the smallest that loses at most MAX_KL and that every Zarr reader opens, see choose.py
 
 A request is part of a store's key. Encoding and decoding are done in torch, on the device where the data is. What is
 stored are plain numbers under standard Zarr codecs.

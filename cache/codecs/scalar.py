@@ -14,8 +14,8 @@ from kdcache.cache.errors import UsageError
 
 INT16_MAX = 32767
 _STEPS_PER_DEVIATION = 32  # of a fitted step: 32 to 64 steps per standard deviation, relative MSE <= 8e-5
-# The codes of a channel are centred here, not at 0: then their high bytes are nearly always zero and compress to nothing.
-# Around 0 they would change with every sign (0.65 against 0.56 bytes a value on CamVid's logits).
+# The codes of a channel are centred here, not at 0: then their high bytes are nearly always zero and compress to
+# nothing. Around 0 they would change with every sign (0.65 against 0.56 bytes a value on CamVid's logits).
 _MIDDLE = 128
 
 _MAP_AXES = ("channel", "y", "x")
@@ -140,9 +140,8 @@ class Delta(Uniform):
         return Uniform.decode(self, sums)
 
 
-@lru_cache(
-    maxsize=16
-)  # a copy from pageable memory waits for all work that the device has queued: copy only once
+# A copy from pageable memory waits for all work that the device has queued: copy only once
+@lru_cache(maxsize=16)
 def _offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
     """The offsets on a device, (C, 1, 1) float32."""
     return torch.tensor(offsets, dtype=torch.float32, device=device)[:, None, None]

@@ -1,9 +1,9 @@
 """Shards: the Zarr v3 arrays of a pass, with one inner chunk for each entry and one shard for each unit.
 
-The arrays use standard codecs only: bytes, blosc (zstd after a byte or bit shuffle), crc32c, sharding_indexed. zarr-python
-encodes a shard, but into memory, because a shard must be complete, hashed and created once; zarr's own stores neither sync
-nor refuse to overwrite. Decoding is done here, strictly by the standard: zarr-python reads a missing inner chunk as
-zeros, and lets a blosc header decide how much memory to allocate.
+The arrays use standard codecs only: bytes, blosc (zstd after a byte or bit shuffle), crc32c, sharding_indexed.
+zarr-python encodes a shard, but into memory, because a shard must be complete, hashed and created once; zarr's own
+stores neither sync nor refuse to overwrite. Decoding is done here, strictly by the standard: zarr-python reads a
+missing inner chunk as zeros, and lets a blosc header decide how much memory to allocate.
 """
 
 import json
@@ -38,9 +38,8 @@ _OPTIONAL = ("attributes", "storage_transformers", "consolidated_metadata")
 
 _BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
-_CHECKSUM_RESIDUE = (
-    0x48674BC7  # the CRC-32C of any bytes followed by their own CRC-32C: a check without a copy
-)
+# The CRC-32C of any bytes followed by their own CRC-32C: a check without a copy
+_CHECKSUM_RESIDUE = 0x48674BC7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +161,8 @@ class ArrayLayout:
         if (unpacked_bytes, packed_bytes) != (self.row_bytes, len(packed) - _CHECKSUM_BYTES):
             raise StoreDamagedError(f"{where} does not unpack to {self.row_bytes} bytes")
         try:
-            blosc.decompress(
-                packed, row
-            )  # ignores the checksum at the end; cutting it off would copy the row
+            # Ignores the checksum at the end; cutting it off would copy the row
+            blosc.decompress(packed, row)
         except RuntimeError as error:
             raise StoreDamagedError(f"{where} does not decompress: {error}") from None
 

@@ -27,9 +27,8 @@ BLOCK = 8  # cells a side
 PLANES = BLOCK * BLOCK  # coefficients of a block
 
 _PCA_STEPS_PER_DEVIATION = 32
-_DCT_STEPS_PER_DEVIATION = (
-    8  # coarser than for pca: most coefficients are near 0 and lose less than half a step
-)
+# Coarser than for pca: most coefficients are near 0 and lose less than half a step
+_DCT_STEPS_PER_DEVIATION = 8
 _ROUNDING = 2.0**-17  # relative error of float32 sums over thousands of terms
 
 
@@ -93,7 +92,7 @@ class Pca(Codec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dct(Codec):
-    """Principal components of the channels, then an orthonormal 8x8 DCT, then one step: `dct`, `dct:STEP`, `dct:STEP:K`.
+    """Principal components, an orthonormal 8x8 DCT, and one step: `dct`, `dct:STEP`, `dct:STEP:K`.
 
     Maps are padded to whole blocks by repeating their last row and column. Without K, components are dropped if nearly
     all of their coefficients would become zero.

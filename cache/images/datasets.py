@@ -226,7 +226,7 @@ def _subfolder(name: str, root: Path, below: str) -> Path:
 def _not_found(name: str, path: Path) -> NotFoundError:
     return NotFoundError(
         f"dataset {name} is missing or incomplete: {path} does not exist",
-        hint=f"{_WHERE_FROM[name]}; or name its folder with --data-root DIR; or try --dataset streets, which needs no files",
+        hint=f"{_WHERE_FROM[name]}; or name its folder with --data-root DIR; --dataset streets needs no files",
     )
 
 

@@ -1,8 +1,9 @@
 """Checkpoint files of the public code bases, recognised by their keys and turned into one network.
 
-A layout (layouts.py) is a table of key prefixes, plus the traits that no key shows. Depths, widths, the stem and the number
-of classes are derived from the shapes. So the variants of one code base (CIRKD's heads of 2022 and of 2025, torchvision's
-optional auxiliary head) need no layouts of their own. A file is refused unless every key fits, with the right shape.
+A layout (layouts.py) is a table of key prefixes, plus the traits that no key shows. Depths, widths, the stem and the
+number of classes are derived from the shapes. So the variants of one code base (CIRKD's heads of 2022 and of 2025,
+torchvision's optional auxiliary head) need no layouts of their own. A file is refused unless every key fits, with the
+right shape.
 
 Nothing is unpickled: files are read by safetensors, or by torch.load(weights_only=True).
 """

@@ -3,9 +3,9 @@
 PSPNet (Zhao et al., 2017, arXiv 1612.01105), DeepLabV3 (Chen et al., 2017, arXiv 1706.05587) and FCN have one
 interface: logits before upsampling, the feature before the classifier, the auxiliary head's logits, and layer 4.
 
-The public code bases build "PSPNet-ResNet-101" in four ways. Weights of one load into another without an error, and then
-lose several points of mIoU. So every trait in which they differ is a field of `NetworkConfig`, and `PRESETS` lists the
-traits of each code base. Sources: open-mmlab/mmsegmentation 1.2.2, winycg/CIRKD dab64db, hszhao/semseg 4f274c3 and
+The public code bases build "PSPNet-ResNet-101" in four ways. Weights of one load into another without an error, and
+then lose several points of mIoU. So every trait in which they differ is a field of `NetworkConfig`, and `PRESETS` lists
+the traits of each code base. Sources: open-mmlab/mmsegmentation 1.2.2, winycg/CIRKD dab64db, hszhao/semseg 4f274c3 and
 irfanICMLL/structure_knowledge_distillation (SKD) ce208e1.
 """
 
@@ -54,12 +54,10 @@ class NetworkConfig:
     contract_dilation: bool = True
     dilate_second_conv: bool = True
     pool_ceil_mode: bool = False
-    align_corners: bool = (
-        False  # in the resize of a pyramid's bins, or of the image pool, to the size of the map
-    )
-    input_first: bool = (
-        True  # in the concatenation: the backbone's map comes before the pooled branches, or after
-    )
+    # In the resize of a pyramid's bins, or of the image pool, to the size of the map
+    align_corners: bool = False
+    # In the concatenation: the backbone's map comes before the pooled branches, or after
+    input_first: bool = True
     head_slope: float = 0.0  # negative slope of every activation in the heads; 0 is ReLU
     aux_bias: bool = False  # of the auxiliary head's 3x3 convolution
     dropout: float = 0.1  # before the classifier

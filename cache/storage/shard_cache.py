@@ -4,9 +4,9 @@
     partial/3f9a...       an object that is being fetched, locked by the process that fetches it
     used                  bytes of all of them, changed under a lock on this file
 
-The name is the content, so nothing here can be out of date, and an object of two stores is kept once. Size and sha256 are
-compared when an object arrives; later only its size, because a reader checks every row by the row's own checksum. The
-modification time of a file is the time of its last use; the least recently used objects are evicted first.
+The name is the content, so nothing here can be out of date, and an object of two stores is kept once. Size and sha256
+are compared when an object arrives; later only its size, because a reader checks every row by the row's own checksum.
+The modification time of a file is the time of its last use; the least recently used objects are evicted first.
 
 The kernel releases locks when their process ends, so a killed process blocks nobody: the next one that needs its object
 overwrites the partial file, and eviction deletes partial files that nobody is fetching.
@@ -31,9 +31,8 @@ from kdcache.cache.storage.objects import ByteRange, ObjectRecord, Objects, sha2
 _DIGITS = 19  # of the number in `used`: enough for any 64-bit size
 _SPARE_DIVISOR = 20  # eviction frees a 20th of the limit at once, so that it is not needed for every object
 _MAX_DOWNLOADS = 2  # of an object that arrives with wrong bytes: the first may have been damaged on the way
-_RECHECK_S = (
-    10.0  # how long a file is assumed to be still there; a check costs two calls, reading a small row three
-)
+# How long a file is assumed to be still there; a check costs two calls, reading a small row three
+_RECHECK_S = 10.0
 _MAX_REFETCHES = 5  # times in a row that an object is evicted by others between its fetch and its read
 
 logger = logging.getLogger(__name__)
@@ -80,9 +79,8 @@ class ShardCache:
                     # Renamed while locked: a process that waits for this lock then finds the object in its place.
                     _with_folder(lambda target: os.replace(partial, target), self._target(record))
                     return True
-                except (
-                    BaseException
-                ):  # also an interrupt: otherwise its bytes would count as used until an eviction
+                except BaseException:
+                    # Also an interrupt: otherwise its bytes would count as used until an eviction
                     with suppress(FileNotFoundError):
                         os.unlink(partial)
                     self._release(record.size)
@@ -127,7 +125,7 @@ class ShardCache:
         return f"{self.folder}/{self.relative_path(record.sha256)}"
 
     def _reserve(self, descriptor: int, size: int) -> None:
-        """Give an empty partial file its full size. Evicts the least recently used objects if limit or disk demand it."""
+        """Give an empty partial file its full size, after evicting objects if the limit or the disk demands it."""
         with self._account() as account:
             used, free = account.read(), shutil.disk_usage(self.folder).free
             if used + size > self.limit_bytes or free < size:
@@ -148,7 +146,7 @@ class ShardCache:
             account.write(max(0, account.read() - size))
 
     def _evict(self, *, to_bytes: int, to_free: int) -> int:
-        """Delete least recently used objects until at most `to_bytes` remain and `to_free` are freed; bytes that remain."""
+        """Delete the least recently used objects until `to_bytes` remain and `to_free` are freed; what remains."""
         self._clear_leftovers()
         found = sorted(self._scan())
         left = sum(size for _, size, _ in found)
@@ -156,9 +154,8 @@ class ShardCache:
         for _, size, path in found:
             if left <= to_bytes:
                 break
-            if (
-                path.parent.name != "partial"
-            ):  # somebody is fetching it, or _clear_leftovers would have deleted it
+            # Partial files stay: somebody is fetching them, or _clear_leftovers would have deleted them.
+            if path.parent.name != "partial":
                 path.unlink(missing_ok=True)
                 left -= size
         return left
@@ -240,7 +237,7 @@ class CachedShards:
         )
 
     def fetch(self, path: str, *, wait: bool = True) -> None:
-        """Make sure a shard is in the cache, see ShardCache.fetch. One that was found a moment ago is not looked for."""
+        """Make sure a shard is in the cache, see ShardCache.fetch. Skips one that was found a moment ago."""
         now = time.monotonic()
         if now - self._seen_s.get(path, -_RECHECK_S) < _RECHECK_S:
             return
@@ -279,7 +276,7 @@ def _download(objects: Objects, path: str, record: ObjectRecord) -> bytes:
     raise StoreDamagedError(
         f"{objects.url}/{path} is not what the ledger records: {len(data)} bytes with sha256 {sha256(data)[:12]}, "
         f"not {record.size} with {record.sha256[:12]}",
-        hint=f"`kdcache verify {objects.url}` lists all damage, and with --repair repairs it; then run this command again",
+        hint=f"`kdcache verify {objects.url}` lists all damage, and --repair repairs it; then run this again",
     )
 
 
@@ -305,7 +302,8 @@ def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[in
             if not _lock(descriptor, wait=wait):
                 yield None
                 return
-            # The owner before us may have renamed or deleted the file. Then our lock is on a file without a name: retry.
+            # The owner before us may have renamed or deleted the file. Then our lock is on a file without a name:
+            # retry.
             if _is_at(path, descriptor):
                 yield descriptor
                 return

@@ -1,7 +1,8 @@
 """The calibration: what a store's request leaves open, measured once and used by every builder.
 
-It contains the fitted codecs and what they lose, the check of the teacher against the labels, and a few canary crops. The
-digests of the canaries tell a joining builder at once if its image libraries differ from those of the first builder.
+It contains the fitted codecs and what they lose, the check of the teacher against the labels, and a few canary crops.
+The digests of the canaries tell a joining builder at once if its image libraries differ from those of the first
+builder.
 """
 
 import math

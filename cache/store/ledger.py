@@ -1,7 +1,7 @@
 """The ledger: one commit record for each unit, written last. Only what the ledger names exists.
 
-A record lists the objects of its unit by array, with size and sha256. Their paths follow from pass, unit and array, and are
-never read from a record. Records are created once: a repair adds a record of the next generation, and the highest
+A record lists the objects of its unit by array, with size and sha256. Their paths follow from pass, unit and array, and
+are never read from a record. Records are created once: a repair adds a record of the next generation, and the highest
 generation counts. The manifest of a pass lists all its units in one object. Every record contains its own digest.
 """
 

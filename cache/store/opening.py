@@ -135,7 +135,7 @@ class Home:
     """The stores directly under a home."""
 
     stores: tuple[Store, ...]
-    unreadable: Mapping[str, KDCacheError]  # by URL: why a store cannot be opened
+    unreadable: Mapping[str, KDCacheError]  # by URL: why opening a store failed
 
 
 def list_stores(home: str) -> Home:

@@ -43,8 +43,8 @@ class Entry:
 class StoreReader:
     """Random access to the entries of a store's complete passes.
 
-    Its pickle, for worker processes, is small: it contains the sizes of shards (and their digests, if there is a cache),
-    but neither `manifests` nor the store.
+    Its pickle, for worker processes, is small: it contains the sizes of shards (and their digests, if there is a
+    cache), but neither `manifests` nor the store.
 
     Raises:
         StoreMismatchError: the store, or this copy of it, does not contain one of `targets`.
@@ -103,7 +103,7 @@ class StoreReader:
         self._arrays[pass_index] = self._open_arrays(self._store, pass_index)
 
     def complete_passes(self) -> list[int]:
-        """All passes that the store has now, in order, with the arrays that are read; `passes` are those that are open."""
+        """All passes that the store has by now with the arrays that are read, in order. `passes` are the open ones."""
         return self._store.complete_passes((*self._inputs, *self.targets))
 
     def require_unchanged(self, pass_index: int) -> None:
@@ -269,7 +269,7 @@ def read_rows(
     arrays: Sequence[ShardedArray],  # of one store
     positions: Sequence[int],
 ) -> list[np.ndarray]:
-    """The rows at `positions` of every array, (n, *row_shape) each, in two rounds of reads; the first is for new indexes.
+    """The rows at `positions` of every array, (n, *row_shape) each. Two rounds of reads: new indexes, then rows.
 
     Raises:
         StoreDamagedError: a shard is missing, or a row of it is missing or wrong.

@@ -30,9 +30,8 @@ MAX_CROP_PIXELS = 2**26
 MAX_CLASSES = 255  # train ids are bytes, and 255 is void
 MAX_SEED = 2**63
 
-_SHARD_BYTES = (
-    64 * 2**20
-)  # before compression: large enough for throughput, small enough to have several in memory
+# Before compression: large enough for throughput, small enough to have several in memory
+_SHARD_BYTES = 64 * 2**20
 _DEFAULT_UNIT_ENTRIES = 64  # an upper limit
 
 

@@ -1,7 +1,7 @@
 """Survey: how complete a store is and how large, with few requests.
 
-The manifest of a complete pass says everything about it. So only incomplete passes have their commits listed, and arrays
-are never listed.
+The manifest of a complete pass says everything about it. So only incomplete passes have their commits listed, and
+arrays are never listed.
 """
 
 from collections.abc import Mapping

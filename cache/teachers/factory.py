@@ -1,8 +1,8 @@
 """Teachers from your own Python function, named as `package.module:function`.
 
 A factory is called without arguments and returns an `nn.Module` or a `FactoryTeacher`. The module receives normalised
-images, (N, 3, H, W) float32, 0 in the padding. It returns the logits, (N, C, h, w) before any upsampling, as a tensor, as
-a NetworkOutput, or in a mapping with the key "logits" (and "features", "aux" and "backbone" if it has them):
+images, (N, 3, H, W) float32, 0 in the padding. It returns the logits, (N, C, h, w) before any upsampling, as a tensor,
+as a NetworkOutput, or in a mapping with the key "logits" (and "features", "aux" and "backbone" if it has them):
 
     def make() -> FactoryTeacher:
         model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights="DEFAULT")

@@ -1,12 +1,12 @@
 """Do a teacher's outputs belong to these images? A check on one batch, before hours are spent on storing them.
 
-Two faults are common and silent. Weights read with the wrong layout, or images normalised the wrong way, give outputs that
-have little to do with the image. An error in the geometry of a view gives the right outputs for other pixels.
+Two faults are common and silent. Weights read with the wrong layout, or images normalised the wrong way, give outputs
+that have little to do with the image. An error in the geometry of a view gives the right outputs for other pixels.
 
 Accuracy alone does not show the first fault: on streets, predicting road everywhere scores 35 %, and a weak but real
-teacher 45 %. So accuracy is compared with chance, the accuracy of the same predictions in random positions: the sum over c
-of P(predicted = c) P(label = c). Cohen's kappa (1960), (accuracy - chance) / (1 - chance), is 0 at chance and 1 for
-perfect predictions. The second fault shows in predictions that agree better with shifted labels.
+teacher 45 %. So accuracy is compared with chance, the accuracy of the same predictions in random positions: the sum
+over c of P(predicted = c) P(label = c). Cohen's kappa (1960), (accuracy - chance) / (1 - chance), is 0 at chance and 1
+for perfect predictions. The second fault shows in predictions that agree better with shifted labels.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,10 +32,11 @@ ONE_CLASS_ACCURACY = 0.2
 PEAK_RADIUS_CELLS = 2
 SCAN_CELLS = 4  # shifts of up to 4 cells of the map, 32 pixels, in all directions
 
-# A teacher is misaligned if a shift agrees this much better than no shift, and this much better than every shift two cells
-# around it. Good predictions that are displaced have a sharp peak: one cell off costs predictions of 94 % accuracy 7 to 9
-# points on CamVid. Weak predictions have a plateau. Its top is anywhere and may gain 7 points over no shift, but at most
-# 1.6 over its surroundings (a PSPNet-ResNet-18 with 16 to 66 % accuracy, in its first 90 steps on CamVid).
+# A teacher is misaligned if a shift agrees this much better than no shift, and this much better than every shift two
+# cells around it. Good predictions that are displaced have a sharp peak: one cell off costs predictions of 94 %
+# accuracy 7 to 9 points on CamVid. Weak predictions have a plateau. Its top is anywhere and may gain 7 points over no
+# shift, but at most 1.6 over its surroundings (a PSPNet-ResNet-18 with 16 to 66 % accuracy, in its first 90 steps on
+# CamVid).
 PEAK = 0.02
 
 MIRROR_GAIN = 0.05  # mirroring CamVid costs a good teacher 35 points, a weak one 0 to 20
@@ -45,9 +46,10 @@ MIRROR_GAIN = 0.05  # mirroring CamVid costs a good teacher 35 points, a weak on
 class TeacherCheck:
     """What one batch shows about a teacher; `text` is one line for people.
 
-    accuracy and chance are fractions of the labelled pixels. kappa is 0 at chance and 1 for perfect predictions. All are
-    None if no pixel has a label. best_shift is (dy, dx) in cells of the map: predictions from there agree best with the
-    labels. For a weak teacher it is arbitrary; it counts as a fault only if it is much better than its surroundings.
+    accuracy and chance are fractions of the labelled pixels. kappa is 0 at chance and 1 for perfect predictions. All
+    are None if no pixel has a label. best_shift is (dy, dx) in cells of the map: predictions from there agree best with
+    the labels. For a weak teacher it is arbitrary; it counts as a fault only if it is much better than its
+    surroundings.
     """
 
     accuracy: float | None

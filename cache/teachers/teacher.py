@@ -1,8 +1,8 @@
 """The teacher: a fixed network that turns uint8 crops into named targets.
 
-A teacher is a network by name with a checkpoint, or what a factory `package.module:function` returns (factory.py describes
-what it must return). `Teacher.identity` contains everything that determines its outputs, so that stores of different
-teachers are never confused.
+A teacher is a network by name with a checkpoint, or what a factory `package.module:function` returns (factory.py
+describes what it must return). `Teacher.identity` contains everything that determines its outputs, so that stores of
+different teachers are never confused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +39,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 class Teacher:
     """A module in evaluation mode on one device, and what is known about it.
 
-    classes is the number of the dataset's classes. class_map gives the teacher's class for each of them (None: the same).
-    weights_sha256 is the digest of the checkpoint file, or of a factory's state dict.
+    classes is the number of the dataset's classes. class_map gives the teacher's class for each of them (None: the
+    same). weights_sha256 is the digest of the checkpoint file, or of a factory's state dict.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Teacher:
     class_map: tuple[int, ...] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the outputs, as JSON values. Neither path nor URL: the digest identifies the weights."""
+        """Everything that determines the outputs, as JSON values. The weights' digest replaces path and URL."""
         network = self.module.config.to_dict() if isinstance(self.module, SegmentationNetwork) else None
         return {
             "name": self.name,

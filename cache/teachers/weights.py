@@ -1,8 +1,8 @@
 """A teacher's weights: a file, a URL, or `auto`, which is the public checkpoint for a network and a dataset.
 
-Downloads are kept under $KDCACHE_CACHE (default: ~/.cache/kdcache/weights). Publishers of PyTorch weights end file names
-with the first eight hex digits of the sha256. If a name has such digits, they are checked at the download and at every
-later use.
+Downloads are kept under $KDCACHE_CACHE (default: ~/.cache/kdcache/weights). Publishers of PyTorch weights end file
+names with the first eight hex digits of the sha256. If a name has such digits, they are checked at the download and at
+every later use.
 """
 
 import hashlib

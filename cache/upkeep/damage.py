@@ -33,7 +33,7 @@ class Damage:
 def unit_damage(
     store: Store, layouts: Mapping[str, ArrayLayout], commit: Commit, *, deep: bool
 ) -> Iterator[Damage]:
-    """The damaged shards of a unit. With `deep` each shard is read, hashed and decoded; without, only its size is checked."""
+    """The damaged shards of a unit. Checks their size; with `deep` each is read, hashed and decoded."""
     unit_id = (commit.pass_index, commit.unit)
     inputs: dict[
         str, bytes
@@ -44,9 +44,8 @@ def unit_damage(
             if not deep:
                 what = _wrong_size(store.objects.size(path), record)
             else:
-                shard = store.objects.read_range(
-                    path, 0, record.size + 1
-                )  # one byte more shows a shard that is too long
+                # One byte more shows a shard that is too long
+                shard = store.objects.read_range(path, 0, record.size + 1)
                 what = None if sha256(shard) == record.sha256 else "differs from the ledger's digest"
                 if what is None:
                     if name in store.spec.input_packings:
@@ -54,9 +53,8 @@ def unit_damage(
                     _decode(store, layout, name, inputs, shard, commit.entries)
         except FileNotFoundError:
             what = "is missing"
-        except (
-            StoreDamagedError
-        ) as error:  # it is what was committed, but a hostile or faulty builder committed nonsense
+        except StoreDamagedError as error:
+            # It is what was committed, but a hostile or faulty builder committed nonsense
             what = str(error)
         if what is not None:
             yield Damage(path=path, what=what, unit_id=unit_id, array=name)
@@ -69,7 +67,7 @@ def _wrong_size(size: int, record: ObjectRecord) -> str | None:
 def _decode(
     store: Store, layout: ArrayLayout, name: str, inputs: Mapping[str, bytes], shard: bytes, entries: int
 ) -> None:
-    """Decode every row as a reader would, one at a time, since a unit may not fit into memory. Raises StoreDamagedError."""
+    """Decode every row as a reader would, one at a time: a unit may not fit memory. Raises StoreDamagedError."""
     spec = store.spec
     for number, row in enumerate(_rows(layout, shard, entries)):
         where = f"{name}, row {number}"

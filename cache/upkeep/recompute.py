@@ -19,9 +19,8 @@ from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.replay import Crop, compare_digest, crop_digest, replay
 
-_ERROR_FACTOR = (
-    10.0  # allowed error, times what the codec lost in the calibration: other machines round differently
-)
+# Allowed error, times what the codec lost in the calibration: other machines round differently
+_ERROR_FACTOR = 10.0
 _SMALL_ERROR = 0.01  # relative error that is never suspicious
 
 

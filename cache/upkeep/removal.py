@@ -1,7 +1,8 @@
 """Removal: a whole store is deleted, its spec first.
 
-Without a spec there is no store, so a half-removed store counts as absent and not as damaged. The commits go next: without
-them nothing that remains would be trusted if a store were created there again. Another removal finishes an interrupted one.
+A store exists only with its spec, so a half-removed one counts as absent and not as damaged. The commits go next:
+without them nothing that remains would be trusted if a store were created there again. Another removal finishes an
+interrupted one.
 """
 
 import re

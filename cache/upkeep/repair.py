@@ -1,9 +1,9 @@
 """Repair: what `verify` found damaged is computed again and replaced.
 
-Objects that follow from others are derived and rewritten. A damaged shard is computed by the teacher from the dataset. If
-its bytes are those that the ledger records, the store is as before. If not, the unit gets a commit of the next generation
-and the pass a new manifest, and runs that are pinned to the old manifest stop. Nobody may build meanwhile, because objects
-are overwritten. If a repair is killed, what was damaged is still damaged, and nothing else is.
+Objects that follow from others are derived and rewritten. A damaged shard is computed by the teacher from the dataset.
+If its bytes are those that the ledger records, the store is as before. If not, the unit gets a commit of the next
+generation and the pass a new manifest, and runs that are pinned to the old manifest stop. Nobody may build meanwhile,
+because objects are overwritten. If a repair is killed, what was damaged is still damaged, and nothing else is.
 """
 
 from collections import defaultdict
@@ -86,9 +86,8 @@ class _Repair:
     store: Store
     origin: Origin
     done: Repaired = field(default_factory=Repaired)
-    _generations: dict[int, int] = field(
-        default_factory=dict
-    )  # by pass: the generation of this repair's commits
+    # By pass: the generation of this repair's commits
+    _generations: dict[int, int] = field(default_factory=dict)
 
     def attempt(self, damages: list[Damage], work: Callable[[], None]) -> None:
         """Do `work`. If it fails, record why, and continue with the other damage."""
@@ -113,9 +112,8 @@ class _Repair:
         for damage in damages:
             if damage.array is None and damage.expected is not None:
                 self._rewrite(damage.path, damage.expected)
-            elif (
-                damage.array is None
-            ):  # neither the record nor a manifest is left: commit the existing shards again
+            elif damage.array is None:
+                # Neither the record nor a manifest is left: commit the existing shards again
                 self._adopt(unit_id)
         if shards:
             self._shards(unit_id, shards)

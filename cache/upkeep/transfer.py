@@ -1,9 +1,9 @@
 """Transfer: a store is copied to another place, several objects at once, each checked against the ledger on the way.
 
-What a reader trusts is written last, as in a build: a unit's commit after its objects, a pass's manifest after its units.
-So a copy that dies leaves nothing half visible, and the same copy continues later. Everything is created once: what exists
-is read and compared, and never overwritten. A pass may be copied without some of its targets. Then `kd/partial` says which
-arrays are here, and a later copy of the others completes the pass.
+What a reader trusts is written last, as in a build: a unit's commit after its objects, a pass's manifest after its
+units. So a copy that dies leaves nothing half visible, and the same copy continues later. Everything is created once:
+what exists is read and compared, and never overwritten. A pass may be copied without some of its targets. Then
+`kd/partial` says which arrays are here, and a later copy of the others completes the pass.
 """
 
 import logging
@@ -35,9 +35,8 @@ class TransferResult:
 
     objects_copied: int  # shards; the few small records are not counted
     bytes_copied: int
-    objects_found: (
-        int  # already there without a commit, from an interrupted copy; they were read and are right
-    )
+    # Already there without a commit, from an interrupted copy; they were read and are right
+    objects_found: int
     seconds: float
     incomplete_passes: tuple[int, ...]  # asked for, but not complete in the source
 
@@ -91,7 +90,7 @@ def copy_store(
 
 
 def _asked(passes: slice, begun: list[int]) -> list[int]:
-    """The passes of a slice. Without an end those that are begun, and not those of the goal, which may be any number."""
+    """The passes of a slice. Without an end, those that are begun: a goal may claim any number."""
     end = max(begun, default=-1) + 1 if passes.stop is None else passes.stop
     return list(range(passes.start or 0, end))
 
@@ -116,7 +115,7 @@ def _open_target(source: Store, url: str) -> Store:
     adopted = target.calibration if target.is_calibrated else target.adopt_calibration(calibration)
     if adopted.digest != calibration.digest:
         raise StoreMismatchError(
-            f"{redact(url)} was calibrated by another build than {redact(source.url)}, so their targets must not be mixed",
+            f"{redact(url)} was calibrated by another build than {redact(source.url)}: do not mix their targets",
             hint="copy to another URL",
         )
     target.raise_goal(source.goal)
@@ -279,9 +278,8 @@ class _Copier:
 def _read_checked(source: Store, path: str, record: ObjectRecord) -> bytes:
     """An object of the source. Raises StoreDamagedError if it differs from what the ledger records."""
     try:
-        data = source.objects.read_range(
-            path, 0, record.size + 1
-        )  # one byte more shows an object that is too long
+        # One byte more shows an object that is too long
+        data = source.objects.read_range(path, 0, record.size + 1)
     except FileNotFoundError as error:
         raise StoreDamagedError(f"{error} is missing", hint=_DAMAGED_HINT) from None
     if ObjectRecord.of(data) != record:

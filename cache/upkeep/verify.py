@@ -1,9 +1,9 @@
 """Verifying: what the documents and the ledger of a store say is compared with the objects that exist.
 
-Something else vouches for every object. Metadata, goals and manifests follow from other objects and are derived again. The
-top `zarr.json` names the spec and the images; commits name the calibration and every shard, and contain their own digest.
-So one wrong bit anywhere is found: in a shard when it is hashed (`deep`), elsewhere at once. Objects that the ledger does
-not name are counted but are not damage: a builder may be about to commit them.
+Something else vouches for every object. Metadata, goals and manifests follow from other objects and are derived again.
+The top `zarr.json` names the spec and the images; commits name the calibration and every shard, and contain their own
+digest. So one wrong bit anywhere is found: in a shard when it is hashed (`deep`), elsewhere at once. Objects that the
+ledger does not name are counted but are not damage: a builder may be about to commit them.
 """
 
 from collections import Counter
@@ -63,7 +63,7 @@ def verify_store(
     """Check the store at `url` for consistency. With `deep` every object is read, hashed and decoded.
 
     Raises:
-        StoreNotFoundError: there is no store.
+        StoreNotFoundError: nothing of a store is at `url`.
         StoreDamagedError: its spec is unreadable. Everything else depends on it.
     """
     objects = open_objects(url)

@@ -130,7 +130,7 @@ def test_a_damaged_object_of_the_source_is_named_and_not_committed(
     path = shard(store, "logits", 0, 1)
     damage(store, path)
     code, _, err = kdcache("push", store.url, str(tmp_path / "copy"))
-    assert code == 12 and path in err and "the ledger says" in err
+    assert code == 12 and path in err and "the ledger records" in err
     copy = open_store(str(tmp_path / "copy"))
     assert copy.complete_passes() == [] and 1 not in copy.committed_units(0)
     assert not (tmp_path / "copy" / path).exists()
