@@ -140,7 +140,7 @@ def find_faults(
 def zigzag(codes: Tensor) -> Tensor:
     """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ...
 
-    Small numbers of both signs then have zero high bits, which compress well. int16 in, int16 out, to be read as uint16.
+    Small numbers of both signs then have zero high bits, which compress well. int16 in, int16 out; read it as uint16.
     """
     return (codes << 1) ^ (codes >> 15)  # the right shift repeats the sign bit: all ones for a negative code
 

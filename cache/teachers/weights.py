@@ -88,7 +88,7 @@ def resolve_weights(
     """
     weights = str(weights)
     if weights == "auto":
-        return fetch(_public(network, dataset_name.partition(":")[0]).url, progress=progress)
+        return fetch(_public(network, dataset_name).url, progress=progress)
     if "://" in weights:
         return fetch(weights, progress=progress)
     path = Path(weights).expanduser()
@@ -143,12 +143,13 @@ def digest_in_name(name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _public(network: str, dataset: str) -> PublicWeights:
+def _public(network: str, dataset_name: str) -> PublicWeights:
+    dataset = dataset_name.partition(":")[0]
     if (network, dataset) in PUBLIC_WEIGHTS:
         return PUBLIC_WEIGHTS[network, dataset]
     others = [name for name, known in PUBLIC_WEIGHTS if known == dataset]
     hint = (
-        f"train one with: kdcache distill --method none --fresh-views --student {network} --dataset {dataset} "
+        f"train one with: kdcache distill --method none --fresh-views --student {network} --dataset {dataset_name} "
         "--out runs/teacher; then use --weights runs/teacher/student.safetensors. Any other file or URL works too"
     )
     if others:

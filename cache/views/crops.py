@@ -1,4 +1,4 @@
-"""Stored crops: a view's pixels and label in the store itself, so that training needs neither dataset nor full-size images.
+"""Stored crops: a view's pixels and label in the store itself, so that training does not need the dataset.
 
     replay      stores nothing: a reader cuts the view out of its image again
     jpeg[:Q]    the crop as JPEG of quality Q (default 95), colours at full resolution

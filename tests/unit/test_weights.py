@@ -168,7 +168,7 @@ def test_auto(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFoundError, match="dataset streets") as caught:
         resolve_weights("auto", network="pspnet_resnet101", dataset_name="streets:96x192:40")
     assert (
-        "kdcache distill --method none --fresh-views --student pspnet_resnet101 --dataset streets --out runs/teacher"
+        "kdcache distill --method none --fresh-views --student pspnet_resnet101 --dataset streets:96x192:40 --out runs/teacher"
         in str(caught.value.hint)
     )
 
