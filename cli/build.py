@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kdcache.cache.build.build import BuildResult
     from kdcache.cache.build.builder import BuildOptions
-    from kdcache.cache.build.disk_space import Outlook
+    from kdcache.cache.build.disk_space import RemainingWork
     from kdcache.cache.build.plan import BuildPlan
     from kdcache.cache.images.datasets import SegmentationDataset
     from kdcache.cache.store.spec import StoreSpec
@@ -141,7 +141,7 @@ def command(console: Console, /, **given: Any) -> None:
             state=request.state,
             progress=progress,
             report=console.note,
-            foresee=lambda outlook: console.note(_outlook_text(outlook)),
+            on_remaining=lambda remaining: console.note(_remaining_text(remaining)),
         )
     _show_result(console, store, request.passes, result)
 
@@ -172,7 +172,7 @@ def open_request(given: dict[str, Any]) -> Request:
     from kdcache.cache.store.spec import check_target_names
     from kdcache.cache.teachers.teacher import load_teacher
     from kdcache.cache.views.crops import canonical_inputs
-    from kdcache.cache.views.view import view_policy
+    from kdcache.cache.views.policy import view_policy
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
@@ -182,7 +182,8 @@ def open_request(given: dict[str, Any]) -> Request:
     targets = {name: canonical_request(request) for name, request in _with_promise(requests, given).items()}
     state = PartialState(cpu=given["device"] == "cpu")
     dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
-    policy = view_policy(dataset.name, **options.view_overrides(given))
+    overrides = options.view_overrides(given)
+    policy = view_policy(dataset.name, overrides.pop("recipe", None), **overrides)
     teacher = load_teacher(
         given["teacher"],
         weights=given["weights"],
@@ -247,11 +248,11 @@ def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, 
     }
 
 
-def _outlook_text(outlook: "Outlook") -> str:
+def _remaining_text(remaining: "RemainingWork") -> str:
     """The short form of an estimate, in one line."""
-    left = f"left: {outlook.entries_left} entries, {size_text(outlook.bytes_left)}"
-    time = "" if outlook.seconds_left is None else f", about {duration_text(outlook.seconds_left)}"
-    free = "" if outlook.free_bytes is None else f"; {size_text(outlook.free_bytes)} are free"
+    left = f"left: {remaining.entries_left} entries, {size_text(remaining.bytes_left)}"
+    time = "" if remaining.seconds_left is None else f", about {duration_text(remaining.seconds_left)}"
+    free = "" if remaining.free_bytes is None else f"; {size_text(remaining.free_bytes)} are free"
     return left + time + free
 
 

@@ -84,9 +84,9 @@ def _watch(console: Console, store: "Store") -> None:
     from kdcache.cache.build.watch import StoreWatch
     from kdcache.cache.storage.urls import redact
 
-    looks = StoreWatch(store)
+    watch = StoreWatch(store)
     while True:
-        status = looks.look()
+        status = watch.status()
         if console.json:
             console.document(_status_values(redact(store.url), status), on_one_line=True)
         else:

@@ -20,7 +20,7 @@ from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import canonical_json
 from kdcache.cache.store.stored_images import StoredImages
 from kdcache.cache.teachers.teacher import Teacher, load_teacher
-from kdcache.cache.views.view import ViewPolicy, view_policy
+from kdcache.cache.views.policy import ViewPolicy, view_policy
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.data.ahead import bytes_at_once
 from kdcache.distill.data.order import EntryOrder, FreshOrder
@@ -227,7 +227,8 @@ def _passes(
 def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
     if reader is not None:
         return reader.spec.views
-    return view_policy(config.dataset, **config.view_overrides())
+    overrides = config.view_overrides()
+    return view_policy(config.dataset, overrides.pop("recipe", None), **overrides)
 
 
 def _view_source(

@@ -285,7 +285,7 @@ def _quicker_data(run: Run) -> str:
     if config.store and not config.fresh_views:
         if config.check_crops == "always":
             advice.append("--check-crops sample")
-        advice.append("a store with its crops in it (build --inputs stored)")
+        advice.append("a store with its crops in it (build --inputs jpeg)")
     return ", ".join([*advice, "a faster disk"])
 
 

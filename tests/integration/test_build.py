@@ -205,15 +205,18 @@ def test_a_plan_is_refused_where_the_build_would_be(tmp_path):
 
 def test_what_is_left_is_told_before_the_first_unit(tmp_path):
     store, images, teacher = begin(tmp_path / "store")
-    outlooks = []
+    announced = []
     for passes in (1, 1, 3):
-        build_store(store, images, teacher, passes=passes, options=OPTIONS, foresee=outlooks.append)
-    assert [outlook.entries_left for outlook in outlooks] == [10, 20]  # nothing is told where nothing is left
+        build_store(store, images, teacher, passes=passes, options=OPTIONS, on_remaining=announced.append)
+    assert [remaining.entries_left for remaining in announced] == [
+        10,
+        20,
+    ]  # nothing is told where nothing is left
     manifests = [open_store(store.url).manifest(index) for index in range(3)]
     written = [sum(manifest.bytes_by_array.values()) for manifest in manifests]
-    assert outlooks[0].bytes_left == pytest.approx(written[0], rel=0.1)
-    assert outlooks[1].bytes_left == pytest.approx(written[1] + written[2], rel=0.1)
-    assert all(outlook.seconds_left > 0 for outlook in outlooks)
+    assert announced[0].bytes_left == pytest.approx(written[0], rel=0.1)
+    assert announced[1].bytes_left == pytest.approx(written[1] + written[2], rel=0.1)
+    assert all(remaining.seconds_left > 0 for remaining in announced)
 
 
 def test_the_plan_knows_what_stands_and_writes_nothing(tmp_path):

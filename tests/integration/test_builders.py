@@ -17,7 +17,7 @@ from kdcache.cache.build.build import build_store
 from kdcache.cache.build.leases import LEASES, lease_path
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.storage.opening import PROBES, open_objects, probe_creation
-from kdcache.cache.storage.patience import Patience
+from kdcache.cache.storage.retries import RetryPolicy
 from kdcache.cache.store.opening import open_store
 from kdcache.cache.upkeep.verify import verify_store
 
@@ -80,7 +80,7 @@ def test_where_conditions_are_ignored_units_are_split_by_rank(bucket, monkeypatc
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(build_share, range(2)))
     assert [result.units_built for result in results] == [3, 3]
-    assert sum("split among the 2 processes" in line for rank, line in said if rank == 0) == 1
+    assert sum("the 2 processes of this job split the units" in line for rank, line in said if rank == 0) == 1
     assert leases == []
     assert_same_store(bucket, tmp_path / "one")
 
@@ -114,7 +114,7 @@ def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(buc
         options=replace(OPTIONS, heartbeat_s=0.05),
         progress=lambda done, total, note: notes.append(note),
     )
-    assert "waiting for 1 units of other builders" in notes
+    assert "waiting for 1 unit of other builders" in notes
     assert_same_store(bucket, tmp_path / "one")
 
 
@@ -172,7 +172,7 @@ def test_a_server_that_is_not_there_is_one_clear_error_soon(bucket, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(
-        "kdcache.cache.storage.remote.RemoteObjects.patience", Patience(first_s=0.2, later_s=600.0)
+        "kdcache.cache.storage.remote.RemoteObjects.retry_policy", RetryPolicy(first_s=0.2, later_s=600.0)
     )
     with pytest.raises(KDCacheError, match=r"cannot read s3://\S+: .*127.0.0.1:9"):
         open_store(bucket)

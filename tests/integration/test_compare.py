@@ -46,7 +46,7 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     assert code == 3, stderr
     assert (
         "1 of 4 runs failed: steps-2-mgd-seed-0" in stderr
-        and "holds features, logits, not backbone" in stderr
+        and "contains features, logits, not backbone" in stderr
     )
     document = json.loads((out / "standings.json").read_text())
     ranks = {row["contender"]: row["rank"] for row in document["rankings"][0]["rows"]}
@@ -65,7 +65,7 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
         table = {line["name"]: line for line in csv.DictReader(file)}
     assert table.keys() == runs.keys() and table["steps-2-mgd-seed-0"]["status"] == "failed"
     assert "## Failed" in (out / "report.md").read_text()
-    assert "holds features, logits, not backbone" in (out / "report.html").read_text()
+    assert "contains features, logits, not backbone" in (out / "report.html").read_text()
 
     code, _, stderr = kdcache(*arguments, "--lr", "0.02")
     assert code == 2 and "--lr: 0.01, 0.02" in stderr

@@ -18,7 +18,7 @@ from kdcache.cache.networks.checkpoints import save_network
 from kdcache.cache.networks.network import build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.teachers.teacher import load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.study.trial import time_student
 
 Run = Callable[..., tuple[int, str, str]]
@@ -190,7 +190,9 @@ def test_a_build_says_what_is_left_and_refuses_a_disk_that_is_too_small(
     assert (code, out) == (2, "")
     assert "left: 20 entries, " in err and "about" in err and "1 kB are free" in err
     assert "bytes are left to write and 1,000 are free" in err
-    assert "hint: fewer --views, --targets logits, another --home, or --force" in err
+    assert (
+        "hint: choose fewer --views, --targets logits or another --home; or build anyway with --force" in err
+    )
     (store,) = (tmp_path / "new" / "home").iterdir()
     assert not (store / "passes").exists() and not (store / "kd" / "goals").exists()
     code, out, err = kdcache("build", *words, "--dry-run")

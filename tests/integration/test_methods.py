@@ -142,7 +142,7 @@ def test_a_store_without_a_methods_targets_is_refused_with_the_command_that_buil
     store = build(tmp_path / "plain", teacher_file, passes=1)
     needs = {"dist": "aux", "mgd": "backbone"}
     for name, target in needs.items():
-        with pytest.raises(StoreMismatchError, match=f"holds features, logits, not {target}") as caught:
+        with pytest.raises(StoreMismatchError, match=f"contains features, logits, not {target}") as caught:
             train(dataclasses.replace(config, store=store, method=name))
         command = f"--teacher pspnet_resnet18 --targets features,logits,{target}"
         assert f"kdcache build --dataset streets:64x64:6 --split train {command}" in str(caught.value.hint)

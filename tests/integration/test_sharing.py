@@ -25,8 +25,9 @@ from kdcache.cache.store.opening import create_store, open_store
 from kdcache.cache.store.spec import DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.store.store import Store
 from kdcache.cache.upkeep.transfer import copy_store
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import CropDigest, entry_row
-from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.cache.views.view import View
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -100,7 +101,7 @@ def test_there_and_back(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     fs, path = fsspec.core.url_to_fs(f"{bucket}/third/passes/000/logits/c/0/0/0/0")
     fs.pipe_file(path, b"another's")
     code, _, err = kdcache("pull", remote, f"{bucket}/third")
-    assert code == 11 and "passes/000/logits/c/0/0/0/0 stands and differs" in err
+    assert code == 11 and "passes/000/logits/c/0/0/0/0 exists and differs" in err
     assert fs.cat_file(path) == b"another's"
 
 
@@ -129,7 +130,7 @@ def test_a_copy_writes_over_nothing_where_conditions_are_ignored(
         fs.pipe_file(path, b"another builder's")  # after the copy saw that nothing stood there
 
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
-    with pytest.raises(StoreMismatchError, match=f"{late} stands and differs"):
+    with pytest.raises(StoreMismatchError, match=f"{late} exists and differs"):
         copy_store(store, bucket, workers=1, progress=build_beside)
     assert fs.cat_file(path) == b"another builder's"
     assert "nobody else may write there during the copy" in caplog.text

@@ -156,7 +156,7 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
                 again = tuple(dataclasses.replace(commit, generation=1) for commit in manifest.commits)
                 opened.put_manifest(dataclasses.replace(manifest, commits=again))
 
-    with pytest.raises(StoreDamagedError, match="was repaired or is gone") as caught:
+    with pytest.raises(StoreDamagedError, match="was repaired or removed") as caught:
         train(config, progress=repair)
     assert caught.value.exit_code == 12
     assert load_state(Path(config.out, "checkpoint"))["step"] == 3

@@ -356,7 +356,7 @@ def test_a_slow_store_that_cannot_be_written_gives_the_same_run_and_a_word_of_wa
     assert (
         "the student waited for data in" in warning and "up to step " in warning
     )  # which one, the machine decides
-    for advice in ("more --workers (now 0", "--check-crops sample", "--inputs stored", "a faster disk"):
+    for advice in ("more --workers (now 0", "--check-crops sample", "--inputs jpeg", "a faster disk"):
         assert advice in warning
 
 

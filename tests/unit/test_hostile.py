@@ -237,7 +237,7 @@ def test_what_is_no_plain_file_is_neither_waited_for_nor_followed(
             _harmless(work)
         code, out, err = kdcache("verify", store.url)
         assert code == 12, (path, out, err)
-        with pytest.raises(StoreDamagedError, match="plain files"):
+        with pytest.raises(StoreDamagedError, match="regular files"):
             open_objects(store.url).get(path.relative_to(root).as_posix())
         path.rmdir() if kind == "folder" else path.unlink()
         moved.rename(path)
@@ -250,7 +250,7 @@ def test_no_folder_of_a_store_leads_out_of_it(store: Store, tmp_path: Path) -> N
         (root / path).rename(outside)
         (root / path).symlink_to(outside)
         before = {file: file.stat().st_mtime_ns for file in outside.rglob("*")}
-        with pytest.raises(StoreDamagedError, match="plain files") as caught:
+        with pytest.raises(StoreDamagedError, match="regular files") as caught:
             StoreReader(store.url, ["logits"]).entries(0, range(7))
             store.objects.put_new(f"{path}/new", b"x")
         assert caught.value.exit_code == 12
@@ -268,7 +268,7 @@ def test_no_folder_of_a_store_leads_out_of_it(store: Store, tmp_path: Path) -> N
             lambda objects=objects, path=path: objects.names(path),
             lambda objects=objects, path=path: objects.walk(path),
         ):
-            with pytest.raises(StoreDamagedError, match="plain files"):
+            with pytest.raises(StoreDamagedError, match="regular files"):
                 work()
         assert {file: file.stat().st_mtime_ns for file in outside.rglob("*")} == before
         (root / path).unlink()
