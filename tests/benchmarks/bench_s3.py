@@ -40,9 +40,9 @@ from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.views.replay import CropDigest, entry_row
 from kdcache.cache.views.view import View, ViewPolicy
-from kdcache.distill.data.ahead import FETCHES, Ahead
 from kdcache.distill.data.loader import BATCHES_AHEAD
 from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.data.prefetch import PARALLEL_FETCHES, ShardPrefetcher
 from kdcache.distill.data.targets import StoredViews
 
 LATENCY_S = 0.02
@@ -97,7 +97,7 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
         rows.append(Row(f"{what}, time at {share:.0%} faults over none", slower, ""))
     setting = (
         f"{units} units of {UNIT_ENTRIES} entries, requests of {LATENCY_S * 1000:g} ms, "
-        f"cold {FEW} or {FETCHES} at once"
+        f"cold {FEW} or {PARALLEL_FETCHES} at once"
     )
     return finish("s3", rows, seconds, setting, as_json=as_json)
 
@@ -106,7 +106,7 @@ def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[floa
     """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run has."""
     seconds: dict[str, list[float]] = {}
     rows = []
-    for at_once in (FEW, FETCHES):
+    for at_once in (FEW, PARALLEL_FETCHES):
         raw, cold = f"raw parallel GET, {at_once} at once", f"cold epoch, {at_once} at once"
         busy: dict[str, list[float]] = {raw: [], cold: []}
         sides = {
@@ -207,7 +207,7 @@ class Epochs:
     def empty_cache(self) -> None:
         self.cold_shards.discard(self.sizes)
 
-    def read_cold(self, at_once: int = FETCHES) -> None:
+    def read_cold(self, at_once: int = PARALLEL_FETCHES) -> None:
         self._count("cold", self.cold, at_once)
 
     def read_warm(self) -> None:
@@ -216,7 +216,7 @@ class Epochs:
     def read_local(self) -> None:
         self.local.read_epoch()
 
-    def _count(self, what: str, process: "ReadingProcess", at_once: int = FETCHES) -> None:
+    def _count(self, what: str, process: "ReadingProcess", at_once: int = PARALLEL_FETCHES) -> None:
         before = self.proxy.requests
         process.read_epoch(at_once)
         self.requests[what] = self.proxy.requests - before
@@ -238,7 +238,7 @@ class ReadingProcess:
             multiprocessing_context="forkserver",
         )
 
-    def read_epoch(self, at_once: int = FETCHES) -> None:
+    def read_epoch(self, at_once: int = PARALLEL_FETCHES) -> None:
         """Every entry of a pass, in batches."""
         self._batches.at_once = at_once
         for _ in self._loader:
@@ -250,20 +250,20 @@ class _Batches(Sampler[list[int]]):
 
     def __init__(self, views: StoredViews, forgets: bool) -> None:
         self._views, self._forgets = views, forgets
-        self.at_once = FETCHES
+        self.at_once = PARALLEL_FETCHES
 
     def __iter__(self) -> Iterator[list[int]]:
-        shards, ahead = self._views.reader.cached, None
+        shards, prefetcher = self._views.reader.cached, None
         if shards is not None:
-            ahead = Ahead(self._views, shards, batch_size=BATCH, fetches=self.at_once)
+            prefetcher = ShardPrefetcher(self._views, shards, batch_size=BATCH, parallel_fetches=self.at_once)
         if self._forgets:
             yield [_FORGET]
         for step in range(self._views.order.n_images // BATCH):
-            if ahead is not None:
-                ahead.advance(step)
+            if prefetcher is not None:
+                prefetcher.advance(step)
             yield list(range(step * BATCH, (step + 1) * BATCH))
-        if ahead is not None:
-            ahead.close()
+        if prefetcher is not None:
+            prefetcher.close()
 
 
 class _Entries(Dataset[None]):
@@ -292,7 +292,7 @@ def open_views(url: str, cache: Path | None) -> StoredViews:
 def copy_store(folder: Path, url: str) -> None:
     objects = open_objects(url)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    with ThreadPoolExecutor(FETCHES) as threads:
+    with ThreadPoolExecutor(PARALLEL_FETCHES) as threads:
         list(
             threads.map(lambda path: objects.put_new(str(path.relative_to(folder)), path.read_bytes()), files)
         )

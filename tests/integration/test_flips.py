@@ -21,9 +21,9 @@ from training import build, make_teacher, small_config
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
 from kdcache.cache.storage.opening import open_objects
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.data.ahead import Ahead
 from kdcache.distill.data.inputs import open_inputs
 from kdcache.distill.data.loader import read_batches
+from kdcache.distill.data.prefetch import ShardPrefetcher
 from kdcache.distill.training.checkpoint import load_state
 from kdcache.distill.training.loop import train
 
@@ -97,10 +97,12 @@ def taken_in(config: TrainConfig, url: str, tmp_path: Path) -> tuple[object, lis
     views = inputs.stored_views
     assert views is not None
     shards = views.reader.cached
-    ahead = Ahead(views, shards, batch_size=BATCH) if shards is not None else None
+    prefetcher = ShardPrefetcher(views, shards, batch_size=BATCH) if shards is not None else None
     steps = len(views.reader.passes) * views.order.n_images // BATCH
     tensors: list[torch.Tensor] = []
-    with closing(read_batches(inputs.views, batch_size=BATCH, start_step=0, ahead=ahead)) as batches:
+    with closing(
+        read_batches(inputs.views, batch_size=BATCH, start_step=0, prefetcher=prefetcher)
+    ) as batches:
         for _ in range(steps):
             batch = next(batches)
             tensors += [batch.image, batch.label, batch.valid_size, *inputs.targets(batch).values()]

@@ -88,7 +88,7 @@ def test_a_resumed_run_fetches_nothing_again(config, in_memory, shard_gets, tmp_
 
 
 def test_a_cache_too_small_is_refused_before_anything_is_written(config, in_memory):
-    with pytest.raises(UsageError, match="--cache-limit 1KB holds 950") as caught:
+    with pytest.raises(UsageError, match="--cache-limit 1KB leaves 950 B") as caught:
         train(dataclasses.replace(config, store=in_memory, cache_limit_bytes=1000))
     assert "--cache-limit 1MB or more" in caught.value.hint
     assert not Path(config.out).exists()
@@ -156,7 +156,7 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
                 again = tuple(dataclasses.replace(commit, generation=1) for commit in manifest.commits)
                 opened.put_manifest(dataclasses.replace(manifest, commits=again))
 
-    with pytest.raises(StoreDamagedError, match="was repaired or is gone") as caught:
+    with pytest.raises(StoreDamagedError, match="was repaired or removed") as caught:
         train(config, progress=repair)
     assert caught.value.exit_code == 12
     assert load_state(Path(config.out, "checkpoint"))["step"] == 3

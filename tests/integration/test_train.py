@@ -244,7 +244,7 @@ def test_a_damaged_store_stops_the_run_in_one_line_through_a_worker(config, tmp_
 def test_a_run_is_not_overwritten_or_mixed_with_another(config, tmp_path):
     config = dataclasses.replace(config, steps=1)
     train(config)
-    with pytest.raises(UsageError, match="holds a run") as caught:
+    with pytest.raises(UsageError, match="already contains a run") as caught:
         train(config)
     assert "--resume" in caught.value.hint
     with pytest.raises(UsageError, match=r"--lr: 0\.01, 0\.02"):
@@ -295,7 +295,7 @@ def test_a_run_can_be_confined_to_the_first_passes(config):
 
     assert passes_of(config) == {"0", "1"}
     assert passes_of(dataclasses.replace(config, passes=1)) == {"0"}
-    with pytest.raises(StoreMismatchError, match=r"--passes 3: .* has 2 complete passes"):
+    with pytest.raises(StoreMismatchError, match=r"--passes 3: .* has only 2 complete passes"):
         passes_of(dataclasses.replace(config, passes=3))
     with pytest.raises(UsageError, match="--passes: fresh views"):
         dataclasses.replace(config, method="none", source="none", fresh_views=True, passes=1)

@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdcache.distill.losses import relations
 from kdcache.distill.losses.masked import (
-    CellNorm,
+    MaskedBatchNorm,
     average_pool,
     log_softmax_over_cells,
     max_pool,
     normalise_maps,
 )
 from kdcache.distill.losses.relations import relation_divergence
-from kdcache.distill.losses.terms import divergence as relations
 
 N, C, H, W = 2, 3, 5, 7
 
@@ -46,7 +46,7 @@ class TestWhereAllTakePart:
             assert (area == 1).all()
 
     def test_batch_norm(self, maps: torch.Tensor) -> None:
-        ours, theirs = CellNorm(C).double(), nn.BatchNorm2d(C).double()
+        ours, theirs = MaskedBatchNorm(C).double(), nn.BatchNorm2d(C).double()
         for norm in (ours, theirs):
             nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
             nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(2))
@@ -69,7 +69,7 @@ class TestAreas:
         torch.testing.assert_close(
             normalise_maps(doubled[:, 0], halves)[..., ::2], normalise_maps(maps[:, 0], ALL)
         )
-        norm = CellNorm(C).double()
+        norm = MaskedBatchNorm(C).double()
         torch.testing.assert_close(norm(doubled, halves)[..., ::2], norm(maps, ALL))
 
     def test_pools_see_only_what_takes_part(self, maps: torch.Tensor) -> None:

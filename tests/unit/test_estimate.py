@@ -102,7 +102,7 @@ def test_the_method_that_uses_most_of_the_targets(targets, method):
     ("name", "targets", "message"),
     [
         (None, ("aux",), "no method of `kdcache distill` learns from aux alone"),
-        ("feature", ("logits",), "--method feature needs features; the store would hold logits"),
+        ("feature", ("logits",), "--method feature needs features; the store would contain logits"),
         ("none", ("logits",), "--method none needs no teacher"),
         ("magic", ("logits",), "unknown method 'magic'"),
     ],

@@ -143,14 +143,14 @@ class TestWholeImages:
         assert torch.equal(parts[0] + parts[1], whole)
 
     def test_scores_are_taken_at_the_labels_size_whatever_the_image_is_resized_to(self) -> None:
-        recipe = EvalMode(base_long_px=64, base_short_px=32)
+        mode = EvalMode(base_long_px=64, base_short_px=32)
         seen = []
 
         def predictor(crops: Tensor, valid_size: Tensor) -> Tensor:
             seen.append(tuple(crops.shape[1:3]))
             return coarse_mean(crops, valid_size)
 
-        scores = evaluate(predictor, Images(), recipe=recipe)
+        scores = evaluate(predictor, Images(), mode=mode)
         assert seen == [(32, 48), (19, 64), (64, 21)]
         assert sum(map(sum, scores.confusion)) == sum(h * w - 3 for h, w in Images.sizes)
 
@@ -224,7 +224,7 @@ class TestResizing:
         assert halved.dtype == torch.uint8 and tuple(halved.shape) == (15, 30, 3)
         assert halved[0, :, 0].tolist() == list(range(2, 240, 8))
 
-    def test_the_datasets_recipes(self) -> None:
+    def test_the_datasets_modes(self) -> None:
         assert eval_mode("ade20k").base_long_px == 2048
         assert eval_mode("streets:96x192:200") == EvalMode()
         assert eval_mode("cityscapes", "slide", (713, 713)).crop_width_px == 713
@@ -262,7 +262,7 @@ class TestNoTrace:
 
     def test_also_when_it_fails(self) -> None:
         network = build_network(network_config("pspnet_resnet18", 2)).train()
-        with pytest.raises(UsageError, match="the network has 2 classes, made-up has 3"):
+        with pytest.raises(UsageError, match="the network has 2 classes, but made-up has 3"):
             evaluate(network, Images(), normalisation=RGB_IMAGENET)
         assert all(module.training for module in network.modules())
 
@@ -273,17 +273,19 @@ class TestRefusals:
             evaluate(red_class, Images(labelled=False))
 
     def test_a_label_outside_the_classes(self) -> None:
-        with pytest.raises(DataError, match="label of image-0 has the value 7, there are 3 classes"):
+        with pytest.raises(
+            DataError, match="the label of image-0 contains class id 7, but there are only 3 classes"
+        ):
             evaluate(red_class, Images(highest=7))
 
     def test_a_network_without_normalisation(self) -> None:
-        with pytest.raises(UsageError, match="with its normalisation"):
+        with pytest.raises(UsageError, match="a network needs a normalisation"):
             evaluate(nn.Conv2d(3, 3, 1), Images())
 
     @pytest.mark.parametrize(
         "field",
         [{"mode": "tta"}, {"mode": "slide"}, {"base_long_px": 512}, {"base_long_px": 1, "base_short_px": 2}],
     )
-    def test_a_recipe_that_makes_no_sense(self, field: dict[str, object]) -> None:
+    def test_a_mode_that_makes_no_sense(self, field: dict[str, object]) -> None:
         with pytest.raises(UsageError):
             EvalMode(**field)  # type: ignore[arg-type]

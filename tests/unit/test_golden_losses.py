@@ -1,7 +1,7 @@
 """Terms against numbers that the methods' own code computed, in float64 on whole maps without padding.
 
 A fixture under tests/fixtures/losses names the code and holds its losses and gradients: their norms and some of their
-numbers. Inputs and parameters are not stored: they are a function of name and shape (recipes.uniform), and were given
+numbers. Inputs and parameters are not stored: they are a function of name and shape (namedvalues.uniform), and were given
 to the original code. What our terms mean over and theirs sum over stands in a fixture as `scale`.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import uniform
+from namedvalues import uniform
 from torch import Tensor, nn
 
 from kdcache.cache.images.classes import IGNORE

@@ -104,7 +104,7 @@ def test_memory_in_flight_counts_batches_that_are_being_stacked_twice():
 def test_a_killed_worker_is_one_clear_error(taken):
     """A batch that it had ready may be lost with it, while it is taken over or before."""
     batches = read_batches(Mortal(), batch_size=2, start_step=0, workers=1)
-    with pytest.raises(TrainingError, match="a process that reads crops died") as caught:
+    with pytest.raises(TrainingError, match="a loader process died") as caught:
         for _ in range(taken):
             next(batches)
         time.sleep(0.5)

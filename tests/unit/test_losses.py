@@ -357,11 +357,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["feature", "logit+feature"])
     def test_missing_target(self, name: str) -> None:
-        with pytest.raises(UsageError, match="needs the target 'features'; there is only logits"):
+        with pytest.raises(UsageError, match="needs the target 'features'; available: logits"):
             build_method(name, LossConfig(), STUDENT, {"logits": CLASSES})
 
     def test_other_classes(self) -> None:
-        with pytest.raises(UsageError, match="the student has 4 classes, the teacher's logits 19"):
+        with pytest.raises(UsageError, match="the student has 4 classes, but the teacher's logits have 19"):
             build_method("logit", LossConfig(), STUDENT, {"logits": 19})
 
     def test_a_student_without_the_head_that_a_term_compares(self) -> None:
@@ -373,10 +373,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("config", "said"),
         [
-            ({"kd_terms": "pair=1"}, "no term 'pair' whose weight could be set; it has logit"),
+            ({"kd_terms": "pair=1"}, "no term 'pair'; its terms are: logit"),
             ({"feature_weight": 1.0}, "no term 'feature'"),
-            ({"kd_terms": "logit"}, "'logit' is no term and its weight"),
-            ({"kd_terms": "logit=-1"}, "'logit=-1' is no term"),
+            ({"kd_terms": "logit"}, "'logit' is not TERM=WEIGHT"),
+            ({"kd_terms": "logit=-1"}, "'logit=-1' is not TERM=WEIGHT"),
         ],
     )
     def test_weights_of_terms_that_the_method_lacks(self, config: dict[str, object], said: str) -> None:

@@ -178,21 +178,21 @@ def test_batch_order_does_not_matter(name: str, alike_draws: None) -> None:
         torch.testing.assert_close(found[key], term)
 
 
-def test_the_readme_tells_every_methods_recipe(root: Path) -> None:
+def test_the_readme_lists_every_methods_terms(root: Path) -> None:
     section = (root / "README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in section.splitlines()
         if line.startswith("| `")
     ]
-    told = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
-    assert told == {
+    listed = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
+    assert listed == {
         name: (
-            ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, (_, weight) in recipe.items()),
+            ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, (_, weight) in terms.items()),
             ", ".join(sorted(needs, key=lambda need: need == LABELS)),
         )
-        for name, recipe in METHODS.items()
-        for needs in [term_needs(recipe, LossConfig())]
+        for name, terms in METHODS.items()
+        for needs in [term_needs(terms, LossConfig())]
     }
 
 
@@ -265,7 +265,7 @@ class TestRivals:
     def test_the_rival_learns_to_tell_the_teacher_from_the_student(self) -> None:
         example = make_example(padded=False)
         method = make_method("skd", kd_terms="logit=0,pair=0")
-        (optimiser,) = make_method("ifvd").own_optimisers()
+        (optimiser,) = make_method("ifvd").make_adversary_optimisers()
         optimiser = type(optimiser)(method.parameters(), lr=5e-3)
         losses = []
         for _ in range(4):
@@ -277,9 +277,9 @@ class TestRivals:
         assert losses[-1] < losses[0] - 0.1
 
     def test_recipes_differ_in_the_rivals_optimiser(self) -> None:
-        skd, ifvd = (make_method(name).own_optimisers() for name in ("skd", "ifvd"))
+        skd, ifvd = (make_method(name).make_adversary_optimisers() for name in ("skd", "ifvd"))
         assert [type(optimiser) for optimiser in (*skd, *ifvd)] == [torch.optim.SGD, torch.optim.Adam]
-        assert make_method("cirkd").own_optimisers() == []
+        assert make_method("cirkd").make_adversary_optimisers() == []
 
 
 class TestMemory:

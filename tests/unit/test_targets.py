@@ -44,6 +44,7 @@ class Reader:
     """Two passes in reversed and straight order; the codes of an entry tell which one it is."""
 
     n_images = N_IMAGES
+    url = "stores/a"
 
     class spec:
         views = POLICY
@@ -129,8 +130,9 @@ def test_an_epoch_shows_every_image_once():
 
 
 def test_a_changed_image_stops_with_its_name():
-    with pytest.raises(StoreMismatchError, match=r"image-2 view [01] .*another image"):
+    with pytest.raises(StoreMismatchError, match=r"image-2 view [01] .*another image") as caught:
         take(stored(Images(edited=2)), 3)
+    assert "`kdcache info stores/a`" in (caught.value.hint or "")
     assert len(take(stored(Images(edited=2), check_crops="off"), 3)) == 3
 
 

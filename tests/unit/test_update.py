@@ -37,7 +37,7 @@ def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tup
             scaler=scaler, backward=lambda loss: (scaler.scale(loss) if scaler else loss).backward()
         ),
         optimiser=optimiser,
-        rival_optimisers=[torch.optim.SGD([rival], lr=0.1)],
+        adversary_optimisers=[torch.optim.SGD([rival], lr=0.1)],
     )
     for step in range(3):
         factor = 1e38 if overflow and step == 1 else 1.0
