@@ -67,7 +67,7 @@ class TrainConfig:
     out: str
     """The run's folder."""
 
-    # What is learnt, and from where
+    # Method and data
     method: str = "logit"
     """A name of methods.METHODS."""
     source: str = "cache"
@@ -152,7 +152,7 @@ class TrainConfig:
     kd_ignore: str = "none"
     """A value of KD_IGNORES."""
 
-    # The machine
+    # Machine
     mixed_precision: str = "no"
     """`no`, `bf16` or `fp16`, for the student's forward pass. Losses stay in float32."""
     compile: bool = False
@@ -172,7 +172,7 @@ class TrainConfig:
     cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
     """Bytes of this host's disk for shards of remote stores."""
 
-    # What is written
+    # Output
     profile: bool = False
     """Record a torch trace of a few steps into the run's folder."""
     log_every_steps: int = 10

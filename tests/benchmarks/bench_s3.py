@@ -1,15 +1,15 @@
 """Epochs of the reader over S3, every request 20 ms away: cold over a raw parallel GET of the same objects, and warm
 over a local copy of the store. With --faults SHARE also a build and a cold epoch while that share of all requests fails.
 
-The server is SeaweedFS behind a proxy in Python, which alone carries some hundred MB a second. Of a cold epoch the waits
-are to be seen, so its objects are small; both sides have as many requests under way. A warm one is a matter of what
-looking into the cache costs beside reading an entry, so its entries are as large as those of 512x1024 crops.
+The server is SeaweedFS behind a proxy in Python, which is limited to some hundred MB a second. In a cold epoch the waits
+matter, so its objects are small, and both sides make the same number of requests at once. In a warm epoch the cost of the
+cache's look-up matters, compared with reading an entry, so its entries are as large as those of 512x1024 crops.
 
-Server, proxy, client and reader share this host's cores. Where the raw GETs alone keep them busy, a cold epoch can only
-be slower by all that reading costs. So it is asked twice: with as few requests at once as leave two cores idle, where
-reading has to hide behind the waits, and with as many as a run has. The rows of busy cores say which case is which.
-A reader that waits for a shard nobody has begun fetches it itself, which is one request more under way: of 744 shards
-some 45 with 4 at once, 3 with 8.
+Server, proxy, client and reader share this host's cores. If the raw GETs alone keep them busy, a cold epoch is slower by
+everything that reading costs. So it is measured twice: with few requests at once, which leave two cores idle, so that
+reading can hide behind the waits; and with as many as a run makes. The rows of busy cores show which case is which.
+A reader that needs a shard before its fetch has started fetches it itself, with one more request at once: of 744 shards
+some 45 with 4 requests at once, 3 with 8.
 """
 
 import os
@@ -47,13 +47,13 @@ from kdcache.distill.data.targets import StoredViews
 
 LATENCY_S = 0.02
 FEW = 4  # requests at once, which leave two cores idle for a third of the time
-READ_TIMEOUT_S = 3.0  # of the client: how long a silent server costs; 15 s is what s3fs has unless it is told
+READ_TIMEOUT_S = 3.0  # of the client: the cost of a silent server; the default of s3fs is 15 s
 SMALL, LARGE = (19, 16, 32), (19, 64, 128)  # logits of crops of 128x256 and of 512x1024
 UNIT_ENTRIES = 8
 BATCH = 8
 _FORGET = -1  # in place of positions: see ReadingProcess
-# Of the last pool's entries nothing is left to be fetched while they are read: of an epoch like that of Cityscapes, 2975
-# images, that is a fiftieth, of one much shorter a tenth.
+# While the entries of the last pool are read, there is nothing left to fetch. That is a fiftieth of an epoch of Cityscapes
+# with 2975 images, and a tenth of a much shorter one.
 UNITS, QUICK_UNITS = 372, 128
 LARGE_UNITS, QUICK_LARGE_UNITS = 48, 16
 ROUNDS, QUICK_ROUNDS = 7, 3
@@ -103,7 +103,7 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
 
 
 def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[float]], list[Row]]:
-    """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run has."""
+    """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run makes."""
     seconds: dict[str, list[float]] = {}
     rows = []
     for at_once in (FEW, PARALLEL_FETCHES):
@@ -123,7 +123,7 @@ def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[floa
 
 
 def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], None]:
-    """The work; `shares` is told what part of all cores' time was not idle, whoever used it."""
+    """Do the work, and add to `shares` the fraction of all cores' time that was not idle, used by any process."""
 
     def run() -> None:
         before = psutil.cpu_times()
@@ -135,7 +135,7 @@ def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], N
 
 
 def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -> dict[str, list[float]]:
-    """A build and an epoch, and both again where requests fail. What comes out has to be the same."""
+    """A build and an epoch, and both again with failing requests. The results must be the same."""
     fsspec.config.conf["s3"] = {
         "config_kwargs": {"read_timeout": READ_TIMEOUT_S}
     }  # of clients made from now on
@@ -166,7 +166,7 @@ def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """One store, on S3 and on disk; opening it is in no figure."""
+    """One store, on S3 and on disk. Opening it is not measured."""
 
     url: str
     local: "ReadingProcess"
@@ -223,7 +223,7 @@ class Epochs:
 
 
 class ReadingProcess:
-    """Reads epochs in a process of its own, as a run's loader does; their shards are fetched ahead in this one."""
+    """Reads epochs in a separate process, like a run's loader. Their shards are prefetched in this process."""
 
     def __init__(self, views: StoredViews, *, forgets: bool = False) -> None:
         """`forgets`: at each epoch's beginning, which files it holds open; those of a cache that was emptied are gone."""
@@ -233,7 +233,7 @@ class ReadingProcess:
             batch_sampler=self._batches,
             collate_fn=_nothing,
             num_workers=1,
-            persistent_workers=True,  # starting one is in no figure
+            persistent_workers=True,  # starting a process is not measured
             prefetch_factor=BATCHES_AHEAD,
             multiprocessing_context="forkserver",
         )
@@ -246,7 +246,7 @@ class ReadingProcess:
 
 
 class _Batches(Sampler[list[int]]):
-    """The steps of an epoch, each told to those who fetch ahead when it is given to the reading process."""
+    """The steps of an epoch. The prefetcher is notified of each when the reading process gets it."""
 
     def __init__(self, views: StoredViews, forgets: bool) -> None:
         self._views, self._forgets = views, forgets

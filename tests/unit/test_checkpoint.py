@@ -1,4 +1,4 @@
-"""A training state is there whole or not at all, and nothing in it is executed when it is read."""
+"""A training state is complete or absent, and reading it never executes code."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The command line: help, options, errors and exit codes. What the commands do is tested end to end in integration/."""
+"""The command line: help, options, errors and exit codes. Tests in integration/ run the commands end to end."""
 
 import json
 import os
@@ -35,7 +35,7 @@ REQUEST = (
     "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
     "--unit-entries --device --force --json"
 )
-OPTIONS = {  # changing one is changing the contract: say so in the changelog
+OPTIONS = {  # these are a contract: mention every change in the changelog
     "build": f"{REQUEST} --dry-run",
     "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
@@ -340,7 +340,7 @@ def test_only_the_first_process_speaks(
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The parameters of `distill` as click passes them, all None but for those given."""
+    """The parameters of `distill` as click passes them, all None except those given."""
     names = {option.name for option in parameters("distill")} - {"home", "resume", "json"}
     assert set(values) <= names
     return {**dict.fromkeys(names), **values}

@@ -1,4 +1,4 @@
-"""A training run's configuration refuses what makes no sense, and says which option to change."""
+"""A training run's configuration refuses wrong values and combinations, and names the option to change."""
 
 import dataclasses
 import json

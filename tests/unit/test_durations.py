@@ -1,4 +1,4 @@
-"""Durations: read from text, and said to people."""
+"""Durations: read from text, and written as text."""
 
 import pytest
 

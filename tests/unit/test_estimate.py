@@ -13,7 +13,7 @@ from kdcache.distill.study.trial import StudentTrial, check_student, choose_meth
 
 @pytest.fixture
 def estimate(stores) -> Estimate:
-    """1000 images in units of 64 (16 a pass), 4 views, one pass of which stands."""
+    """1000 images in units of 64 (16 a pass), 4 views, one pass of which is built."""
     return Estimate(
         spec=stores["spec"](images=1000, unit_entries=64),
         plan=BuildPlan(

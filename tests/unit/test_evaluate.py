@@ -1,4 +1,4 @@
-"""Scores against plain counting, sliding windows against a naive loop, and that evaluating leaves no trace."""
+"""Scores against plain counting, sliding windows against a naive loop, and evaluation without side effects."""
 
 import json
 import math
@@ -249,7 +249,7 @@ def test_a_teacher_scores_as_its_network_does() -> None:
 class TestNoTrace:
     def test_modes_statistics_and_random_state_are_left_alone(self) -> None:
         network = build_network(network_config("pspnet_resnet18", 3))
-        network.backbone.layer1.eval()  # a mixture, as a run with frozen norms has it
+        network.backbone.layer1.eval()  # mixed modes, as in a run with frozen norms
         network.dropout.register_forward_hook(lambda module, args, output: output + 0 * torch.rand(1))
         modes = [module.training for module in network.modules()]
         state = {key: value.clone() for key, value in network.state_dict().items()}

@@ -1,6 +1,6 @@
-"""The plain losses against slow references, pixel by pixel in plain Python, and the invariants that training rests on.
+"""The simple losses against slow references, pixel by pixel in plain Python, and invariants that training relies on.
 
-What holds for every method is in test_methods.py; what the methods' own code computes in test_golden_losses.py.
+test_methods.py tests what all methods have in common; test_golden_losses.py compares with the methods' published code.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def make_method(name: str, **config: object) -> Method:
 
 
 def project(method: Method, features: Tensor) -> Tensor:
-    """The student's features as its method compares them."""
+    """The student's features after the method's projection."""
     projected: Tensor = method.terms["feature"].projector(features)  # type: ignore[operator]
     return projected
 
@@ -79,7 +79,7 @@ def softmax(values: list[float], temperature: float = 1.0) -> list[float]:
 
 
 def slow_cell_mask(labels: Tensor, valid_size: Tensor, kd_ignore: str) -> Tensor:
-    """Fraction of each 8 x 8 cell that takes part, counted pixel by pixel."""
+    """The fraction of each 8 x 8 cell that counts, counted pixel by pixel."""
     n, (h, w) = len(labels), MAP
     fractions = torch.zeros(n, h, w, dtype=torch.float64)
     for i in range(n):

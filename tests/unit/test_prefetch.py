@@ -1,4 +1,4 @@
-"""Shards fetched ahead: in the order in which they will be read, each once, no further than the cache was sized for."""
+"""Prefetching of shards: in reading order, each once, and not more than the cache was sized for."""
 
 import time
 from dataclasses import replace
@@ -26,7 +26,7 @@ def views(stores, tmp_path, request) -> StoredViews:
 
 
 class Fetched:
-    """In place of the cache: what was asked for, in order."""
+    """In place of the cache: records the requests in order."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.paths: list[str] = []
@@ -54,7 +54,7 @@ def wanted(views: StoredViews, steps: range, rank: int = 0, processes: int = 1) 
 @pytest.mark.parametrize("start", [0, 9])
 def test_what_comes_is_fetched_in_order_and_no_further_than_a_pool(views, rank, processes, start):
     fetched = Fetched()
-    # One at a time, or their order says nothing.
+    # One at a time, so that their order means something.
     prefetcher = ShardPrefetcher(
         views, fetched, batch_size=BATCH, rank=rank, processes=processes, parallel_fetches=1
     )

@@ -1,4 +1,4 @@
-"""Students: where their weights come from, and that a saved one says what it said before."""
+"""Students: their initial weights, and saved ones that predict as before."""
 
 import hashlib
 import urllib.error
@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch.hub folder and a network that is not there."""
+    """An empty torch.hub folder, and downloads that fail."""
 
     def unreachable(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")

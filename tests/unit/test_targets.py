@@ -1,4 +1,4 @@
-"""Batches: the right crops in the right order, checked against the store, with errors that arrive as they were."""
+"""Batches: the right crops in the right order, checked against the store, and errors that arrive unchanged."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ class Images:
 
 
 class Reader:
-    """Two passes in reversed and straight order; the codes of an entry tell which one it is."""
+    """Two passes, in normal and reversed order. The codes of an entry identify it."""
 
     n_images = N_IMAGES
     url = "stores/a"

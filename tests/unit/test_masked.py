@@ -1,4 +1,4 @@
-"""Operations in which a cell weighs its part: torch's own where all take part, and areas where they do not."""
+"""Weighted operations: equal to torch's if all weights are 1, and right for fractional weights."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ class TestWhereAllTakePart:
 
 
 class TestAreas:
-    """A map whose every column stands twice, each with half a weight, is the map."""
+    """A map with every column twice, each with half the weight, gives the same as the map."""
 
     def halved(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return maps.repeat_interleave(2, dim=-1), torch.full((N, H, 2 * W), 0.5)
