@@ -192,7 +192,7 @@ def _shared_fields(
     console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fields of TrainConfig that all runs have, which are those given, the recipe's and the store's URL; targets they need."""
-    from kdcache.distill.losses.methods import own_options
+    from kdcache.distill.losses.methods import applicable_options
     from kdcache.distill.recipes import RECIPES, recipe_fields
 
     run = distill.config_fields(given)
@@ -204,7 +204,7 @@ def _shared_fields(
     run |= recipe_fields(recipe or "", run)
     run.pop("steps", None)
     _require_known_terms(run.get("kd_terms", ""), methods)
-    asked = [{**own_options(method, run), "method": method} for method in methods]
+    asked = [{**applicable_options(method, run), "method": method} for method in methods]
     needs = tuple(dict.fromkeys(need for of_method in asked for need in distill.needs(of_method)))
     run["store"] = distill.store_for_run(console, home, run.get("store"), run.get("dataset"), needs)
     return run, needs

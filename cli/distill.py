@@ -35,7 +35,7 @@ from kdcache.distill.schedule import SCHEDULES
 from kdcache.distill.units import bytes_text, duration_text
 
 if TYPE_CHECKING:
-    from kdcache.distill.training.outcome import RunResult
+    from kdcache.distill.training.results import RunResult
 
 # Parameters whose name is not their field's. Those of --crop, --flip and --save-every become other fields, see below.
 FIELDS = {text.removeprefix("--").replace("-", "_"): field for field, text in OPTIONS.items()}

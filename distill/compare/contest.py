@@ -25,7 +25,7 @@ from typing import Any, Self
 from kdcache.cache.errors import UsageError
 from kdcache.cache.shuffle import permutation
 from kdcache.distill.config import FREE_ON_RESUME, TrainConfig, option_of
-from kdcache.distill.losses.methods import own_options
+from kdcache.distill.losses.methods import applicable_options
 
 BASELINE = "none"
 
@@ -290,7 +290,7 @@ class Contest:
         own = start.contender.fields
         if not start.contender.fresh_views and start.contender.passes is None:
             own["passes"] = self.passes
-        shared = own_options(start.contender.method, self.run)
+        shared = applicable_options(start.contender.method, self.run)
         return TrainConfig.from_dict({**shared, **own, **length, "seed": start.seed, "out": out})
 
     def commands(self) -> list[str]:

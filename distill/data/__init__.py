@@ -1,5 +1,5 @@
 """Batches for a student: crops and targets, from a store or from a teacher.
 
-Read in this order: `order` (the stream of entries over all epochs), `targets` (what a batch contains), `ahead` (shards
-fetched before they are needed), `loader` (worker processes to device), `inputs` (what a run learns from, opened).
+Read in this order: `order` (the stream of entries over all epochs), `targets` (what a batch contains), `prefetch` (shards
+fetched before they are needed), `loader` (worker processes to device), `inputs` (opens and checks what a run learns from).
 """

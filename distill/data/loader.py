@@ -1,13 +1,12 @@
-"""The loader: batches, read and cut by worker processes ahead of the steps that use them.
+"""The loader: worker processes read entries and cut crops ahead of the steps that use them.
 
-    positions of a step -> worker: entries read, crops cut, one batch in shared memory -> pinned memory -> the device
+    positions of a step -> worker: read entries, cut crops, stack the batch in shared memory -> pinned memory -> device
 
-The order of the stream is a function of the seed (order.EntryOrder) and a batch is an interval of it, so one loader
-serves a whole run, nothing has to be remembered between steps, and resuming needs only the number of the step.
+The order of the stream is a function of the seed (order.EntryOrder) and a batch is an interval of it. So one loader
+serves a whole run and keeps no state between steps; resuming needs only the number of the step.
 
-A worker keeps one core busy and no more: torch gives its workers one thread each, blosc's own threads are off
-(shards.py), and nothing else there has any. So workers and the student's threads do not fight over cores, as long as
-there are no more of them than cores. A worker starts from the fork server with nothing open, and opens what it reads.
+A worker uses one core: torch gives it one thread, and blosc's own threads are switched off (cache/store/shards.py). So
+workers do not compete with the student's threads, as long as the machine has a core for each.
 """
 
 import multiprocessing
@@ -24,25 +23,27 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from kdcache.cache.errors import TrainingError
-from kdcache.distill.data.ahead import Ahead
+from kdcache.distill.data.prefetch import ShardPrefetcher
 from kdcache.distill.data.targets import Batch, Failure, ViewDataset
 
-BATCHES_AHEAD = 2  # a worker: one that waits while the next is made
+BATCHES_AHEAD = 2  # of each worker: one is ready while it makes the next
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """The data that a process and its workers hold at most.
+    """The most data that a process and its workers have in memory.
 
-    Beside it a worker holds one decoded image and what it is resized in, or its batch's stored crops, and codes as packed.
+    Not counted: what a worker needs to make an entry, which is one decoded image with its resized copy, or the stored
+    crops of its batch, and the packed codes.
     """
 
-    entries: int  # ready, in the making, and of the batch that is learnt from
+    entries: int  # of the batches that are ready, being made, and being learnt from
     entry_bytes: int  # a crop, its label and its codes
-    bytes: int  # of all; those in the making stand twice, one by one and stacked
+    bytes: int  # of all entries; those of a batch that is being made count twice, one by one and stacked
 
     @classmethod
     def of(cls, *, workers: int, batch_entries: int, entry_bytes: int) -> "InFlight":
+        """The bound for a number of workers and of entries in a process's batch."""
         batches, in_the_making = max(1, workers * BATCHES_AHEAD) + 1, max(1, workers)
         return cls(
             entries=batches * batch_entries,
@@ -52,7 +53,7 @@ class InFlight:
 
 
 class DeviceCopier:
-    """Batches on their way to the device, on a stream of their own: the copy of one runs beside the step before it."""
+    """Copies batches to the device on a separate CUDA stream, so that a copy overlaps the step before it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -61,7 +62,7 @@ class DeviceCopier:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device, as crops of uint8 and codes of integers: what is wider is made there."""
+        """The batch on the device, still as uint8 crops and integer codes: floats are four times as large."""
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
@@ -69,7 +70,8 @@ class DeviceCopier:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in (*copied[:3], *copied.codes.values()):
-            tensor.record_stream(current)  # its memory is the copying stream's, and is used in this one
+            # Allocated on the copying stream: without this, the allocator may reuse the memory while `current` reads it.
+            tensor.record_stream(current)
         return copied
 
 
@@ -82,20 +84,20 @@ def read_batches(
     processes: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-    ahead: Ahead | None = None,
+    prefetcher: ShardPrefetcher | None = None,
 ) -> Generator[Batch, None, None]:
-    """This process's batches from step `start_step` on, without end; close the iterator to stop the workers.
+    """This process's batches from step `start_step` on, without end. Close the iterator to stop the workers.
 
     Args:
-        ahead: is told of every batch that a worker is given, and closed with the iterator.
+        prefetcher: notified of every batch that is handed to a worker, and closed with the iterator.
 
     Raises:
-        KDCacheError: as it was raised where the crop was cut.
+        KDCacheError: the error that a worker met while it read an entry or cut a crop.
         TrainingError: a worker process died.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=_RankBatches(batch_size, start_step, rank, processes, ahead),
+        batch_sampler=_RankBatches(batch_size, start_step, rank, processes, prefetcher),
         collate_fn=_collate,
         num_workers=workers,
         prefetch_factor=BATCHES_AHEAD if workers else None,
@@ -103,7 +105,7 @@ def read_batches(
         worker_init_fn=_end_with_parent,
         pin_memory=pin_memory,
     )
-    with closing(ahead) if ahead is not None else nullcontext():
+    with closing(prefetcher) if prefetcher is not None else nullcontext():
         batches = iter(loader)
         while True:
             yield _next_batch(batches, workers)
@@ -117,19 +119,20 @@ def _next_batch(batches: Iterator[Any], workers: int) -> Batch:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TrainingError(
-            f"a process that reads crops died: {reason}",
-            hint="most often memory or /dev/shm ran out: fewer --workers, or 0; then --resume",
+            f"a loader process died: {reason}",
+            hint="memory or /dev/shm may have run out: use fewer --workers, or --workers 0, with --resume",
         ) from None
     if isinstance(batch, Failure):
         raise batch.error
-    return batch  # type: ignore[no-any-return] # torch's loader says nothing of what it gives
+    return batch  # type: ignore[no-any-return] # torch's DataLoader is not typed
 
 
 def _means_a_death(error: Exception) -> bool:
-    """Whether a worker is gone: torch noticed it, or it was gone while a batch was taken over from it."""
+    """True if a worker died: torch noticed, or the connection broke while it handed over a batch."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
-    return "in DataLoader worker process" not in str(error)  # so torch marks what a living worker raised
+    # torch marks errors that a living worker raised with these words.
+    return "in DataLoader worker process" not in str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +143,20 @@ class _RankBatches:
     start_step: int
     rank: int
     processes: int
-    ahead: Ahead | None
+    prefetcher: ShardPrefetcher | None
 
     def __iter__(self) -> Iterator[list[int]]:
         share = self.batch_size // self.processes
         for step in count(self.start_step):
-            if self.ahead is not None:
-                self.ahead.advance(step)
+            if self.prefetcher is not None:
+                self.prefetcher.advance(step)
             first = step * self.batch_size + self.rank * share
             yield list(range(first, first + share))
 
 
 def _worker_context() -> BaseContext:
-    # A fork of a process that runs threads (autograd's, a store's) can hang. The fork server runs none; it imports
-    # torch once for all workers, where spawned ones would each take seconds for it.
+    # A fork of a process with threads (autograd's, a store's) can deadlock. The fork server has none, and imports torch
+    # once for all workers, where spawned workers would each take seconds to import it.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -162,7 +165,8 @@ def _worker_context() -> BaseContext:
 
 
 def _end_with_parent(worker: int) -> None:
-    # torch's own watch looks at the parent process id: a worker's is the fork server, which lives while workers do.
+    # torch's workers watch their parent's process id to notice its death. Here the parent is the fork server, which
+    # lives as long as its workers, so a killed training process would leave them behind.
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -174,7 +178,7 @@ def _end_with_parent(worker: int) -> None:
 
 
 def _collate(items: Sequence[Batch | Failure]) -> Batch | Failure:
-    """One batch. In a worker torch stacks straight into the shared memory that it travels in."""
+    """Stack entries to a batch, or pass on a failure. In a worker, torch stacks into shared memory directly."""
     for item in items:
         if isinstance(item, Failure):
             return item

@@ -1,6 +1,6 @@
 """What a student minimises: cross-entropy, and the terms of a method.
 
-Read in this order: `terms` (what a term is; logits and features), `region` (the cells that take part) and `masked`
-(softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`, `attention`,
-`relations`, `memory`, `generative`, `adversarial`, and `methods` (METHODS: what each method is made of).
+Read in this order: `terms` (what a term is; the terms for logits and features), `region` (the pixels that count) and
+`masked` (softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`,
+`attention`, `relations`, `memory`, `generative`, `adversarial`, and `methods` (METHODS: the terms of each method).
 """

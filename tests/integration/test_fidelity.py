@@ -1,4 +1,4 @@
-"""`kdcache fidelity`, and the default codec of a build: what stores say they lost is what they lost."""
+"""`kdcache fidelity`, and the default codec of a build: the errors that stores state are the real ones."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ DATASET = "streets:96x128:12"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A network whose BatchNorms have seen some images and whose classifier has an opinion."""
+    """A network whose BatchNorms have seen some images and whose classifier prefers some classes."""
     torch.manual_seed(0)
     images = open_dataset(DATASET, None, "train")
     network = build_network(network_config("pspnet_resnet18", 19)).train()

@@ -1,4 +1,4 @@
-"""Every method from a store and with its teacher running along; those with a state interrupted, resumed and shared."""
+"""Every method with a store and with an online teacher; methods with a state interrupted, resumed, on two processes."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_cache_and_teacher_give_the_same_losses(config: TrainConfig, teacher_fil
         assert {"ce", "aux", *METHODS[name], *adversaries} <= set(mine)
         terms = set(mine) - {"loss", "lr", "step", "discriminator"}
         assert mine["loss"] == pytest.approx(sum(mine[term] for term in terms))
-        # fp16 is off by 2^-11 of a target at most. A discriminator learns from it, by steps that know signs alone.
+        # fp16 changes a target by at most 2^-11 of it. A discriminator learns from that, in Adam's steps, which follow signs.
         compared = set(mine) - (adversaries if mine["step"] > 1 else set())
         for key in compared:
             assert mine[key] == pytest.approx(theirs[key], rel=2**-8, abs=1e-4), key
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config: TrainConfig, name: str) -
 def test_two_processes_learn_what_one_learns(
     config: TrainConfig, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The student's BatchNorm and dropout see a process's crops alone; in evaluation mode the rest must agree.
+    # BatchNorm and dropout depend on how crops are split over processes; with both in evaluation mode the rest must agree.
     alone = dataclasses.replace(config, method=name, batch_size=4, lr=0.001)
     shared = dataclasses.replace(alone, out=f"{config.out}-shared")
     port = free_port()

@@ -1,4 +1,4 @@
-"""The page of a comparison in a real browser: it fits its window and its paper, and breaks nothing."""
+"""The page of a comparison in a real browser: it fits its window and its paper, and reports no errors."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_it_is_dark_where_the_reader_is(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_long_names_and_many_methods_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """17 contenders with names of any length: what a page of every method comes to."""
+    """17 contenders with names of any length, as on a page of all methods."""
     methods = [
         "cirkd-published",
         "a-method-whose-name-is-far-too-long-to-be-shown",

@@ -1,4 +1,4 @@
-"""The README's commands and code, run as they stand."""
+"""The README's commands and code, run unchanged."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from kdcache.cache.teachers.teacher import load_teacher
 
 
 def code_after(root: Path, words: str, language: str) -> str:
-    """The first block of a language after some words."""
+    """The first code block in a language after some words."""
     match = re.search(
         re.escape(words) + rf".*?```{language}\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""Axes: ticks that are round, labels that keep apart, and stretches that hold their values."""
+"""Axes: round ticks, labels that do not overlap, and ranges that contain their values."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The command line: help, options, errors and exit codes. What the commands do is tested end to end in integration/."""
+"""The command line: help, options, errors and exit codes. Tests in integration/ run the commands end to end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from kdcache.cli.options import pass_range
 from kdcache.cli.output import Console
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
 from kdcache.distill.report.report import write_report
-from kdcache.distill.training.outcome import RunResult
+from kdcache.distill.training.results import RunResult
 from kdcache.distill.units import size_text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,7 +35,7 @@ REQUEST = (
     "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
     "--unit-entries --device --force --json"
 )
-OPTIONS = {  # changing one is changing the contract: say so in the changelog
+OPTIONS = {  # these are a contract: mention every change in the changelog
     "build": f"{REQUEST} --dry-run",
     "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
@@ -150,7 +150,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
             ["estimate", "--dataset", "streets", "--method", "feature", "--targets", "logits"],
             "needs features",
         ),
-        (["distill", "--method", "none", "--budget", "20"], "'20' lacks its unit: 20s or 20m"),
+        (["distill", "--method", "none", "--budget", "20"], "'20' has no unit: write 20s or 20m"),
         (["distill", "--method", "none", "--save-every", "often"], "'often' is not a duration"),
         (["distill", "--steps", "5"], "--method is missing"),
         (
@@ -164,7 +164,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["compare", "--methods", "none,logic", "--steps", "1"], "unknown method 'logic'"),
         (["compare", "--methods", "none", "--steps", "1", "--clock", "moon"], "unknown clock 'moon'"),
         (["compare", "--methods", "none", "--online", "none", "--steps", "1"], "it asks no teacher"),
-        (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' lacks its unit"),
+        (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' has no unit"),
         (["compare", "--methods", "none", "--steps", "1", "--recipe", "mmseg"], "no recipe for training"),
         (
             ["compare", "--methods", "none,cwd", "--steps", "1", "--kd-terms", "logit=2"],
@@ -176,7 +176,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["ls", "--colour"], "--colour"),
         (["pull", "stores/a", "--passes", "first"], "'first' are no passes"),
         (["push", "a", "b", "c"], "got 3 places"),
-        (["gc", "--grace", "5"], "'5' lacks its unit"),
+        (["gc", "--grace", "5"], "'5' has no unit"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(kdcache: Run, arguments: list[str], message: str) -> None:
@@ -340,7 +340,7 @@ def test_only_the_first_process_speaks(
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The parameters of `distill` as click passes them, all None but for those given."""
+    """The parameters of `distill` as click passes them, all None except those given."""
     names = {option.name for option in parameters("distill")} - {"home", "resume", "json"}
     assert set(values) <= names
     return {**dict.fromkeys(names), **values}

@@ -1,4 +1,4 @@
-"""Codecs keep their stated error for every entry, on any values, and come back from their own description."""
+"""Codecs keep their stated error for every entry, on any values, and can be rebuilt from their description."""
 
 import math
 import sys
@@ -38,7 +38,7 @@ def targets(draw, channels=None):
 
 
 def fit(request, sample):
-    """The codec, or with fewer components where the sample has fewer channels."""
+    """The codec, with fewer components if the sample has fewer channels."""
     name, _, argument = request.partition(":")
     channels = sample[0].shape[1]
     if name == "pca":
@@ -50,7 +50,7 @@ def fit(request, sample):
 
 
 def round_trip(codec, target):
-    """Through everything that happens to a target on its way into a store and back."""
+    """A target after all steps into a store and back."""
     codes, faults = codec.encode(target)
     assert not faults.any()
     packing = codec.packing(tuple(target.shape[1:]))
@@ -136,7 +136,7 @@ def test_the_dct_is_orthonormal_and_a_cosine_is_one_coefficient():
 
 
 def slow_dct_codes(codec, target):
-    """The transform as its definition says, cell by cell."""
+    """The transform by its definition, cell by cell."""
     mean, vectors = (
         np.frombuffer(codec.basis.mean, "<f4").astype(np.float64),
         np.frombuffer(codec.basis.vectors, "<f4")
@@ -246,7 +246,7 @@ def test_codes_use_all_of_their_range(request_):
 
 
 def test_a_basis_of_too_few_crops_keeps_its_bound_elsewhere():
-    """One crop of one colour has no components; what they leave out is part of the bound."""
+    """A crop of one colour has no components; the part that they leave out counts in the bound."""
     codec = fit_codec("dct:0.5", [torch.full((1, 4, 8, 8), 2.0)])
     target = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 5
     codes, faults = codec.encode(target)
@@ -279,7 +279,7 @@ def test_uniform_step_follows_the_sample():
 @settings(max_examples=30, deadline=None)
 @given(target=targets(), batches=st.integers(1, 3))
 def test_uniform_is_fitted_to_all_batches_alike(target, batches):
-    """However the sample is cut, the channels' means get code 128 and the step follows the deviation from them."""
+    """For any split of the sample, the channels' means get code 128 and the step follows the deviation from them."""
     codec = fit_codec("uniform", target.tensor_split(min(batches, len(target))))
     means = target.double().mean(dim=(0, 2, 3))
     assert all(

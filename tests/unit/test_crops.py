@@ -1,4 +1,4 @@
-"""Stored crops: what is decoded is what the teacher saw, and a row of a stranger's store does no harm."""
+"""Stored crops: they decode to what the teacher saw, and rows of an untrusted store do no harm."""
 
 import io
 
@@ -86,7 +86,8 @@ def file_of(image: Image.Image, kind: str) -> bytes:
     [
         (b"", "does not decode"),
         (b"\xff\xd8\xff\xe0 not a picture", "does not decode"),
-        (file_of(Image.new("RGB", (33, 20)), "PNG"), "does not decode"),  # of no format that is written
+        # In a format that kdcache does not write.
+        (file_of(Image.new("RGB", (33, 20)), "PNG"), "does not decode"),
         (file_of(Image.new("RGB", (3000, 3000)), "JPEG"), "3000x3000 RGB, not 20x33"),  # not decoded at all
         (file_of(Image.new("L", (33, 20)), "JPEG"), "20x33 L"),
         (encode_crop("jpeg:95", make_crop())[:-200], "does not decode"),

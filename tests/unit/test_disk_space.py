@@ -1,4 +1,4 @@
-"""What is left of a build, by its calibration alone, and whether the disk holds it."""
+"""The size of the rest of a build, from its calibration alone, and whether it fits the disk."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ ENTRY_BYTES = 316 + 36 + 32  # views; 3 x 4 x 6 logits; 5 x 4 x 6 features, roun
 
 @pytest.fixture
 def calibrated(store, tmp_path) -> Store:
-    """The small store, its calibration saying what its codecs take."""
+    """The small store, with the sizes of its codecs in its calibration."""
     (tmp_path / "store" / CALIBRATION).unlink()
     store.adopt_calibration(replace(store.calibration, input_bytes=INPUT_BYTES, fidelity=FIDELITY))
     return open_store(store.url)

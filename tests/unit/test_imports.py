@@ -1,4 +1,4 @@
-"""The shape of the project: imports go one way, and the packages that install are the folders that stand."""
+"""The structure of the project: imports go one way, and every folder with code is an installed package."""
 
 import ast
 import tomllib
@@ -8,8 +8,8 @@ import pytest
 
 PACKAGES = ("cache", "distill", "cli")
 
-# Which rooms a room may import, besides itself. A room imports only rooms above it in this table; add a line's word only
-# where the new arrow is meant.
+# The rooms that a room may import, besides itself: only rooms above it in this table. Add a word to a line only if you
+# really want the new dependency.
 ROOMS = {
     "cache": "",
     "cache.storage": "cache",
@@ -43,7 +43,7 @@ def modules(root: Path) -> list[Path]:
 
 
 def imported(path: Path, root: Path) -> set[str]:
-    """Modules of kdcache, without that word, that a file imports, inside functions too: "cache.store.spec"."""
+    """The modules of kdcache that a file imports, also inside functions, without the first word: "cache.store.spec"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -62,7 +62,7 @@ def imported(path: Path, root: Path) -> set[str]:
 
 
 def _module(parts: list[str], root: Path) -> str:
-    """The module in a dotted name whose last word may be a name in it."""
+    """The module of a dotted name, whose last word may be a name inside the module."""
     while not (root.joinpath(*parts[:-1], f"{parts[-1]}.py").exists() or root.joinpath(*parts).is_dir()):
         parts = parts[:-1]
     return ".".join(parts)
@@ -89,7 +89,7 @@ def test_a_room_imports_only_rooms_of_the_table(root: Path, room: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_circles(root: Path, package: str) -> None:
-    """The modules of a package can be put in an order in which each imports only those before it."""
+    """There is an order of a package's modules in which each imports only earlier ones."""
     left = {}
     for path in modules(root):
         if path.relative_to(root).parts[0] == package and path.stem != "__init__":

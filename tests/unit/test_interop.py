@@ -1,4 +1,4 @@
-"""The README's blocks for other libraries, run as they stand, say what kdcache's own reader says."""
+"""The README's code for other libraries, run unchanged, reads the same values as kdcache's reader."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ BLOCKS = {
 
 
 def run_block(root: Path, library: str, store: str) -> dict[str, object]:
-    """The names that a block leaves, with `root` the store."""
+    """The variables after a block has run, with `root` set to the store."""
     found = re.search(
         re.escape(BLOCKS[library]) + r".*?```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""Builders that share a store by leases get every unit once, and what dead ones held."""
+"""Builders that share a store by leases build every unit once, and take over the units of dead builders."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BEAT_S = 0.02
 
 @pytest.fixture
 def begun(tmp_path, stores):
-    """A store of two passes of three units, nothing of which is built."""
+    """A store of two passes of three units, of which none is built."""
     store = stores["begin"](str(tmp_path / "begun"), stores["spec"]())
     store.raise_goal(2)
     for index in (0, 1):
@@ -70,7 +70,7 @@ def test_builders_that_take_turns_get_every_unit_once(begun, stores):
 def test_passes_come_in_order(begun):
     with share_of(begun) as share:
         assert [index for index, _ in share.claims()] == [0, 0, 0, 1, 1, 1]
-    assert leases_of(begun) == []  # whoever goes early leaves nothing behind
+    assert leases_of(begun) == []  # a builder that stops early leaves no lease behind
 
 
 def test_a_lease_that_beats_is_never_taken_and_a_silent_one_once(begun, stores):
@@ -92,7 +92,8 @@ def test_a_lease_that_beats_is_never_taken_and_a_silent_one_once(begun, stores):
     with share_of(begun) as first, share_of(begun) as second:
         assert first.wait(beat) and list(first.claims()) == [(0, 0)]
         assert lease_path(0, 0, 1).endswith(begun.objects.names(f"{LEASES}/000")[1])
-        assert list(second.claims()) == []  # it saw the silent one later, and finds it taken
+        # It noticed the silent builder later, and the unit is already taken.
+        assert list(second.claims()) == []
         commit(begun, stores, (0, 0))
         first.finish_unit((0, 0), committed=True)
         assert not first.wait(beat) and beats >= 40
@@ -146,7 +147,7 @@ def test_a_unit_that_was_committed_meanwhile_is_not_begun(begun, stores):
         claims = share.claims()
         first = next(claims)
         others = [(0, unit) for unit in range(3) if (0, unit) != first]
-        for place in others:  # by a builder whose leases are gone again
+        for place in others:  # by a builder whose leases are removed already
             commit(begun, stores, place)
         assert [next(claims)[0] for _ in range(3)] == [1, 1, 1]
         assert share.entries_of_others == sum(len(begun.spec.unit_rows(unit)) for _, unit in others)

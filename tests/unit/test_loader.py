@@ -1,4 +1,4 @@
-"""The loader: workers that start clean on one thread each, read a bounded way ahead, and are missed when they die."""
+"""The loader: workers start clean, use one thread each and read ahead within bounds; a worker's death is reported."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def entry_of(*numbers: int) -> Batch:
 
 
 class Facts(Dataset):
-    """Entries that say what the process is like that made them."""
+    """Entries that describe the process that made them."""
 
     def __getitems__(self, positions):
         facts = (torch.get_num_threads(), blosc.use_threads, len(SET_IN_THE_PARENT), os.getpid())
@@ -33,7 +33,7 @@ class Facts(Dataset):
 
 
 class Logged(Dataset):
-    """Entries that are their position; whoever makes a batch writes a line into a file."""
+    """Entries that are their position. The process that makes a batch writes a line into a file."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -48,7 +48,7 @@ class Logged(Dataset):
 
 
 class Mortal(Dataset):
-    """The process that makes the third batch is killed over it, or raises what it was given."""
+    """The process that makes the third batch is killed, or raises a given error."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -62,7 +62,7 @@ class Mortal(Dataset):
 
 
 def test_a_worker_runs_on_one_thread_and_inherits_nothing():
-    torch.set_num_threads(2)  # of the student; the fixture of all tests puts it back
+    torch.set_num_threads(2)  # of the student; a fixture of all tests restores it
     SET_IN_THE_PARENT.append(1)
     batches = read_batches(Facts(), batch_size=2, start_step=0, workers=2)
     facts = [next(batches).image[0].tolist() for _ in range(4)]
@@ -85,7 +85,7 @@ def test_batches_in_flight_are_bounded(tmp_path, workers):
         deadline = time.monotonic() + 60
         while dataset.made() < ahead and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.1)  # for one that should not come
+        time.sleep(0.1)  # time for a batch that should not come
         assert dataset.made() == ahead
         assert 3 * (ahead - step) <= bound.entries
     batches.close()
@@ -102,9 +102,9 @@ def test_memory_in_flight_counts_batches_that_are_being_stacked_twice():
 
 @pytest.mark.parametrize("taken", [0, 2], ids=["at once", "when the others are taken"])
 def test_a_killed_worker_is_one_clear_error(taken):
-    """A batch that it had ready may be lost with it, while it is taken over or before."""
+    """A finished batch of the dead worker may be lost too, before or during its transfer."""
     batches = read_batches(Mortal(), batch_size=2, start_step=0, workers=1)
-    with pytest.raises(TrainingError, match="a process that reads crops died") as caught:
+    with pytest.raises(TrainingError, match="a loader process died") as caught:
         for _ in range(taken):
             next(batches)
         time.sleep(0.5)
@@ -131,7 +131,7 @@ def test_every_word_for_a_dead_worker_is_understood(error, monkeypatch):
     monkeypatch.setattr(loader, "DataLoader", Loader)
     with pytest.raises(TrainingError, match=f"died: {type(error).__name__ if not str(error) else ''}"):
         next(read_batches(Mortal(), batch_size=2, start_step=0, workers=1))
-    with pytest.raises(type(error)):  # without workers nobody can have died
+    with pytest.raises(type(error)):  # without workers, no worker can have died
         next(read_batches(Mortal(), batch_size=2, start_step=0, workers=0))
 
 

@@ -1,4 +1,4 @@
-"""Markup: nothing from outside can become an element or leave an attribute."""
+"""Markup: text from outside cannot become an element or break out of an attribute."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from kdcache.distill.report.markup import Markup, join, tag
 
 
 class Parsed(list[tuple[str, str]]):
-    """What a parser of HTML makes of a text: start tags with their attributes, and data."""
+    """What an HTML parser finds in a text: start tags with their attributes, and data."""
 
     def __init__(self, text: str) -> None:
         from html.parser import HTMLParser

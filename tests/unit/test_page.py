@@ -1,4 +1,4 @@
-"""The page of a comparison: it holds all it shows, escapes what it is told, and says no more than the intervals do."""
+"""The page of a comparison: self-contained, escapes its input, and claims no more than the intervals support."""
 
 import json
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_it_can_be_read_without_eyes(tmp_path: Path) -> None:
 
 
 def test_what_it_is_told_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = HOSTILE.replace("/", "")  # its run has a folder of that name
+    method = HOSTILE.replace("/", "")  # the folder of its run has that name
     monkeypatch.setitem(METHODS, method, METHODS["logit"])
     contest = make_contest((NONE, Contender(method=method), LOGIT))
     failed = {"time-100s-logit-seed-1": f"no {HOSTILE} & more"}
@@ -167,7 +167,7 @@ def test_the_teacher_stands_beside_the_methods_by_class(tmp_path: Path) -> None:
 
 
 def test_the_bars_of_a_step_are_as_long_as_the_step(tmp_path: Path) -> None:
-    """Also of a method whose step came out shorter than the baseline's, whose loss would be less than nothing."""
+    """Also for a method whose step was measured shorter than the baseline's, which would make its loss cost less than 0."""
     contest = make_contest((NONE, LOGIT), seeds=(0,))
     folder, _ = make(tmp_path / "c", contest)
     metrics = folder / "runs/time-100s-none-seed-0/metrics.jsonl"
@@ -221,7 +221,7 @@ def test_a_comparison_of_views_alone_charts_them_all(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
-    """All methods by one ask; a few, and one more with its teacher running along, by time and by more lengths."""
+    """All methods in one request; and a few, one of them with an online teacher, by time and by several lengths."""
     contest = make_contest((NONE, BANK, LOGIT, FEATURE), seeds=(0,))
     by_steps = replace(contest.asks[0], rungs=tuple(rung for rung in contest.rungs if rung.clock == "steps"))
     some = make_ask((NONE, LOGIT, ONLINE), budgets_s=(100.0, 200.0), seeds=(0, 1))

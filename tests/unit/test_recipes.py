@@ -1,4 +1,4 @@
-"""Training recipes: valid runs, every figure with a source, the table of the README, and what the command line makes of them."""
+"""Training recipes: valid runs, a source for every value, the README's table, and their use on the command line."""
 
 from pathlib import Path
 from typing import Any

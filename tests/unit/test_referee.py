@@ -1,4 +1,4 @@
-"""Running a contest with runs that do nothing but leave what a run leaves: order, failures, interruptions, locks."""
+"""Running a comparison with fake runs that only write a run's files: order, failures, interruptions, locks."""
 
 import dataclasses
 import fcntl
@@ -42,7 +42,7 @@ RUN = textwrap.dedent("""
 
 @pytest.fixture
 def behave(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], list[str]]:
-    """Sets how runs behave, by method; returns the names of those that were started, as they come."""
+    """Sets how runs behave, by method. Returns a list that grows by the name of every run that starts."""
 
     def install(behaviours: dict[str, str]) -> list[str]:
         started: list[str] = []

@@ -1,4 +1,4 @@
-"""A store goes whole, spec first, and only a store does."""
+"""Removing deletes a store completely, spec first, and nothing that is not a store."""
 
 import json
 import os

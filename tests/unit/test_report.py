@@ -1,4 +1,4 @@
-"""Reports of made-up runs: the numbers in them, the files beside them, the comparison of several."""
+"""Reports of made-up runs: their numbers, their files, and the comparison of several runs."""
 
 import json
 from pathlib import Path

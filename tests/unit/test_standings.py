@@ -1,4 +1,4 @@
-"""Standings of made-up comparisons: every number in them follows by hand from tests/comparisons.py."""
+"""Standings of made-up comparisons: every number can be computed by hand from tests/comparisons.py."""
 
 import json
 from dataclasses import replace
@@ -162,7 +162,7 @@ def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
     assert [(r.rung.name, len(r.rows)) for r in standings.rankings] == [
         *(("time-100s", 3), ("time-400s", 2), ("steps-of-100s", 3), ("steps-of-400s", 2)),
     ]
-    assert standings.main.rung.name == "time-100s"  # where all are, not the longest
+    assert standings.main.rung.name == "time-100s"  # at the length that all have, not the longest
     assert standings.counterpart is not None and standings.counterpart.rung.name == "steps-of-100s"
     assert [len(row.by_seed) for row in standings.main.rows] == [3, 1, 3]
     assert any("on time-100s, steps-of-100s some methods have more seeds" in c for c in standings.cautions)
@@ -175,8 +175,8 @@ def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
 
 
 def test_places_are_by_common_seeds(tmp_path: Path) -> None:
-    """A contender that lacks the seeds on which all are better, as seed 2 in tests/comparisons.py, loses no place."""
-    near = Contender(method="cwd")  # as good as `logit` on every seed but a hair better
+    """A contender without the seeds on which all are better, such as seed 2 in tests/comparisons.py, keeps its rank."""
+    near = Contender(method="cwd")  # slightly better than `logit` on every seed
     contest = make_contest((NONE, LOGIT), seeds=(0, 1, 2))
     folder = make_comparison(
         tmp_path / "out", replace(contest, asks=(*contest.asks, make_ask((near,), seeds=(0,))))

@@ -1,4 +1,4 @@
-"""The store: created once, committed last, adopted rather than overwritten, read by anyone."""
+"""The store: created once, committed last, its objects adopted and never overwritten, readable by other libraries."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_a_pass_is_complete_only_with_all_units(tmp_path, spec, stores):
 
 
 def test_orphan_targets_are_adopted(tmp_path, spec, stores):
-    """A builder died between its targets and its commit; the next one's targets differ in the last bit."""
+    """A builder died between writing targets and committing; the next builder's targets differ in the last bit."""
     store = stores["begin"](str(tmp_path / "store"), spec)
     store.create_pass(0)
     rows = unit_of(stores["rows"](spec, 0), spec, 0)

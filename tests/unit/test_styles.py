@@ -1,4 +1,4 @@
-"""Colours of the page: told apart by every kind of sight, and readable on light and dark paper."""
+"""Colours of the page: distinct for every kind of colour vision, and readable on light and dark backgrounds."""
 
 from itertools import combinations
 
@@ -54,7 +54,7 @@ def least_distance(colours: tuple[str, ...], sight: str) -> float:
 
 
 def test_the_simulation_is_right() -> None:
-    """Red and green of one lightness are as good as one colour to a deuteranope, and blue and yellow are not."""
+    """A deuteranope hardly distinguishes red and green of equal lightness, but does distinguish blue and yellow."""
     assert least_distance(("#d04040", "#7d7b00"), "normal") > 50
     assert least_distance(("#d04040", "#7d7b00"), "deuteranopia") < 20
     assert least_distance(("#0000ff", "#ffff00"), "deuteranopia") > 100

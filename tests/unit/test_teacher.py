@@ -163,7 +163,7 @@ def test_factory_with_taps(factories: ModuleType, crops: tuple[Tensor, Tensor]) 
     with torch.no_grad():
         before = made.module.body(RGB_IMAGENET(*crops))
         logits = made.module.classifier(before.relu())
-    assert (before < 0).any()  # the tap is the output before the ReLU wrote into it
+    assert (before < 0).any()  # the tap is the output before the in-place ReLU
     torch.testing.assert_close(outputs["features"], before)
     torch.testing.assert_close(outputs["logits"], logits)
     assert not any(module._forward_hooks for module in made.module.modules())
@@ -189,7 +189,7 @@ def test_factory_with_a_class_map(factories: ModuleType, crops: tuple[Tensor, Te
 
 
 class Plain(nn.Module):
-    """Gives what it is told to give."""
+    """Returns its logits in one of several forms."""
 
     def __init__(self, form: str) -> None:
         super().__init__()

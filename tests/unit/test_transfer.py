@@ -1,4 +1,4 @@
-"""Copies of a store are checked, create-only, resumable, and visible only as far as they are whole."""
+"""Copies of a store are checked, create-only, resumable, and visible only as far as they are complete."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,7 +88,7 @@ def test_a_part_of_a_part_and_what_it_lacks(store: Store, tmp_path: Path) -> Non
         copy_store(part, str(tmp_path / "third"), targets=["features"])
     with pytest.raises(StoreMismatchError, match="not aux"):
         copy_store(store, str(tmp_path / "third"), targets=["aux"])
-    assert copy_store(part, store.url).objects_copied == 0  # back to where it is whole
+    assert copy_store(part, store.url).objects_copied == 0  # back to the complete store
 
 
 @pytest.mark.parametrize("targets", [None, ["logits"]], ids=["all", "part"])

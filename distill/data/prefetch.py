@@ -1,9 +1,9 @@
-"""Shards fetched ahead: those of the entries that come next go into the host's cache before a batch asks for them.
+"""Fetches shards of a remote store into the host's cache before a batch needs them.
 
-    batch being read -> entries within two shuffle pools' length behind it -> their shards, in order -> threads that fetch
+    batch that a worker starts -> the entries of the next two shuffle pools -> their shards, in order -> threads that fetch
 
-Every process of a host does this for its own share of the batches. What another is fetching already is left to it, so
-together they fetch each shard once. Errors are left to whoever needs the entry: it tries again, and says what is wrong.
+Every process of a host does this for its own part of the batches. Together they fetch each shard once, because a process
+skips shards that another one is fetching.
 """
 
 import logging
@@ -14,17 +14,21 @@ from kdcache.cache.storage.shard_cache import CachedShards
 from kdcache.distill.data.order import EntryOrder
 from kdcache.distill.data.targets import StoredViews
 
-FETCHES = 8  # at once; each holds one shard in memory
+PARALLEL_FETCHES = 8  # each keeps one shard in memory
 
-# The first batch of a pool takes from most of its units. Were only the next pool fetched while one is read, all would wait
-# at each pool's end.
+# Two, because the first batch of a pool needs most of its units: with one pool ahead, reading would pause at every pool.
 POOLS_AHEAD = 2
 
 logger = logging.getLogger(__name__)
 
 
-class Ahead:
-    """Fetches what batches [s B + rank b, s B + (rank + 1) b) read, b = B / processes, for steps s as they come."""
+class ShardPrefetcher:
+    """Fetches the shards of the entries [s B + rank b, s B + (rank + 1) b), b = B / processes, for the coming steps s.
+
+    Args:
+        batch_size: B, crops of all processes together.
+        parallel_fetches: threads, each fetching one shard at a time.
+    """
 
     def __init__(
         self,
@@ -34,19 +38,19 @@ class Ahead:
         batch_size: int,
         rank: int = 0,
         processes: int = 1,
-        fetches: int = FETCHES,
+        parallel_fetches: int = PARALLEL_FETCHES,
     ) -> None:
         self._views, self._shards = views, shards
         self._batch_size, self._share = batch_size, batch_size // processes
         self._first = rank * self._share
         self._steps_ahead = _steps_ahead(views.order, batch_size)
-        self._planned_to = 0  # the first step that is not planned
-        self._planned: set[tuple[int, int]] = set()  # (epoch, unit), of this epoch and the one before
+        self._planned_to = 0  # the first step that is not planned yet
+        self._planned: set[tuple[int, int]] = set()  # (epoch, unit), of this epoch and the previous one
         self._epoch = 0
-        self._threads = ThreadPoolExecutor(fetches, thread_name_prefix="ahead")
+        self._threads = ThreadPoolExecutor(parallel_fetches, thread_name_prefix="ahead")
 
     def advance(self, step: int) -> None:
-        """Batch `step` is about to be read: plan it and what comes behind it."""
+        """Start fetches for the batch of `step`, which a worker is about to read, and for the following ones."""
         until = step + self._steps_ahead + 1
         for planned in range(max(step, self._planned_to), until):
             start = planned * self._batch_size + self._first
@@ -55,7 +59,7 @@ class Ahead:
         self._planned_to = until
 
     def close(self) -> None:
-        """Fetches that have begun go on to their end, others are dropped."""
+        """Drop the fetches that have not started. Those that have run to their end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _plan(self, t: int) -> None:
@@ -66,6 +70,7 @@ class Ahead:
             return
         if epoch != self._epoch:
             self._epoch = epoch
+            # Keep the previous epoch: a batch may span two, and forgetting it would fetch its units again.
             self._planned = {(wanted, unit) for wanted, unit in self._planned if wanted >= epoch - 1}
         self._planned.add((epoch, unit))
         for path in self._views.reader.shards(pass_index, unit):
@@ -75,21 +80,20 @@ class Ahead:
         try:
             self._shards.fetch(path, wait=False)
         except KDCacheError as error:
+            # Not an error yet: the reader fetches the shard itself, and reports what is wrong.
             logger.debug("not fetched ahead: %s", error)
 
 
-def bytes_at_once(order: EntryOrder, batch_size: int, unit_bytes: int) -> int:
-    """What the cache must hold so that nothing is fetched twice: the shuffle pool, and what is fetched ahead of it.
-
-    The window of `Ahead` touches one pool more than its length holds. One more is done with, but was used after those
-    that were fetched for later: the cache evicts by last use.
-    """
+def working_set_bytes(order: EntryOrder, batch_size: int, unit_bytes: int) -> int:
+    """Bytes that the cache needs so that no shard is fetched twice: the pool that is read, and those fetched ahead."""
     pool_entries = order.pool_units * order.unit_entries
     window = (_steps_ahead(order, batch_size) + 1) * batch_size
     units = -(-order.n_images // order.unit_entries) * len(order.passes)
+    # Two pools more than fit the window's length. It may start and end inside a pool. And the pool before it is evicted
+    # too late: the cache evicts what was used longest ago, and that pool was used after the fetches for later.
     return unit_bytes * min(units, order.pool_units * (-(-window // pool_entries) + 2))
 
 
 def _steps_ahead(order: EntryOrder, batch_size: int) -> int:
-    """Batches of the length of the pools ahead."""
+    """The number of batches in POOLS_AHEAD pools, rounded up."""
     return -(-POOLS_AHEAD * order.pool_units * order.unit_entries // batch_size)

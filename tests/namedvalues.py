@@ -1,4 +1,4 @@
-"""Numbers that are a function of a name and a shape: the same on every machine, so that no fixture has to hold them."""
+"""Numbers that are a function of a name and a shape: the same on every machine, so that fixtures need not contain them."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Shards fetched ahead: in the order in which they will be read, each once, no further than the cache was sized for."""
+"""Prefetching of shards: in reading order, each once, and not more than the cache was sized for."""
 
 import time
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.storage.shard_cache import ShardCache
 from kdcache.cache.store.reader import StoreReader
-from kdcache.distill.data.ahead import Ahead, bytes_at_once
 from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.data.prefetch import ShardPrefetcher, working_set_bytes
 from kdcache.distill.data.targets import StoredViews
 
 BATCH = 4
@@ -26,7 +26,7 @@ def views(stores, tmp_path, request) -> StoredViews:
 
 
 class Fetched:
-    """In place of the cache: what was asked for, in order."""
+    """In place of the cache: records the requests in order."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.paths: list[str] = []
@@ -54,27 +54,29 @@ def wanted(views: StoredViews, steps: range, rank: int = 0, processes: int = 1) 
 @pytest.mark.parametrize("start", [0, 9])
 def test_what_comes_is_fetched_in_order_and_no_further_than_a_pool(views, rank, processes, start):
     fetched = Fetched()
-    # One at a time, or their order says nothing.
-    ahead = Ahead(views, fetched, batch_size=BATCH, rank=rank, processes=processes, fetches=1)
+    # One at a time, so that their order means something.
+    prefetcher = ShardPrefetcher(
+        views, fetched, batch_size=BATCH, rank=rank, processes=processes, parallel_fetches=1
+    )
     for step in range(start, start + 40):
-        ahead.advance(step)
+        prefetcher.advance(step)
         expected = wanted(views, range(start, step + 1 + 3), rank, processes)  # 12 entries are 3 batches
         while len(fetched.paths) < len(expected):
             time.sleep(0.001)
         assert fetched.paths == expected
-    ahead.close()
+    prefetcher.close()
 
 
 def test_errors_are_left_to_the_reader(views):
     fetched = Fetched(KDCacheError("the network is down"))
-    ahead = Ahead(views, fetched, batch_size=BATCH, fetches=1)
-    ahead.advance(0)
-    ahead._threads.shutdown()
+    prefetcher = ShardPrefetcher(views, fetched, batch_size=BATCH, parallel_fetches=1)
+    prefetcher.advance(0)
+    prefetcher._threads.shutdown()
     assert fetched.paths == wanted(views, range(4))
 
 
 def test_the_cache_needs_no_more_than_all_there_is():
     order = EntryOrder(passes=(0, 1), n_images=50, unit_entries=3, pool_units=2, seed=0)
-    assert bytes_at_once(order, 1, 10) == 5 * 2 * 10
-    assert bytes_at_once(order, 12, 10) == 6 * 2 * 10
-    assert bytes_at_once(replace(order, pool_units=100), 4, 10) == 2 * 17 * 10
+    assert working_set_bytes(order, 1, 10) == 5 * 2 * 10
+    assert working_set_bytes(order, 12, 10) == 6 * 2 * 10
+    assert working_set_bytes(replace(order, pool_units=100), 4, 10) == 2 * 17 * 10

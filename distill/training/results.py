@@ -1,4 +1,4 @@
-"""What a run leaves: checkpoints while it goes on, then the student's file, its scores and the report."""
+"""What a run writes: checkpoints and evaluations during training, then the student's file, its scores and the report."""
 
 import time
 from collections.abc import Mapping
@@ -17,48 +17,57 @@ from kdcache.distill.students.student import save_student
 from kdcache.distill.training.checkpoint import save_state
 from kdcache.distill.training.run import Run
 
-DOCUMENT = ("steps", "planned_steps", "training_s", "scores")  # of a RunResult, what scores.json holds
+DOCUMENT = ("steps", "planned_steps", "training_s", "scores")  # the fields of a RunResult in scores.json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """What came of a run."""
+    """The result of a run."""
 
     out: str
     steps: int
     planned_steps: int
-    """Those that the run was to have. With `--budget` the clock may end it before."""
+    """The length of the learning-rate schedule. With `--budget` the clock may end the run before."""
     training_s: float
     scores: Mapping[str, Any] | None
-    """Scores.to_dict() of the last checkpoint on the evaluation split; None where there is none."""
+    """Scores.to_dict() of the last checkpoint on the evaluation split; None without an evaluation split."""
     was_complete: bool
-    """The run was finished before; nothing was done."""
+    """The run was finished already, and this call did nothing."""
 
     @property
     def ended_by_clock(self) -> bool:
-        """The time was up before the learning rate was at its end."""
+        """True if the time was up before the end of the schedule."""
         return self.steps < self.planned_steps
 
 
 def save_checkpoint(run: Run) -> None:
-    """The training state and, beside it, the student as it is now."""
+    """Save the training state and the current student into the run's checkpoint folder.
+
+    Raises:
+        KDCacheError: see checkpoint.save_state.
+    """
     if not run.accelerator.is_main_process:
         return
     scaler = run.accelerator.scaler
     state = {
-        "metrics_bytes": run.metrics.sync(),
+        "metrics_bytes": run.metrics.sync(),  # resuming cuts metrics.jsonl back to here
         "model": run.distiller.state_dict(),
         "optimiser": run.optimiser.state_dict(),
-        "rival_optimisers": [optimiser.state_dict() for optimiser in run.rival_optimisers],
+        "rival_optimisers": [optimiser.state_dict() for optimiser in run.adversary_optimisers],
         "scaler": scaler.state_dict() if scaler is not None else {},
         "budget": run.budget.state_dict(),
         "state": asdict(run.state),
     }
-    save_state(run.folder / CHECKPOINT, run.state.step, state, beside=lambda path: _save_student(run, path))
+    save_state(
+        run.folder / CHECKPOINT, run.state.step, state, write_more=lambda path: _save_student(run, path)
+    )
 
 
 def evaluate_student(run: Run) -> Scores | None:
-    """Scores of the student as it is now, also as a line of metrics; every process takes its share of the images."""
+    """Scores of the current student, also written to the metrics; None without an evaluation split.
+
+    All processes must call this: each takes its share of the images.
+    """
     accelerator, dataset = run.accelerator, run.inputs.evaluation
     if dataset is None:
         return None
@@ -80,9 +89,9 @@ def evaluate_student(run: Run) -> Scores | None:
 
 
 def finish(run: Run) -> RunResult:
-    """The student's file, its scores and the report: those of the last checkpoint, not of the best."""
+    """Write the student's file, its scores and the report: of the last step, not of the best. All processes call this."""
     scores, planned_steps = evaluate_student(run), run.budget.total_steps
-    assert planned_steps is not None  # without a number of steps the time is not up
+    assert planned_steps is not None  # set at the latest when the time is up
     result = RunResult(
         out=run.config.out,
         steps=run.state.step,
@@ -96,13 +105,14 @@ def finish(run: Run) -> RunResult:
         run.metrics.sync()
         _save_student(run, run.folder)
         write_report(run.folder, result=document, samples=_samples(run), classes=run.inputs.images.classes)
-        runfolder.write_json(run.folder / SCORES, document)  # last: it says that the run is complete
+        # Last, because this file marks the run as complete.
+        runfolder.write_json(run.folder / SCORES, document)
     run.accelerator.wait_for_everyone()
     return result
 
 
 def report_progress(run: Run, note: str) -> None:
-    """Tell the caller how far the run has come."""
+    """Pass the step, the total (0 if unknown) and a note to the caller's progress function."""
     run.progress(run.state.step, run.budget.total_steps or 0, note)
 
 
