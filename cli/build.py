@@ -166,7 +166,7 @@ def open_request(given: dict[str, Any]) -> Request:
 
     from kdcache.cache.build.build import plan_store
     from kdcache.cache.build.builder import BuildOptions
-    from kdcache.cache.codecs.registry import canonical_request
+    from kdcache.cache.codecs.request import canonical_request
     from kdcache.cache.images.datasets import open_dataset
     from kdcache.cache.storage.urls import join_url
     from kdcache.cache.store.spec import check_target_names
@@ -233,7 +233,7 @@ def measure_request(console: Console, request: Request) -> "BuildPlan":
 
 def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
     """The codec requests, `auto` with what --max-kl and --for-methods say of it."""
-    from kdcache.cache.codecs.choose import DEFAULT_MAX_KL, DEFAULT_METHODS
+    from kdcache.cache.codecs.request import DEFAULT_MAX_KL, DEFAULT_METHODS
 
     for name in ("max_kl", "for_methods"):
         if given[name] is not None and "auto" not in requests.values():

@@ -80,12 +80,12 @@ def _summarise(store: "Store") -> dict[str, Any]:
     from kdcache.cli.info import summarise
 
     surveyed = survey(store)
-    calibration = store.calibration if surveyed.last else None
+    calibration = store.calibration_summary() if surveyed.last else None
     return {
         **summarise(store, surveyed),
         "progress": surveyed.progress,
         "last_commit_at": surveyed.last.built.get("time", "") if surveyed.last else "",
-        "codecs": {name: codec.name for name, codec in calibration.codecs.items()} if calibration else {},
+        "codecs": dict(calibration.codecs) if calibration else {},
         "teacher_miou": public_miou(str(store.spec.teacher.get("weights_sha256", ""))),
         "teacher_accuracy": calibration.teacher_check.get("accuracy") if calibration else None,
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from accelerate import PartialState
 
 from kdcache.cache.build.builder import Builder, BuildOptions
-from kdcache.cache.codecs.registry import canonical_request
+from kdcache.cache.codecs.request import canonical_request
 from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.errors import IncompleteError, UsageError

@@ -7,51 +7,27 @@ What a request leaves open is fitted once a store, from a sample of the teacher'
 calibration. There are no scales per entry and nothing is clipped: a value outside the codes' range is a fault.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.codecs.packing import Packing
+
 MAX_STEP_EXPONENT = 64  # of a codec out of a store: beyond it float32 would overflow
 
 FAULTS = {1: "not finite", 2: "outside the range of the codec"}
 
-Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 Shape = tuple[int, int, int]  # (C, h, w) of one entry of a target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """How rows lie in a Zarr array: the codec's part of its metadata."""
-
-    dtype: str  # as numpy spells it
-    shape: tuple[int, ...]  # of one entry
-    axes: tuple[str, ...]  # a name for each
-    shuffle: Shuffle  # blosc's filter before zstd: sorts bytes, bits, or nothing
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one entry, unpacked."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Codec(ABC):
     """A fitted codec: everything that encoding and decoding of one target need."""
 
     name: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        """The canonical form of the text behind the colon of a request, for a target of `channels` where known.
-
-        Raises UsageError.
-        """
 
     @classmethod
     @abstractmethod

@@ -27,7 +27,7 @@ from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, StoreNot
 from kdcache.cache.storage.documents import read_document, require_document
 from kdcache.cache.storage.objects import ObjectRecord, Objects
 from kdcache.cache.storage.urls import redact
-from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.store.calibration import Calibration, CalibrationSummary
 from kdcache.cache.store.ledger import Commit, Manifest, read_commit, read_manifest
 from kdcache.cache.store.spec import MAX_UNIT_BYTES, VIEWS, StoreSpec, canonical_json
 from kdcache.cache.views.replay import ENTRY_COLUMNS
@@ -90,12 +90,7 @@ class Store:
     @cached_property
     def calibration(self) -> Calibration:
         """Raises StoreNotFoundError while no builder has measured it."""
-        try:
-            calibration = Calibration.from_bytes(read_document(self.objects, CALIBRATION))
-        except FileNotFoundError:
-            raise StoreNotFoundError(
-                f"{redact(self.url)} is begun, but holds nothing yet", hint="run its `kdcache build` again"
-            ) from None
+        calibration = Calibration.from_bytes(self._read_calibration())
         if calibration.spec_key != self.spec.key or set(calibration.codecs) != set(self.spec.targets):
             raise StoreDamagedError(f"{redact(self.url)}: the calibration belongs to another spec")
         for name, target in self.spec.targets.items():
@@ -106,6 +101,19 @@ class Store:
         if self.spec.rows_at_once * rows > 2 * MAX_UNIT_BYTES:
             raise StoreDamagedError(f"{redact(self.url)}: a unit unpacks to more than a unit may hold")
         return calibration
+
+    def calibration_summary(self) -> CalibrationSummary:
+        """The calibration without its codecs, and so without torch. Raises as `calibration` does."""
+        return CalibrationSummary.from_bytes(self._read_calibration(), self.spec.key)
+
+    def _read_calibration(self) -> bytes:
+        try:
+            return read_document(self.objects, CALIBRATION)
+        except FileNotFoundError:
+            raise StoreNotFoundError(
+                f"{redact(self.url)} is begun, but has no calibration yet",
+                hint="run its `kdcache build` again",
+            ) from None
 
     def adopt_calibration(self, measured: Calibration) -> Calibration:
         """Put `measured`, or take the one that stands."""

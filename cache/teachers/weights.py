@@ -20,7 +20,6 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks.checkpoints import file_sha256
 from kdcache.cache.progress import Progress, silent
 
 TIMEOUT_S = 30
@@ -110,6 +109,8 @@ def fetch(url: str, *, folder: Path | None = None, progress: Progress = silent) 
     name = Path(unquote(parts.path)).name
     if not name:
         raise UsageError(f"--weights {_shown(url)} names no file")
+    from kdcache.cache.networks.checkpoints import file_sha256  # torch, which `ls` must not import
+
     digest = digest_in_name(name)
     if digest is None:  # without a digest another URL may give another file of this name
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"

@@ -17,9 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.cache.errors import DataError, UsageError
+from kdcache.cache.errors import DataError, UsageError, unknown_name
 from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.views.pixels import resize_label, rounded
+
+TARGETS = ("logits", "features", "aux", "backbone")
+"""What a teacher may give for a view, each as a map of stride 8 or so, see maps.py."""
 
 MAX_SIDE_PX = 2**15
 
@@ -367,7 +370,7 @@ def _streets_crop(rest: str) -> dict[str, int]:
 
 def _check_known(what: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        raise UsageError(f"unknown {what} {name!r}", hint=f"one of: {', '.join(known)}")
+        raise unknown_name(what, name, known)
 
 
 def _milli(value: float) -> int:
