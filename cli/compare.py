@@ -7,6 +7,7 @@
 The options of the training itself are those of `kdcache distill`, with the same defaults.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,7 +190,7 @@ def command(console: Console, /, home: str, dry_run: bool, yes: bool, **given: A
             f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {failed}",
             hint=f"{out}/report.html says why; the same command tries them again",
         )
-    console.next(*_open_words(out / "report.html"))
+    _say_where_to_look(console, out / "report.html")
 
 
 def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
@@ -299,10 +300,13 @@ def _say_what_is_done(console: Console, contest: "Contest", asked: "Contest", ou
         )
 
 
-def _open_words(page: Path) -> list[str]:
-    """The command that opens a page on this machine; without a screen its server's address is not ours to guess."""
-    opener = {"darwin": "open", "win32": "start"}.get(sys.platform, "xdg-open")
-    return [opener, str(page)]
+def _say_where_to_look(console: Console, page: Path) -> None:
+    """The command that opens the page, where this machine has one: a server has none."""
+    opener = {"darwin": "open"}.get(sys.platform, "xdg-open")
+    if shutil.which(opener):
+        console.next(opener, page)
+    elif not console.json:
+        console.note(f"next: open {page} in a browser")
 
 
 def _show(console: Console, standings: "Standings", out: Path) -> None:

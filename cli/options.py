@@ -61,11 +61,11 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, title in GROUPS.items():
-            parameters = [p for p in self.get_params(ctx) if getattr(p, "group", "output") == group]
-            records = [record for p in parameters if (record := p.get_help_record(ctx)) is not None]
+            listed = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+            records = [p.get_help_record(ctx) for p in listed if getattr(p, "group", "output") == group]
             if records:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl([record for record in records if record is not None])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         flags = [parameter.opts[0] for parameter in self.params if isinstance(parameter, Option)]

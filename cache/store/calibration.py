@@ -103,6 +103,7 @@ class Calibration:
 class CalibrationSummary:
     """What a calibration says without its codecs, whose classes import torch: enough for a list of stores."""
 
+    digest: str  # sha256 (hex) of the stored bytes, as Calibration.digest
     codecs: Mapping[str, str]  # names, by target
     teacher_check: Mapping[str, Any]
 
@@ -115,6 +116,7 @@ class CalibrationSummary:
             if fields["spec"] != spec_key:
                 raise ValueError("it belongs to another spec")
             return cls(
+                digest=sha256(data),
                 codecs={str(target): str(codec["name"]) for target, codec in fields["codecs"].items()},
                 teacher_check=dict(fields["teacher_check"]),
             )
