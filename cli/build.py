@@ -4,13 +4,14 @@ kdcache build --dataset streets:96x192:40 --weights teacher.safetensors --views 
 accelerate launch -m kdcache.cli build --dataset cityscapes --views 8
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.cli import names, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
@@ -196,6 +197,8 @@ def command(console: Console, /, **given: Any) -> None:
         )
     _show_result(console, store, request.passes, result)
     if store.complete_passes():
+        from kdcache.cli.home import distill_words
+
         console.next("kdcache", "distill", *distill_words(store, given["data_root"]))
 
 
@@ -236,14 +239,17 @@ def open_request(given: dict[str, Any]) -> Request:
     state = PartialState(cpu=given["device"] == "cpu")
     dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
     policy = view_policy(dataset.name, **options.view_overrides(given))
-    teacher = load_teacher(
-        given["teacher"],
-        weights=given["weights"],
-        dataset_name=dataset.name,
-        classes=len(dataset.classes.names),
-        device=state.device,
-        precision=given["precision"],
-    )
+    try:
+        teacher = load_teacher(
+            given["teacher"],
+            weights=given["weights"],
+            dataset_name=dataset.name,
+            classes=len(dataset.classes.names),
+            device=state.device,
+            precision=given["precision"],
+        )
+    except NotFoundError as error:
+        raise NotFoundError(str(error), hint=_with_data_root(error.hint, given["data_root"])) from None
     spec = plan_store(
         dataset,
         teacher,
@@ -302,14 +308,11 @@ def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, 
     }
 
 
-def distill_words(store: "Store", data_root: str | None = None) -> list[str]:
-    """What `kdcache distill` needs to train from a store."""
-    from kdcache.cache.storage.urls import redact
-
-    targets = store.spec.targets
-    method = "logit" if "logits" in targets else "feature" if "features" in targets else "none"
-    chosen = ["--method", method, "--store", redact(store.url)]
-    return [*chosen, "--data-root", data_root] if data_root else chosen
+def _with_data_root(hint: str | None, data_root: str | None) -> str | None:
+    """The hint, in whose command to train a teacher the images are where they are here."""
+    if not (hint and data_root):
+        return hint
+    return hint.replace(" --fresh-views", f" --data-root {shlex.quote(data_root)} --fresh-views")
 
 
 def _outlook_text(outlook: "Outlook") -> str:

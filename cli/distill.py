@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import NotFoundError, UsageError
+from kdcache.cache.errors import NotFoundError, StoreNotFoundError, UsageError
 from kdcache.cli import names, options
 from kdcache.cli.output import Console
 from kdcache.cli.training import DEFAULTS, config_fields, train_options
@@ -76,7 +76,14 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
         targets = needs(merged) if merged["source"] == "cache" else ()
-        merged["store"] = store_for_run(console, home, asked.get("store"), merged.get("dataset"), targets)
+        try:
+            merged["store"] = store_for_run(console, home, asked.get("store"), merged.get("dataset"), targets)
+        except StoreNotFoundError as error:
+            if merged["source"] == "cache":
+                raise
+            dataset = "" if merged.get("dataset") else " --dataset NAME"
+            hint = f"add{dataset} --fresh-views to train without a store; or {error.hint}"
+            raise StoreNotFoundError(str(error), hint=hint) from None
     if merged.get("store") and merged.get("recipe") in RECIPES:
         # The views are the store's, and all that the recipe sets for training is in the other fields by now.
         del merged["recipe"]

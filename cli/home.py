@@ -76,6 +76,14 @@ def describe(store: Store) -> str:
     return f"{redact(store.url)}: {spec.dataset.name} {spec.dataset.split}, {spec.teacher['name']}"
 
 
+def distill_words(store: "Store", data_root: str | None = None) -> list[str]:
+    """What `kdcache distill` needs to train from a store."""
+    targets = store.spec.targets
+    method = "logit" if "logits" in targets else "feature" if "features" in targets else "none"
+    chosen = ["--method", method, "--store", redact(store.url)]
+    return [*chosen, "--data-root", data_root] if data_root else chosen
+
+
 def built_at(store: Store) -> str:
     """When the first unit of the newest pass was committed, ISO 8601; empty if none was, or its record is damaged."""
     for pass_index in reversed(store.begun_passes()):

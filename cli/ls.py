@@ -56,7 +56,14 @@ def command(console: Console, home: str) -> None:
         )
     elif not damaged:
         console.note(f"no stores under {redact(home)}")
-        console.next("kdcache", "build", "--dataset", "NAME", why=f"NAME is {listed(DATASETS)}")
+        console.next(
+            "kdcache",
+            "build",
+            "--dataset",
+            "NAME",
+            *options.typed(console.args, command),
+            why=f"NAME is {listed(DATASETS)}",
+        )
     for url, why in damaged.items():
         console.line(f"damaged: {url}: {why}")
     if damaged:

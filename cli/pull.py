@@ -36,8 +36,7 @@ def command(
     """
     from kdcache.cache.storage.urls import join_url
     from kdcache.cache.store.opening import open_store
-    from kdcache.cli.build import distill_words
-    from kdcache.cli.home import choose_store, store_url
+    from kdcache.cli.home import choose_store, distill_words, store_url
     from kdcache.cli.push import transfer
 
     source = choose_store(url) if url.endswith("/") else open_store(url)

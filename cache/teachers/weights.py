@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def resolve_weights(
     """
     weights = str(weights)
     if weights == "auto":
-        return fetch(_public(network, dataset_name.partition(":")[0]).url, progress=progress)
+        return fetch(_public(network, dataset_name).url, progress=progress)
     if "://" in weights:
         return fetch(weights, progress=progress)
     path = Path(weights).expanduser()
@@ -144,16 +145,19 @@ def digest_in_name(name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _public(network: str, dataset: str) -> PublicWeights:
+def _public(network: str, dataset_name: str) -> PublicWeights:
+    dataset = dataset_name.partition(":")[0]
     if (network, dataset) in PUBLIC_WEIGHTS:
         return PUBLIC_WEIGHTS[network, dataset]
     others = [name for name, known in PUBLIC_WEIGHTS if known == dataset]
+    # Fresh views, for without them the command would look for a store, which a teacher has to build first.
+    words = ["--method", "none", "--dataset", dataset_name, "--fresh-views", "--student", network]
     hint = (
-        f"train one: kdcache distill --method none --student {network} --dataset {dataset}; "
-        "then --weights RUN/student.safetensors, or pass any other file or URL"
+        f"--weights FILE or URL, or train a teacher: {shlex.join(['kdcache', 'distill', *words])}; "
+        f"then --weights runs/none-{network}/student.safetensors"
     )
     if others:
-        hint = f"--teacher {others[0]} has one; or {hint}"
+        hint = f"--teacher {others[0]} has public weights; or {hint}"
     raise NotFoundError(f"no public weights of {network} for dataset {dataset} are known", hint=hint)
 
 

@@ -41,6 +41,7 @@ from kdcache.distill.losses.region import share_totals
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
 from kdcache.distill.training.budget import WARM_UP_STEPS
+from kdcache.distill.training.forecast import Forecast
 from kdcache.distill.training.outcome import (
     RunResult,
     evaluate_student,
@@ -85,7 +86,8 @@ def fit(run: Run) -> None:
     config, state, budget = run.config, run.state, run.budget
     read_back_steps, saved_s = _read_back_steps(run), state.training_s
     losses: list[Tensor] = []
-    uncounted = _uncounted_steps(config)
+    uncounted, forecast = _uncounted_steps(config), Forecast(state.step)
+    report_progress(run, "waiting for the first batch")
     clock, watch, copy = Clock(run.accelerator.device), WaitWatch(), DeviceCopier(run.accelerator.device)
     with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
         while not budget.is_spent(state.step, state.training_s):
@@ -108,9 +110,13 @@ def fit(run: Run) -> None:
                 continue
             stopping = _settle(run, list(terms), losses, clock, watch, request)
             losses.clear()
+            if line := forecast.observe(state.step, state.training_s, budget.total_steps):
+                logger.info(line)
             ended = budget.is_spent(state.step, state.training_s)
             if _due(state.step, config.log_every_steps) or ended:
                 _log(run, lr)
+            else:
+                report_progress(run, "")
             if _due(state.step, config.eval_every_steps) and not ended:
                 with clock.stopped():
                     evaluate_student(run)
