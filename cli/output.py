@@ -108,7 +108,7 @@ class Console:
         """The last line of a command: the one to type next, quoted for a shell."""
         if self.rank == 0 and not self.json:
             command = shlex.join(str(word) for word in words)
-            say(f"{command}    # {why}" if why else command, label="next: ", style="green")
+            say(f"{command}    # {why}" if why else command, label="next: ", style="green", whole=True)
 
     def error(self, kind: str, message: str, hint: str | None, exit_code: int) -> None:
         if self.json:
@@ -118,7 +118,7 @@ class Console:
         process = f" (process {self.rank})" if self.rank else ""
         say(message, label=f"error{process}: ", style="bold red")
         if hint:
-            say(hint, label="hint: ", style="cyan")
+            say(hint, label="hint: ", style="cyan", whole=True)
 
     @contextmanager
     def progress(self, label: str, *, in_bytes: bool = False) -> Iterator[Progress]:
@@ -149,9 +149,18 @@ class Console:
     ) -> None:
         shown, width = list(range(len(header))), terminal().width
         widths = [max(_width(text) for text in column) for column in zip(header, *cells, strict=True)]
-        for name in optional:
-            if sum(widths[i] + _GAP for i in shown) - _GAP > width:
-                shown.remove(header.index(name))
+
+        def fits(columns: Sequence[int]) -> bool:
+            return sum(widths[i] + _GAP for i in columns) - _GAP <= width
+
+        left_out = []
+        for column in map(header.index, optional):
+            if not fits(shown):
+                shown.remove(column)
+                left_out.append(column)
+        for column in reversed(left_out):  # a narrow one may fit after all
+            if fits([*shown, column]):
+                shown = sorted([*shown, column])
         table = _columns(
             [header[i] for i in shown], [right[i] for i in shown], right=[right[i] for i in shown]
         )
@@ -176,16 +185,20 @@ def terminal(*, stderr: bool = False) -> "Terminal":
     return Terminal(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
-def say(text: str, *, label: str = "", style: str = "") -> None:
-    """One line on stderr, above the bar where one is drawn; its label is coloured where the terminal wants colours."""
+def say(text: str, *, label: str = "", style: str = "", whole: bool = False) -> None:
+    """One line on stderr, above the bar where one is drawn.
+
+    Args:
+        label: in front of it, coloured by `style` where the terminal wants colours.
+        whole: leave it to the terminal to wrap: a command that is copied must not have line breaks in it.
+    """
     if not is_terminal(sys.stderr):
         click.echo(label + printable(text), err=True)
         return
     from rich.text import Text
 
     screen = _bar.screen if _bar else terminal(stderr=True)
-    # The terminal itself wraps it: a command that was copied must not have line breaks in it.
-    screen.print(Text.assemble((label, style), printable(text)), soft_wrap=True)
+    screen.print(Text.assemble((label, style), printable(text)), soft_wrap=whole)
 
 
 def printable(text: str) -> str:
