@@ -15,6 +15,9 @@
 A message says what is wrong, where, and which value. The hint names the next command. `kind` is stable, for programs.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class KDCacheError(Exception):
     """The root of the tree. `str(error)` is the message alone; the command line prints the hint after it."""
@@ -71,3 +74,18 @@ class TeacherError(KDCacheError):
 
 class TrainingError(KDCacheError):
     kind = "training-failed"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
+    """The error for a name that is not among the `known` ones; its hint offers the closest, then lists all.
+
+    Args:
+        kind: of thing, as in "method" or "--recipe: recipe".
+        more: what else may be given, as in "or package.module:function".
+    """
+    names = list(known)
+    close = get_close_matches(name.lower(), names, n=1)
+    listed = f"one of: {', '.join(names)}" + (f", {more}" if more else "")
+    return UsageError(
+        f"unknown {kind} {name!r}", hint=f"did you mean {close[0]}? {listed}" if close else listed
+    )

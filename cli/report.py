@@ -1,6 +1,6 @@
 """`kdcache report`: a run's report, or several runs in one table.
 
-kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18 --out runs/comparison
+kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18 --out runs/report
 """
 
 from pathlib import Path
@@ -14,18 +14,33 @@ from kdcache.cli.options import option
 from kdcache.cli.output import Console
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache report runs/logit-pspnet_resnet18",
+        "kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18",
+        "kdcache report runs/* --teacher teacher.json --out runs/report",
+    ]
+)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@option("--teacher", metavar="RUN|FILE", help="The teacher's run, or what `evaluate --json` said of it.")
 @option(
-    "--out", metavar="DIR", help="Folder of the comparison.", show_default="comparison, beside the first run"
+    "--teacher",
+    group="data",
+    metavar="RUN|FILE",
+    help="The teacher's scores: the folder of its run, or a file with the output of `kdcache evaluate --json`.",
+)
+@option(
+    "--out",
+    group="output",
+    metavar="DIR",
+    help="Folder of the report of several runs.",
+    show_default="report, beside the first run",
 )
 @options.json_option
 @click.pass_obj
 def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: str | None) -> None:
-    """Write the report of one RUN again, or compare several: scores, steps, time, figures.
+    """Write the report of one RUN again, or one report of several: scores, steps, time, figures.
 
-    A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN is a comparison too.
+    A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN gets a report of the second kind too.
     """
     from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
     from kdcache.distill.report.report import write_report
@@ -35,7 +50,7 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
     if len(runs) == 1 and not out and not teacher:
         report = write_report(runs[0])
     else:
-        report = write_comparison(runs, out or Path(runs[0]).parent / "comparison", teacher=scores)
+        report = write_comparison(runs, out or Path(runs[0]).parent / "report", teacher=scores)
     if console.json:
         console.document(
             {"report": str(report), "runs": [summary.to_dict() for summary in summaries], "teacher": scores}

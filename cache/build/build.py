@@ -15,7 +15,7 @@ from kdcache.cache.build.assignment import Assignment, FixedAssignment, LeasedAs
 from kdcache.cache.build.builder import Builder, BuildOptions
 from kdcache.cache.build.disk_space import RemainingWork, remaining_work, require_disk_space
 from kdcache.cache.build.leases import UnitId
-from kdcache.cache.codecs.registry import canonical_request
+from kdcache.cache.codecs.request import canonical_request
 from kdcache.cache.errors import IncompleteError, UsageError
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.progress import Progress, silent

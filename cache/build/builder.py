@@ -110,6 +110,7 @@ class Builder:
             batch_size=self.batch_size,
             force=self.options.force,
             progress=pace,
+            choosing=self.progress,
             report=report,
         )
         self.teacher_s = pace.seconds_per_call and pace.seconds_per_call / self.batch_size

@@ -47,9 +47,14 @@ def calibrate(
     batch_size: int,
     force: bool,
     progress: Progress,
+    choosing: Progress = silent,
     report: Callable[[str], None],
 ) -> Calibration:
     """Check the teacher on some entries, and fit the codecs to its outputs for them.
+
+    Args:
+        progress: of the entries through the teacher.
+        choosing: of the targets whose codecs are chosen after that.
 
     Raises:
         TeacherError: its outputs are not finite, look like chance or misaligned (unless `force`), or no codec loses as
@@ -66,7 +71,11 @@ def calibrate(
         require_sane(check)
     held_out = max(1, min(HELD_OUT_ENTRIES, len(cut) // 2))
     samples = make_samples(spec, teacher, cut, outputs, image_ids, held_out=held_out, batch_size=batch_size)
-    codecs = {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
+    codecs = {}
+    for done, (name, sample) in enumerate(samples.items()):
+        choosing(done, len(samples), f"choosing the codec of {name}")  # `auto` tries some for ten seconds
+        codecs[name] = resolve_codec(spec.targets[name].codec, sample)
+    choosing(len(samples), len(samples), "codecs chosen")
     calibration = Calibration(
         spec_key=spec.key,
         codecs=codecs,

@@ -7,51 +7,27 @@ What a request leaves open is fitted once for a store, to a sample of the teache
 calibration. Single entries have no scales, and nothing is clipped: a value out of range is a fault.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.codecs.packing import Packing
+
 MAX_STEP_EXPONENT = 64  # largest exponent of a step read from a store: beyond it float32 would overflow
 
 FAULTS = {1: "not finite", 2: "outside the range of the codec"}
 
-Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 Shape = tuple[int, int, int]  # (C, h, w) of one entry of a target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """How rows are stored in a Zarr array: the codec's part of the array's metadata."""
-
-    dtype: str  # a numpy name
-    shape: tuple[int, ...]  # of one entry
-    axes: tuple[str, ...]  # one name for each axis
-    shuffle: Shuffle  # blosc's filter before zstd: regroups bytes, bits, or nothing
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one entry, unpacked."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Codec(ABC):
     """A fitted codec: everything that is needed to encode and decode one target."""
 
     name: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        """The canonical form of the text after the colon of a request. `channels` of the target, if they are known.
-
-        Raises UsageError.
-        """
 
     @classmethod
     @abstractmethod

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdcache.cache.codecs.codec import Packing, Shape, unzigzag
+from kdcache.cache.codecs.codec import Shape, unzigzag
+from kdcache.cache.codecs.packing import Packing
+from kdcache.cache.codecs.request import constriction_stream
 from kdcache.cache.codecs.transform import Dct
-from kdcache.cache.errors import UsageError
 
 Codes = npt.NDArray[np.int32]
 
@@ -45,12 +46,6 @@ class RangeDct(Dct):
     starts: tuple[int, ...]  # the first plane of every class of planes
     limits: tuple[int, ...]  # smallest activity of each class of blocks after the first
     tables: bytes  # little-endian uint16 frequencies, (plane classes, block classes, symbols)
-
-    @classmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        _constriction()  # fail now if it is not installed, not after the teacher has run
-        # Named, because slots=True makes a new class, which breaks plain super().
-        return super(RangeDct, cls).check(argument, channels)
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> "RangeDct":
@@ -134,7 +129,7 @@ class RangeDct(Dct):
 
     def _encode_words(self, codes: Codes) -> npt.NDArray[np.uint32]:
         """The words of one entry's codes (planes, blocks) int32."""
-        coder = _constriction()
+        coder = constriction_stream()
         encoder, uniform = coder.queue.RangeEncoder(), coder.model.Uniform
         classes = _block_classes(codes, self.limits)
         # The order is the format: classes, then symbols group by group, then the low bits of large codes.
@@ -149,7 +144,7 @@ class RangeDct(Dct):
         return words
 
     def _decode_words(self, words: npt.NDArray[np.uint32]) -> Codes:
-        coder = _constriction()
+        coder = constriction_stream()
         decoder, uniform = coder.queue.RangeDecoder(words), coder.model.Uniform
         planes, blocks = Dct.packing(self, (self.basis.channels, *self.size)).shape
         classes = np.asarray(decoder.decode(uniform(_BLOCK_CLASSES), blocks))
@@ -247,17 +242,7 @@ def _signed(codes: Tensor) -> Codes:
 @lru_cache(maxsize=8)
 def _models(tables: bytes, plane_classes: int) -> list[list[Any]]:
     """The coder's model of every table. Probabilities are quotients of small integers, so equal on every machine."""
-    categorical = _constriction().model.Categorical
+    categorical = constriction_stream().model.Categorical
     frequencies = np.frombuffer(tables, "<u2").reshape(plane_classes, _BLOCK_CLASSES, _SYMBOLS)
     probabilities = (frequencies / frequencies.sum(axis=2, keepdims=True)).astype(np.float32)
     return [[categorical(table, perfect=False) for table in row] for row in probabilities]
-
-
-def _constriction() -> Any:
-    try:
-        from constriction import stream
-    except ImportError:
-        raise UsageError(
-            "codec dct-range needs the package constriction", hint="pip install 'kdcache[range]'"
-        ) from None
-    return stream

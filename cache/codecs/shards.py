@@ -15,12 +15,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
-from kdcache.cache.codecs.codec import Packing, Shuffle
+from kdcache.cache.codecs.packing import Packing, Shuffle
 from kdcache.cache.errors import StoreDamagedError
 
 # blosc's own threads, on by default in a process's main thread, would compete with the reader's for cores, and they do
@@ -189,6 +186,10 @@ def same_metadata(mine: bytes, theirs: bytes) -> bool:
 
 
 def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = None) -> dict[str, bytes]:
+    import zarr  # half a second, which reading does without
+    from zarr.codecs import BloscCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
     store = MemoryStore()
     array = zarr.create_array(
         store=store,

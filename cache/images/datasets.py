@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdcache.cache.errors import DataError, NotFoundError, UsageError
+from kdcache.cache.errors import DataError, NotFoundError, UsageError, unknown_name
 from kdcache.cache.images.classes import (
     ADE20K_150,
     CAMVID_11,
@@ -58,7 +58,7 @@ def open_dataset(name: str, root: str | Path | None, split: str) -> Segmentation
     """
     family, _, options = name.partition(":")
     if family not in DATASETS:
-        raise UsageError(f"unknown dataset {name!r}", hint=f"one of: {', '.join(DATASETS)}")
+        raise unknown_name("dataset", name, DATASETS)
     if options and family != "streets":
         raise UsageError(f"dataset {family} takes no options, not {options!r}", hint=f"--dataset {family}")
     folder = Path(root or Path(os.environ.get("KDCACHE_DATA") or "data") / family).expanduser()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, get_type_hints
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import UsageError, unknown_name
 from kdcache.cache.networks.heads import AtrousHead, AuxiliaryHead, ConvHead, PyramidHead
 from kdcache.cache.networks.resnet import BLOCKS, STEMS, DilatedResNet
 
@@ -320,4 +320,4 @@ def _map_length(length_px: int, ceil_mode: bool) -> int:
 
 def _known(what: str, value: str, known: Any) -> None:
     if value not in known:
-        raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        raise unknown_name(what, value, known)

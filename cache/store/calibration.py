@@ -9,13 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdcache.cache.codecs.registry import Codec, codec_from_dict
 from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.storage.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.storage.objects import sha256
 from kdcache.cache.store.spec import canonical_json, short
+
+if TYPE_CHECKING:
+    from kdcache.cache.codecs.codec import Codec
 
 _DESCRIBED = ("step", "components")  # fields of a codec's summary that `describe` shows
 _MEASURED = {
@@ -31,7 +33,7 @@ class Calibration:
     """Immutable. Its digest is in the metadata of every array and in every commit."""
 
     spec_key: str
-    codecs: Mapping[str, Codec]  # by target
+    codecs: Mapping[str, "Codec"]  # by target
     canaries: tuple[tuple[int, ...], ...]  # rows (replay.entry_row) of the first entries of pass 0
     teacher_check: Mapping[str, Any]  # sanity.TeacherCheck.to_dict()
     input_bytes: Mapping[str, int]  # by array of inputs: stored bytes of an entry
@@ -68,6 +70,8 @@ class Calibration:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Calibration":
         """The inverse of to_bytes. Raises StoreDamagedError for a malformed document."""
+        from kdcache.cache.codecs.registry import codec_from_dict  # torch
+
         fields = parse_json(data, "the store's calibration", dict)
         try:
             calibration = cls(
@@ -94,3 +98,28 @@ class Calibration:
             for value in (lost.get(name) for name in _MEASURED):
                 if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
                     raise ValueError(f"a fidelity of {str(value)[:20]!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationSummary:
+    """What a calibration says without its codecs, whose classes import torch: enough for a list of stores."""
+
+    digest: str  # sha256 (hex) of the stored bytes, as Calibration.digest
+    codecs: Mapping[str, str]  # names, by target
+    teacher_check: Mapping[str, Any]
+
+    @classmethod
+    def from_bytes(cls, data: bytes, spec_key: str) -> "CalibrationSummary":
+        """Raises StoreDamagedError for bytes that are not the calibration of that spec; codecs' tables are not checked."""
+        fields = parse_json(data, "the store's calibration", dict)
+        try:
+            require_same_text(canonical_json(fields), data)
+            if fields["spec"] != spec_key:
+                raise ValueError("it belongs to another spec")
+            return cls(
+                digest=sha256(data),
+                codecs={str(target): str(codec["name"]) for target, codec in fields["codecs"].items()},
+                teacher_check=dict(fields["teacher_check"]),
+            )
+        except MALFORMED as error:
+            raise StoreDamagedError(f"the store's calibration cannot be read: {short(error)}") from None

@@ -9,16 +9,19 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdcache.cache.codecs.codec import Codec, Packing
-from kdcache.cache.codecs.registry import canonical_request
-from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.codecs.packing import Packing
+from kdcache.cache.codecs.request import canonical_request
+from kdcache.cache.errors import StoreDamagedError, UsageError, unknown_name
 from kdcache.cache.storage.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
-from kdcache.cache.views.maps import TARGETS
 from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import ENTRY_COLUMNS
+from kdcache.cache.views.view import TARGETS
+
+if TYPE_CHECKING:
+    from kdcache.cache.codecs.codec import Codec
 
 FORMAT_VERSION = 1
 VIEWS = "views"  # the array of view parameters and crop digests
@@ -126,7 +129,7 @@ class StoreSpec:
         views = Packing(dtype="int32", shape=(len(ENTRY_COLUMNS),), axes=("column",), shuffle="shuffle")
         return {VIEWS: views, **self.crop_packings}
 
-    def packings(self, codecs: Mapping[str, Codec]) -> dict[str, Packing]:
+    def packings(self, codecs: Mapping[str, "Codec"]) -> dict[str, Packing]:
         """All arrays of a pass with these codecs, inputs first."""
         targets = {name: codecs[name].packing(target.shape) for name, target in sorted(self.targets.items())}
         return {**self.input_packings, **targets}
@@ -205,13 +208,11 @@ class StoreSpec:
 
 
 def check_target_names(names: Collection[str]) -> None:
-    """Raises UsageError if there are none, or if one is not in maps.TARGETS."""
-    unknown = sorted(set(names) - set(TARGETS))
-    if unknown or not names:
-        raise UsageError(
-            f"unknown target {unknown[0]!r}" if unknown else "no target given",
-            hint=f"one or more of: {', '.join(TARGETS)}",
-        )
+    """Raises UsageError for none, or for one that is not in view.TARGETS."""
+    if not names:
+        raise UsageError("no target given", hint=f"one or more of: {', '.join(TARGETS)}")
+    if unknown := sorted(set(names) - set(TARGETS)):
+        raise unknown_name("target", unknown[0], TARGETS)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from kdcache.cache.errors import TeacherError, UsageError
 from kdcache.cache.networks.network import STRIDE_PX, NetworkOutput
 from kdcache.cache.networks.normalisation import RGB_IMAGENET, Normalisation
-from kdcache.cache.views.maps import TARGETS
+from kdcache.cache.views.view import TARGETS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

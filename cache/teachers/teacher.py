@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.cache.errors import TeacherError, UsageError
+from kdcache.cache.errors import TeacherError, UsageError, unknown_name
 from kdcache.cache.networks.checkpoints import load_checkpoint
 from kdcache.cache.networks.network import NETWORKS, STRIDE_PX, NetworkOutput, SegmentationNetwork
 from kdcache.cache.networks.normalisation import Normalisation
@@ -194,9 +194,7 @@ def load_teacher(
             )
         return _from_factory(name, classes, device, precision)
     if name not in NETWORKS:
-        raise UsageError(
-            f"unknown teacher {name!r}; known: {', '.join(NETWORKS)}, or a factory package.module:function"
-        )
+        raise unknown_name("teacher", name, NETWORKS, more="or your own factory package.module:function")
     if weights is None:
         raise UsageError(f"teacher {name} needs weights", hint="--weights auto, a file, or a URL")
     path = resolve_weights(weights, network=name, dataset_name=dataset_name, progress=progress)

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks.checkpoints import file_sha256
 from kdcache.cache.progress import Progress, silent
 
 TIMEOUT_S = 30
@@ -110,6 +110,8 @@ def fetch(url: str, *, folder: Path | None = None, progress: Progress = silent) 
     name = Path(unquote(parts.path)).name
     if not name:
         raise UsageError(f"--weights {_shown(url)} does not name a file")
+    from kdcache.cache.networks.checkpoints import file_sha256  # torch, which `ls` must not import
+
     digest = digest_in_name(name)
     if digest is None:  # another URL may have another file of this name, so the name gets a digest of the URL
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
@@ -148,9 +150,11 @@ def _public(network: str, dataset_name: str) -> PublicWeights:
     if (network, dataset) in PUBLIC_WEIGHTS:
         return PUBLIC_WEIGHTS[network, dataset]
     others = [name for name, known in PUBLIC_WEIGHTS if known == dataset]
+    # Fresh views, for without them the command would look for a store, which a teacher has to build first.
+    words = ["--method", "none", "--dataset", dataset_name, "--fresh-views", "--student", network]
     hint = (
-        f"train one with: kdcache distill --method none --fresh-views --student {network} --dataset {dataset_name} "
-        "--out runs/teacher; then use --weights runs/teacher/student.safetensors. Any other file or URL works too"
+        f"train one with: {shlex.join(['kdcache', 'distill', *words])}; "
+        f"then use --weights runs/none-{network}/student.safetensors. Any other file or URL works too"
     )
     if others:
         hint = f"use --teacher {others[0]}, which has public weights; or {hint}"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcache.cache.codecs.codec import Packing
+from kdcache.cache.codecs.packing import Packing
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.images.files import DECODER_ERRORS
 from kdcache.cache.views.replay import Crop

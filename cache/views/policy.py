@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import UsageError, unknown_name
 
 MAX_SIDE_PX = 2**15
 
@@ -177,4 +177,4 @@ def _streets_crop(rest: str) -> dict[str, int]:
 
 def _check_known(what: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        raise UsageError(f"unknown {what} {name!r}", hint=f"one of: {', '.join(known)}")
+        raise unknown_name(what, name, known)

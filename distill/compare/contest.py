@@ -52,6 +52,18 @@ class Contender:
         return "-".join(words)
 
     @property
+    def label(self) -> str:
+        """What people read, as in "none, stored views" or "logit, 4 views"; `name` is for files."""
+        words = [self.method]
+        if self.source == "online":
+            words.append("teacher at every step")
+        if self.source == "none":
+            words.append("fresh views" if self.fresh_views else "stored views")
+        if self.passes is not None:
+            words.append(f"{self.passes} view{'s' if self.passes > 1 else ''}")
+        return ", ".join(words)
+
+    @property
     def fields(self) -> dict[str, Any]:
         """Fields of TrainConfig."""
         return asdict(self)

@@ -11,7 +11,7 @@ BPKD (arXiv 2306.08075) is missing: its training code was never published, and t
 from collections.abc import Mapping
 from typing import Any
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import unknown_name
 from kdcache.cache.networks.network import NetworkConfig
 from kdcache.distill.config import parse_weights
 from kdcache.distill.losses.adversarial import Holistic, HolisticBySGD
@@ -95,7 +95,7 @@ def find_method(name: str) -> Terms:
         UsageError: the name is unknown; the message lists the known ones.
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+        raise unknown_name("method", name, METHODS)
     return METHODS[name]
 
 

@@ -34,6 +34,7 @@ from kdcache.distill.losses.region import share_totals
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
 from kdcache.distill.training.budget import WARM_UP_STEPS
+from kdcache.distill.training.forecast import Forecast
 from kdcache.distill.training.profile import Tracer
 from kdcache.distill.training.results import (
     RunResult,
@@ -85,6 +86,8 @@ def fit(run: Run) -> None:
     read_back_every, uncounted_steps = _read_back_steps(run), _uncounted_steps(config)
     saved_s = state.training_s
     unread: list[Tensor] = []  # the losses of every step since the last read-back, on the device
+    forecast = Forecast(state.step)
+    report_progress(run, "waiting for the first batch")
     with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
@@ -106,10 +109,14 @@ def fit(run: Run) -> None:
                 continue
             stopping = _read_back(run, list(terms), unread, clock, watch, request)
             unread.clear()
+            if line := forecast.observe(state.step, state.training_s, budget.total_steps):
+                logger.info(line)
             # Again, because the time that was just read back may end the run.
             is_last = budget.is_spent(state.step, state.training_s)
             if _due(state.step, config.log_every_steps) or is_last:
                 _log(run, lr)
+            else:
+                report_progress(run, "")
             # `finish` evaluates after the last step.
             if _due(state.step, config.eval_every_steps) and not is_last:
                 with clock.stopped():

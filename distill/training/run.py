@@ -29,6 +29,7 @@ from kdcache.distill.runfolder import CHECKPOINT, CONFIG, ENVIRONMENT, INPUTS, M
 from kdcache.distill.students.start import build_student
 from kdcache.distill.training.budget import Budget
 from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.units import duration_text
 
 MAX_WORKERS = 8  # of a process by default; --workers may ask for more
 
@@ -132,8 +133,10 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
         TrainingError: the checkpoint is unreadable.
     """
     folder = Path(config.out)
+    progress(0, config.steps or 0, "opening the data")
     pinned = runfolder.read_json(folder / INPUTS) if (folder / INPUTS).exists() else None
     inputs = open_inputs(config, device=accelerator.device, pinned=pinned)
+    progress(0, config.steps or 0, f"building {config.student}")
     saved = load_state(folder / CHECKPOINT)
     run = assemble_run(config, accelerator, inputs, saved=saved, progress=progress)
     if accelerator.is_main_process:
@@ -192,6 +195,7 @@ def assemble_run(
 def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, distiller: Distiller) -> None:
     """Write the run's options, inputs and environment into its folder."""
     folder, workers = Path(config.out), _workers(config, accelerator)
+    logger.info(_headline(config, accelerator, distiller))
     share = config.batch_size // accelerator.num_processes
     in_flight = InFlight.of(workers=workers, batch_entries=share, entry_bytes=inputs.entry_bytes)
     logger.info(
@@ -207,6 +211,24 @@ def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, dis
     runfolder.write_json(folder / CONFIG, config.to_dict())
     runfolder.write_json(folder / INPUTS, inputs.identity)
     runfolder.write_json(folder / ENVIRONMENT, {**place, "term_weights": distiller.method.weights})
+
+
+def _headline(config: TrainConfig, accelerator: Accelerator, distiller: Distiller) -> str:
+    """What trains, where and how long, in one line."""
+    millions = sum(parameter.numel() for parameter in distiller.student.parameters()) / 1e6
+    processes = accelerator.num_processes
+    device = f"{processes} processes, {accelerator.device.type}" if processes > 1 else accelerator.device.type
+    length = (
+        f"{config.steps} steps"
+        if config.steps is not None
+        else f"{config.epochs} epochs"
+        if config.epochs is not None
+        else f"{duration_text(config.budget_seconds or 0.0)} of training"
+    )
+    return (
+        f"student {config.student} ({millions:.1f} million parameters), method {config.method}, on {device}: "
+        f"{length}, {config.batch_size} crops a step, in the folder {config.out}"
+    )
 
 
 def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> Distiller:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.codecs.codec import unzigzag, zigzag
-from kdcache.cache.codecs.registry import CODECS, canonical_request, codec_from_dict, fit_codec
+from kdcache.cache.codecs.fidelity import DIVERGENCES
+from kdcache.cache.codecs.registry import CODECS, codec_from_dict, fit_codec
+from kdcache.cache.codecs.request import CHECKS, JUDGED_METHODS, canonical_request
 from kdcache.cache.codecs.transform import BLOCK, dct_matrix
 from kdcache.cache.errors import StoreDamagedError, UsageError
 
@@ -355,6 +357,20 @@ def test_more_components_than_channels_are_refused(request_):
     with pytest.raises(UsageError, match="3 channels"):
         canonical_request(request_, channels=3)
     assert canonical_request(request_, channels=4) == request_
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("unifrom:0.5", "uniform"), ("dct-rang", "dct-range"), ("autos", "auto")]
+)
+def test_an_unknown_codec_names_the_closest(wrong, meant):
+    with pytest.raises(UsageError, match="unknown codec") as caught:
+        canonical_request(wrong)
+    assert caught.value.hint.startswith(f"did you mean {meant}? one of: auto, fp16, ")
+
+
+def test_what_is_asked_as_text_is_what_the_classes_are():
+    assert list(CHECKS) == list(CODECS)
+    assert tuple(DIVERGENCES) == JUDGED_METHODS
 
 
 def test_requests_have_one_form():

@@ -531,6 +531,7 @@ def test_voc_list_with_strange_ids(tmp_path):
 def test_unknown_names():
     with pytest.raises(UsageError, match="unknown dataset 'cityscape'") as caught:
         open_dataset("cityscape", None, "train")
+    assert caught.value.hint.startswith("did you mean cityscapes? one of: ")
     assert all(name in caught.value.hint for name in DATASETS)
     with pytest.raises(UsageError, match="no options"):
         open_dataset("camvid:360x480", None, "train")

@@ -352,8 +352,12 @@ class TestRecipes:
 
 class TestRefusals:
     def test_unknown_method(self) -> None:
-        with pytest.raises(UsageError, match=r"'guess'; known: none, logit, feature, logit\+feature"):
+        with pytest.raises(UsageError, match="unknown method 'guess'") as caught:
             find_method("guess")
+        assert (caught.value.hint or "").startswith("one of: none, logit, feature, logit+feature, at, ")
+        with pytest.raises(UsageError) as caught:
+            find_method("Logits")
+        assert (caught.value.hint or "").startswith("did you mean logit? one of: none, logit, ")
 
     @pytest.mark.parametrize("name", ["feature", "logit+feature"])
     def test_missing_target(self, name: str) -> None:

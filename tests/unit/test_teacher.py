@@ -107,8 +107,11 @@ def test_what_does_not_fit_is_named(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains a pspnet_resnet18") as caught:
         load(weights, "pspnet_resnet50")
     assert caught.value.hint == "--teacher pspnet_resnet18"
-    with pytest.raises(UsageError, match="known: pspnet_resnet18"):
+    with pytest.raises(UsageError, match="unknown teacher 'pspnet_resnet1001'") as caught:
         load(weights, "pspnet_resnet1001")
+    hint = caught.value.hint or ""
+    assert hint.startswith("did you mean pspnet_resnet101? one of: pspnet_resnet18, ")
+    assert hint.endswith("or your own factory package.module:function")
     with pytest.raises(UsageError, match="needs weights"):
         load(None)
     with pytest.raises(NotFoundError, match="dataset streets"):

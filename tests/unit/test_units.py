@@ -54,7 +54,7 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "50", "GB", "-1GB", "0GB", "50 G", "5iB", "many", "50GBs"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match="is not a size, such as 50GB"):
+    with pytest.raises(ValueError, match="is not a size; write it as 50GB"):
         parse_bytes(text)
 
 
