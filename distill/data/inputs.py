@@ -124,8 +124,8 @@ def open_inputs(
     joined = pinned.get("joined", []) if pinned else []
     passes = _passes(config, reader, pinned)
     views = _view_source(config, images, reader, passes, joined)
-    if isinstance(views, StoredViews) and views.reader.cached is not None:
-        _require_room(cache, config, bytes_at_once(views.order, config.batch_size, views.reader.unit_bytes()))
+    if isinstance(views, StoredViews):
+        require_cache_fits(cache, views, config.batch_size)
     inputs = Inputs(
         views=ViewDataset(images, views),
         policy=_policy(config, reader),
@@ -149,9 +149,20 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
             f"the store is of dataset {stored.name}, --dataset says {config.dataset}",
             hint="leave --dataset out: the store knows it",
         )
+    return open_images_of(reader, config.data_root)
+
+
+def open_images_of(reader: StoreReader, data_root: str = "") -> SegmentationDataset:
+    """The images that a store was built from: its own crops where it keeps them, else the dataset in `data_root`.
+
+    Raises:
+        StoreMismatchError: the dataset here has other images or classes than the store.
+        NotFoundError: the dataset is not where it was looked for.
+    """
     if reader.has_crops:
         return StoredImages(reader)
-    images = open_dataset(stored.name, config.data_root or None, stored.split)
+    stored = reader.spec.dataset
+    images = open_dataset(stored.name, data_root or None, stored.split)
     hint = "--data-root names the folder that the store was built from, or an equal copy"
     if images.image_ids != reader.image_ids or images.fingerprint() != stored.fingerprint:
         raise StoreMismatchError(
@@ -269,12 +280,15 @@ def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
-def _require_room(cache: ShardCache, config: TrainConfig, needed: int) -> None:
-    """Raises UsageError where the cache cannot hold so many bytes at once."""
-    what = f"a shuffle pool of {config.pool_units} units and what is fetched ahead of it take {needed} bytes"
+def require_cache_fits(cache: ShardCache, views: StoredViews, batch_size: int) -> None:
+    """Raises UsageError where the store is read through the cache, and the cache is too small for a shuffle pool."""
+    if views.reader.cached is None:
+        return
+    needed = bytes_at_once(views.order, batch_size, views.reader.unit_bytes())
+    what = f"a shuffle pool of {views.order.pool_units} units and what is fetched ahead of it take {needed} bytes"
     if needed > cache.usable_bytes:
         raise UsageError(
-            f"{what}; --cache-limit {bytes_text(config.cache_limit_bytes)} holds {cache.usable_bytes}",
+            f"{what}; --cache-limit {bytes_text(cache.limit_bytes)} holds {cache.usable_bytes}",
             hint=f"--cache-limit {cache.limit_for(needed) // 10**6 + 1}MB or more, or fewer --pool-units",
         )
     if needed > (found := cache.disk_bytes()):

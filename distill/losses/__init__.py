@@ -2,5 +2,6 @@
 
 Read in this order: `terms` (what a term is; logits and features), `region` (the cells that take part) and `masked`
 (softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`, `attention`,
-`relations`, `memory`, `generative`, `adversarial`, and `methods` (METHODS: what each method is made of).
+`relations`, `memory`, `generative`, `adversarial`, `methods` (METHODS: what each
+method is made of), and `loss` (a method's loss for a training loop of your own).
 """

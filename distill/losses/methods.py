@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcache.cache.errors import UsageError
-from kdcache.cache.networks.network import NetworkConfig
 from kdcache.distill.config import parse_weights
 from kdcache.distill.losses.adversarial import Holistic, HolisticBySGD
 from kdcache.distill.losses.attention import AttentionTransfer, CategorySimilarity, PixelSimilarity
@@ -31,6 +30,7 @@ from kdcache.distill.losses.terms import (
     LossConfig,
     Method,
     PixelKL,
+    StudentMaps,
     Terms,
     term_needs,
 )
@@ -116,7 +116,7 @@ def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_method(
-    name: str, config: LossConfig, student: NetworkConfig, teacher_channels: Mapping[str, int]
+    name: str, config: LossConfig, student: StudentMaps, teacher_channels: Mapping[str, int]
 ) -> Method:
     """The loss of a run. Raises UsageError, see losses.Method."""
     return Method(find_method(name), config, student, teacher_channels)
