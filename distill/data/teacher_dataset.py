@@ -72,14 +72,14 @@ class TeacherDataset:
             raise UsageError(f"check_crops is one of {', '.join(CROP_CHECKS)}, not {check_crops!r}")
         self._cache = ShardCache(default_folder(), cache_limit_bytes)
         self.reader = StoreReader(url, targets, crops=True, cache=self._cache)
-        order = EntryOrder(
+        self.order = EntryOrder(
             passes=self.reader.passes,
             n_images=self.reader.n_images,
             unit_entries=self.reader.unit_entries,
             pool_units=pool_units,
             seed=seed,
         )
-        self._stored = StoredViews(self.reader, order, check_crops)
+        self._stored = StoredViews(self.reader, self.order, check_crops)
         self._views = ViewDataset(open_images_of(self.reader, data_root), self._stored)
 
     @property
@@ -135,7 +135,7 @@ class TeacherDataset:
         copy, decode = DeviceCopier(device), CachedTargets(self.reader.codecs)
         with closing(batches):
             for step in steps:
-                for epoch in self._stored.order.epochs_begun_by(step, batch_size):
-                    self.reader.require_unchanged(self._stored.order.pass_index(epoch))
+                for epoch in self.order.epochs_begun_by(step, batch_size):
+                    self.reader.require_unchanged(self.order.pass_index(epoch))
                 batch = copy(next(batches))
                 yield TeacherBatch(batch.image, batch.label, batch.valid_size, decode(batch), step)

@@ -104,12 +104,11 @@ class DistillationLoss(nn.Module):
         Raises:
             UsageError: a map that `student_channels` names is not in the output.
         """
+        student = self._network_output(output)
         counts = self.method.count(batch.label, batch.valid_size)
         draws_seed = int(random_words(f"{self.seed} loss {batch.step}", 1)[0]) >> 1
         totals = share_totals(sum_over_processes(counts), count_processes(), draws_seed)
-        terms: dict[str, Tensor] = self.method(
-            self._network_output(output), batch.targets, batch.label, batch.valid_size, totals
-        )
+        terms: dict[str, Tensor] = self.method(student, batch.targets, batch.label, batch.valid_size, totals)
         return terms
 
     def _network_output(self, output: NetworkOutput | Mapping[str, Tensor] | Tensor) -> NetworkOutput:

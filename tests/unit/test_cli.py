@@ -524,34 +524,3 @@ def test_a_configuration_says_the_command_that_asks_for_it(
     assert command is not None and words[:2] == ["kdcache", "distill"]
     parsed = command.make_context("distill", words[2:], obj=Console()).params
     assert make_config(Console(), parsed.pop("home"), parsed.pop("resume"), parsed) == config
-
-
-def readme_commands(root: Path) -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].split() for line in lines if line.startswith("kdcache ")]
-
-
-def test_readme_mentions_every_command_and_exit_code(root: Path) -> None:
-    text = (root / "README.md").read_text()
-    assert [name for name in COMMANDS if f"`kdcache {name}`" not in text] == []
-    assert [code for code, meaning in EXIT_CODES.items() if f"| {code} | {meaning} |" not in text] == []
-
-
-def test_readme_commands_parse(root: Path) -> None:
-    commands = readme_commands(root)
-    assert {words[1] for words in commands} == set(COMMANDS)
-    for _, name, *arguments in commands:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        command.make_context(name, arguments, obj=Console())
-
-
-def test_readme_ends_with_every_file(root: Path) -> None:
-    tree = (root / "README.md").read_text().rpartition("## Files\n")[2]
-    for section in ("cache", "distill", "cli", "scripts"):
-        block = re.search(rf"^{section}/.*\n((?:  .*\n)+)", tree, re.MULTILINE)
-        assert block, section
-        listed = re.findall(r"^  (\S+)\s+\S", block[1], re.MULTILINE)
-        found = {path.name for path in (root / section).iterdir() if path.is_file()}
-        assert sorted(listed) == sorted(found - {"__init__.py", "py.typed"})

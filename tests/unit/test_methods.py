@@ -178,15 +178,15 @@ def test_batch_order_does_not_matter(name: str, alike_draws: None) -> None:
         torch.testing.assert_close(found[key], term)
 
 
-def test_the_readme_tells_every_methods_recipe(root: Path) -> None:
-    section = (root / "README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
+def test_the_guide_has_every_methods_terms_and_needs(root: Path) -> None:
+    section = (root / "distill/README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in section.splitlines()
         if line.startswith("| `")
     ]
-    told = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
-    assert told == {
+    said = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
+    assert said == {
         name: (
             ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, (_, weight) in recipe.items()),
             ", ".join(sorted(needs, key=lambda need: need == LABELS)),
