@@ -53,6 +53,19 @@ def test_a_loop_resumes_by_its_step(shared_store: str) -> None:
         assert torch.equal(mine.targets["logits"], again.targets["logits"])
 
 
+def test_a_process_has_its_part_of_the_batch(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = TeacherDataset(shared_store, ["logits"])
+    (whole,) = data.batches(batch_size=4, steps=1)
+    place = "kdcache.distill.data.teacher_dataset"
+    monkeypatch.setattr(f"{place}.count_processes", lambda: 2)
+    monkeypatch.setattr(f"{place}.process_rank", lambda: 1)
+    (part,) = data.batches(batch_size=4, steps=1)
+    assert torch.equal(part.image, whole.image[2:])
+    assert torch.equal(part.targets["logits"], whole.targets["logits"][2:])
+    with pytest.raises(UsageError, match="batch_size 3 cannot be shared by 2 processes"):
+        data.batches(batch_size=3, steps=1)
+
+
 def test_other_pixels_are_refused(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = streets.Streets.image
     monkeypatch.setattr(streets.Streets, "image", lambda self, index: 255 - image(self, index))
