@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from accelerate import PartialState
 
 from kdcache.cache.build.builder import Builder, BuildOptions
-from kdcache.cache.build.disk_space import Outlook, look_ahead, require_disk_space
-from kdcache.cache.build.leases import Place
-from kdcache.cache.build.shares import FixedShare, LeasedShare, Share
 from kdcache.cache.codecs.registry import canonical_request
-from kdcache.cache.errors import IncompleteError, UsageError
+from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.images.datasets import SegmentationDataset
-from kdcache.cache.progress import Progress, silent
+from kdcache.cache.errors import IncompleteError, UsageError
+from kdcache.cache.build.leases import Place
 from kdcache.cache.storage.opening import probe_creation
+from kdcache.cache.progress import Progress, silent
+from kdcache.cache.build.disk_space import Outlook, look_ahead, require_disk_space
+from kdcache.cache.build.shares import FixedShare, LeasedShare, Share
 from kdcache.cache.store.spec import DatasetIdentity, StoreSpec, TargetSpec, default_unit_entries
 from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
-from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.views.view import ViewPolicy
 
 

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.build.calibrating import calibrate, calibration_places
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.codecs.registry import FAULTS
+from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.build.entries import (
     CutEntry,
     EntryInputs,
@@ -28,18 +31,15 @@ from kdcache.cache.build.entries import (
     input_rows,
     run_teacher,
 )
-from kdcache.cache.build.leases import HEARTBEAT_S, Place
-from kdcache.cache.build.shares import Share
-from kdcache.cache.codecs.fidelity import fidelity_of, headline
-from kdcache.cache.codecs.registry import FAULTS
 from kdcache.cache.errors import StoreMismatchError, TeacherError, UsageError
-from kdcache.cache.images.datasets import SegmentationDataset
+from kdcache.cache.codecs.fidelity import fidelity_of, headline
+from kdcache.cache.build.leases import HEARTBEAT_S, Place
 from kdcache.cache.progress import Pace, Progress
-from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.views.replay import compare_digest, parse_entry_row
+from kdcache.cache.build.shares import Share
 from kdcache.cache.store.spec import StoreSpec
 from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
-from kdcache.cache.views.replay import compare_digest, parse_entry_row
 
 Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by target: codes (n, ...), and a fault a row (n,) uint8
 

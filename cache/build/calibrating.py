@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.store.calibration import Calibration
+from kdcache.cache.codecs.choose import CalibrationSample, measure
+from kdcache.cache.codecs.registry import resolve_codec
 from kdcache.cache.build.entries import (
     CutEntry,
     entry_weights,
@@ -19,13 +22,10 @@ from kdcache.cache.build.entries import (
     run_teacher,
     valid_sizes,
 )
-from kdcache.cache.codecs.choose import CalibrationSample, measure
-from kdcache.cache.codecs.registry import resolve_codec
-from kdcache.cache.codecs.shards import ArrayLayout
 from kdcache.cache.progress import Progress, silent
-from kdcache.cache.store.calibration import Calibration
-from kdcache.cache.store.spec import StoreSpec
 from kdcache.cache.teachers.sanity import check_teacher, require_sane
+from kdcache.cache.codecs.shards import ArrayLayout
+from kdcache.cache.store.spec import StoreSpec
 from kdcache.cache.teachers.teacher import Teacher
 
 CALIBRATION_ENTRIES = 24  # seeded-random images; of a smaller dataset several views of each

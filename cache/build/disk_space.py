@@ -10,8 +10,8 @@ from math import ceil, prod
 from typing import Any
 
 from kdcache.cache.errors import StoreDamagedError, UsageError
-from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.store import Store
+from kdcache.cache.storage.urls import redact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

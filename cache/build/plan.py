@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from kdcache.cache.build.builder import Builder, BuildOptions
-from kdcache.cache.build.shares import FixedShare
 from kdcache.cache.codecs.registry import Codec
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.progress import Pace, Progress, silent
-from kdcache.cache.storage.opening import open_probe
-from kdcache.cache.store.opening import create_store
+from kdcache.cache.build.shares import FixedShare
 from kdcache.cache.store.spec import StoreSpec
+from kdcache.cache.storage.opening import open_probe
 from kdcache.cache.store.store import Store
+from kdcache.cache.store.opening import create_store
 from kdcache.cache.teachers.teacher import Teacher
 
 REHEARSED_BATCHES = 4  # the first warms up

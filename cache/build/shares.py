@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Self
 
-from kdcache.cache.build.leases import HEARTBEAT_S, LEASES, LeaseWatch, Place, SeenLease, lease_path
 from kdcache.cache.errors import KDCacheError
+from kdcache.cache.build.leases import HEARTBEAT_S, LEASES, LeaseWatch, Place, SeenLease, lease_path
 from kdcache.cache.storage.objects import Objects
 from kdcache.cache.store.spec import canonical_json
 from kdcache.cache.store.store import Store
