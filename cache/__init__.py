@@ -20,7 +20,7 @@ This file is the front door, `from kdcache.cache import open_store`:
     KDCacheError          the base of all errors below; it has a hint
     UsageError            a value that makes no sense
     IncompleteError       something that was asked for is missing
-    StoreNotFoundError    there is no store
+    StoreNotFoundError    nothing at that URL is a store
     StoreMismatchError    the store has other content than was asked for
     StoreDamagedError     a byte of the store is wrong
     NotFoundError         a dataset or weights are not where they were looked for

@@ -31,7 +31,7 @@ class TeacherBatch(NamedTuple):
     """One process's part of a step, on the device."""
 
     image: Tensor  # (N, H, W, 3) uint8 RGB, 0 in the padding
-    label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and where there is no label
+    label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and where a label is missing
     valid_size: Tensor  # (N, 2) int64, height and width of the part that is not padding
     targets: dict[str, Tensor]  # by target, (N, C, h, w) float32, as the codec kept it
     step: int
@@ -50,7 +50,7 @@ class TeacherDataset:
         cache_limit_bytes: what shards of stores that are not on this host may take of its disk.
 
     Raises:
-        StoreNotFoundError: there is no store at `url`.
+        StoreNotFoundError: nothing at `url` is a store.
         StoreMismatchError: it lacks one of the targets, or was built from other images than those here.
         IncompleteError: no pass of it is complete yet.
         NotFoundError: the dataset is not where it was looked for.
@@ -114,7 +114,7 @@ class TeacherDataset:
             StoreDamagedError: a wrong byte, or a pass that was repaired since the store was opened.
         """
         if batch_size < 1 or batch_size % count_processes():
-            raise UsageError(f"batch_size {batch_size} cannot be shared by {count_processes()} processes")
+            raise UsageError(f"{count_processes()} processes cannot share a batch_size of {batch_size}")
         require_cache_fits(self._cache, self._stored, batch_size)
         return self._read(range(start_step, steps), batch_size, torch.device(device), workers)
 

@@ -25,7 +25,7 @@ class LossBatch(Protocol):
 
     @property
     def label(self) -> Tensor:
-        """(N, H, W) uint8 or int64 train ids, 255 where there is no class."""
+        """(N, H, W) uint8 or int64 train ids, 255 for none."""
 
     @property
     def valid_size(self) -> Tensor:

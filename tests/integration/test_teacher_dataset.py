@@ -62,14 +62,14 @@ def test_a_process_has_its_part_of_the_batch(shared_store: str, monkeypatch: pyt
     (part,) = data.batches(batch_size=4, steps=1)
     assert torch.equal(part.image, whole.image[2:])
     assert torch.equal(part.targets["logits"], whole.targets["logits"][2:])
-    with pytest.raises(UsageError, match="batch_size 3 cannot be shared by 2 processes"):
+    with pytest.raises(UsageError, match="2 processes cannot share a batch_size of 3"):
         data.batches(batch_size=3, steps=1)
 
 
 def test_other_pixels_are_refused(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = streets.Streets.image
     monkeypatch.setattr(streets.Streets, "image", lambda self, index: 255 - image(self, index))
-    with pytest.raises(StoreMismatchError, match="is not the one that the teacher saw"):
+    with pytest.raises(StoreMismatchError, match="the crop cut here .*the teacher"):
         next(TeacherDataset(shared_store, ["logits"]).batches(batch_size=2, steps=1))
 
 
@@ -82,7 +82,7 @@ def test_a_repaired_pass_ends_the_loop_at_its_epoch(shared_store: str, tmp_path:
         for manifest in (url / "kd" / "passes" / f"{index:03}").glob("manifest-*.json"):
             manifest.unlink()
     next(batches), next(batches)
-    with pytest.raises(StoreDamagedError, match="was repaired or is gone"):
+    with pytest.raises(StoreDamagedError, match="was repaired or"):
         next(batches)
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_work_is_refused_at_once(shared_store: str) -> None:
         TeacherDataset(shared_store, ["aux"])
     with pytest.raises(UsageError, match="check_crops is one of always, sample, off, not 'never'"):
         TeacherDataset(shared_store, [], check_crops="never")
-    with pytest.raises(UsageError, match="batch_size 0 cannot be shared by 1 processes"):
+    with pytest.raises(UsageError, match="1 processes cannot share a batch_size of 0"):
         TeacherDataset(shared_store, []).batches(batch_size=0, steps=1)
 
 
