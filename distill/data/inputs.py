@@ -130,10 +130,8 @@ def open_inputs(
     joined = pinned.get("joined", []) if pinned else []
     passes = _passes(config, reader, pinned)
     views = _view_source(config, images, reader, passes, joined)
-    if isinstance(views, StoredViews) and views.reader.cached is not None:
-        _require_cache_fits(
-            cache, config, working_set_bytes(views.order, config.batch_size, views.reader.unit_bytes())
-        )
+    if isinstance(views, StoredViews):
+        require_cache_fits(cache, views, config.batch_size)
     inputs = Inputs(
         views=ViewDataset(images, views),
         policy=_policy(config, reader),
@@ -157,9 +155,20 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
             f"the store was built from dataset {stored.name}, but --dataset is {config.dataset}",
             hint="leave out --dataset: the store knows its dataset",
         )
+    return open_images_of(reader, config.data_root)
+
+
+def open_images_of(reader: StoreReader, data_root: str = "") -> SegmentationDataset:
+    """The images that a store was built from: its own crops if it contains them, otherwise the dataset in `data_root`.
+
+    Raises:
+        StoreMismatchError: the dataset here has other images or classes than the store.
+        NotFoundError: the dataset is missing.
+    """
     if reader.has_crops:
         return StoredImages(reader)
-    images = open_dataset(stored.name, config.data_root or None, stored.split)
+    stored = reader.spec.dataset
+    images = open_dataset(stored.name, data_root or None, stored.split)
     hint = "--data-root FOLDER with the images that the store was built from, or an identical copy"
     if images.image_ids != reader.image_ids or images.fingerprint() != stored.fingerprint:
         raise StoreMismatchError(
@@ -280,13 +289,15 @@ def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
-def _require_cache_fits(cache: ShardCache, config: TrainConfig, needed: int) -> None:
-    """Raises UsageError if so many bytes do not fit the cache: every shard would be fetched again and again."""
-    what = f"a shuffle pool of {config.pool_units} units and what is fetched ahead of it need {size_text(needed)}"
+def require_cache_fits(cache: ShardCache, views: StoredViews, batch_size: int) -> None:
+    """Raises UsageError if the store is read through a cache that is too small: every shard would be fetched again and again."""
+    if views.reader.cached is None:
+        return
+    needed = working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+    what = f"a shuffle pool of {views.order.pool_units} units and what is fetched ahead of it need {size_text(needed)}"
     if needed > cache.usable_bytes:
         raise UsageError(
-            f"{what} of cache; --cache-limit {bytes_text(config.cache_limit_bytes)} leaves "
-            f"{size_text(cache.usable_bytes)}",
+            f"{what} of cache; --cache-limit {bytes_text(cache.limit_bytes)} leaves {size_text(cache.usable_bytes)}",
             hint=f"--cache-limit {cache.limit_for(needed) // 10**6 + 1}MB or more, or fewer --pool-units",
         )
     if needed > (found := cache.disk_bytes()):

@@ -69,6 +69,10 @@ class EntryOrder(Order):
         positions = _epoch_positions(self.seed, epoch, self.n_images, self.unit_entries, self.pool_units)
         return self.pass_index(epoch), int(positions[offset])
 
+    def epochs_begun_by(self, step: int, batch_size: int) -> range:
+        """The epochs whose first entry is in the batch of a step; empty for most steps."""
+        return range(-(-step * batch_size // self.n_images), -(-(step + 1) * batch_size // self.n_images))
+
     def pass_index(self, epoch: int) -> int:
         """The pass that an epoch reads."""
         start, passes, new = 0, self.passes, self.passes

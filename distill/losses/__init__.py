@@ -2,5 +2,6 @@
 
 Read in this order: `terms` (what a term is; the terms for logits and features), `region` (the pixels that count) and
 `masked` (softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`,
-`attention`, `relations`, `memory`, `generative`, `adversarial`, and `methods` (METHODS: the terms of each method).
+`attention`, `relations`, `memory`, `generative`, `adversarial`, `methods` (METHODS: the terms of each
+method), and `loss` (a method's loss for a training loop of your own).
 """

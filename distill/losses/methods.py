@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcache.cache.errors import unknown_name
-from kdcache.cache.networks.network import NetworkConfig
 from kdcache.distill.config import parse_weights
 from kdcache.distill.losses.adversarial import Holistic, HolisticBySGD
 from kdcache.distill.losses.attention import AttentionTransfer, CategorySimilarity, PixelSimilarity
@@ -31,6 +30,7 @@ from kdcache.distill.losses.terms import (
     LossConfig,
     Method,
     PixelKL,
+    StudentMaps,
     Terms,
     term_needs,
 )
@@ -125,7 +125,7 @@ def applicable_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_method(
-    name: str, config: LossConfig, student: NetworkConfig, teacher_channels: Mapping[str, int]
+    name: str, config: LossConfig, student: StudentMaps, teacher_channels: Mapping[str, int]
 ) -> Method:
     """The loss of a run. Raises UsageError, see find_method and terms.Method."""
     return Method(find_method(name), config, student, teacher_channels)

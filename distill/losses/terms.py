@@ -17,7 +17,7 @@ for image classification only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from kdcache.cache.errors import UsageError
 from kdcache.cache.images.classes import IGNORE
-from kdcache.cache.networks.network import NetworkConfig, NetworkOutput
+from kdcache.cache.networks.network import NetworkOutput
 from kdcache.cache.views.maps import resample, working_precision
 from kdcache.distill.config import KD_IGNORES, parse_weights
 from kdcache.distill.losses.region import Region, Totals
@@ -138,6 +138,18 @@ Terms = Mapping[str, tuple[type[Term], float]]
 """By the name of the loss: the term class that computes it, and its weight."""
 
 
+class StudentMaps(Protocol):
+    """What a method has to know of a student's maps; a NetworkConfig says it."""
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """By target."""
+
+    @property
+    def align_corners(self) -> bool:
+        """How the student's maps are resampled."""
+
+
 class PixelKL(Term):
     """T^2 / P sum over cells of KL(softmax(z_T / T) || softmax(z_S / T)), Hinton et al. (arXiv 1503.02531) per pixel.
 
@@ -191,7 +203,7 @@ class Method(nn.Module):
         self,
         method_terms: Terms,
         config: LossConfig,
-        student: NetworkConfig,
+        student: StudentMaps,
         teacher_channels: Mapping[str, int],
     ) -> None:
         super().__init__()

@@ -74,9 +74,7 @@ def _begin_epochs(run: Run, step: int) -> bool:
     views = run.inputs.stored_views
     if views is None:
         return False
-    n, batch_size = views.order.n_images, run.config.batch_size
-    # Epoch e starts at entry e n: these are the e with step x batch_size <= e n < (step + 1) x batch_size.
-    epochs = range(-(-step * batch_size // n), -(-(step + 1) * batch_size // n))
+    epochs = views.order.epochs_begun_by(step, run.config.batch_size)
     if not epochs:
         return False
     joined = run.config.follow and _let_passes_join(run, epochs[0])

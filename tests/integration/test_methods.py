@@ -166,15 +166,15 @@ def test_a_method_of_labels_is_refused_where_there_are_none(
 
 
 @pytest.mark.usefixtures("no_checkpoints")
-def test_the_method_of_the_readme_trains(
+def test_the_method_of_the_guide_trains(
     config: TrainConfig, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = re.search(
-        r"A method of one's own.*?```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
+        r"### Adding a method.*?```python\n(.*?)```", (root / "distill/README.md").read_text(), re.DOTALL
     )
     assert block
     monkeypatch.setattr(methods, "METHODS", {})
-    exec(block[1], {})  # noqa: S102 - the README itself
+    exec(block[1], {})  # noqa: S102 - the guide itself
     assert set(methods.METHODS) == {"cosine"}
     config = dataclasses.replace(config, method="cosine", steps=6, lr=0.02, kd_weight=2.0)
     train(config)

@@ -613,24 +613,3 @@ def test_a_configuration_says_the_command_that_asks_for_it(
     assert command is not None and words[:2] == ["kdcache", "distill"]
     parsed = command.make_context("distill", words[2:], obj=Console()).params
     assert make_config(Console(), parsed.pop("home"), parsed.pop("resume"), parsed) == config
-
-
-def readme_commands(root: Path) -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].split() for line in lines if line.startswith("kdcache ")]
-
-
-def test_readme_mentions_every_command_and_exit_code(root: Path) -> None:
-    text = (root / "README.md").read_text()
-    assert [name for name in COMMANDS if f"`kdcache {name}`" not in text] == []
-    assert [code for code, meaning in EXIT_CODES.items() if f"| {code} | {meaning} |" not in text] == []
-
-
-def test_readme_commands_parse(root: Path) -> None:
-    commands = readme_commands(root)
-    assert {words[1] for words in commands} == set(COMMANDS)
-    for _, name, *arguments in commands:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        command.make_context(name, arguments, obj=Console())

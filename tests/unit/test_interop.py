@@ -20,11 +20,13 @@ BLOCKS = {
 def run_block(root: Path, library: str, store: str) -> dict[str, object]:
     """The variables after a block has run, with `root` set to the store."""
     found = re.search(
-        re.escape(BLOCKS[library]) + r".*?```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
+        re.escape(BLOCKS[library]) + r".*?```python\n(.*?)```",
+        (root / "cache/README.md").read_text(),
+        re.DOTALL,
     )
     assert found and len(found[1].strip().splitlines()) <= 5
     names: dict[str, object] = {"root": store}
-    exec(found[1], names)  # noqa: S102 - the README itself
+    exec(found[1], names)  # noqa: S102 - the guide itself
     return names
 
 

@@ -178,8 +178,8 @@ def test_batch_order_does_not_matter(name: str, alike_draws: None) -> None:
         torch.testing.assert_close(found[key], term)
 
 
-def test_the_readme_lists_every_methods_terms(root: Path) -> None:
-    section = (root / "README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
+def test_the_guide_has_every_methods_terms_and_needs(root: Path) -> None:
+    section = (root / "distill/README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in section.splitlines()

@@ -99,6 +99,6 @@ def test_what_is_given_stands() -> None:
     assert recipe_fields("mmseg", given) == {}
 
 
-def test_the_readme_has_the_table(root: Path) -> None:
-    text = (root / "README.md").read_text()
+def test_the_guide_has_the_table(root: Path) -> None:
+    text = (root / "distill/README.md").read_text()
     assert [line for line in lines_of_table() if line not in text] == []
