@@ -132,7 +132,7 @@ def test_any_number_of_processes_builds_the_same_bytes(tmp_path):
 )
 def test_another_request_is_another_store(tmp_path, change):
     first, _, _ = begin(tmp_path / "store")
-    with pytest.raises(StoreMismatchError, match="differing fields"):
+    with pytest.raises(StoreMismatchError, match="Differing fields"):
         begin(tmp_path / "store", **change)
     other, _, _ = begin(tmp_path / "other", **change)
     assert first.spec.name != other.spec.name
