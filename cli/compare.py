@@ -114,10 +114,8 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
     seeds or other lengths it extends the comparison in --out: what stands is kept, what is missing is run, and the
     report covers all. Exit code 3: some failed.
     """
-    from kdcache.distill.compare.files import write_standings
-    from kdcache.distill.compare.page import write_page
-    from kdcache.distill.compare.page_samples import TEACHER
     from kdcache.distill.compare.referee import enter, read_contest, run_contest
+    from kdcache.distill.compare.report import TEACHER, write_standings
     from kdcache.distill.report.sample_files import copy_sample_files
 
     out, teacher_run = Path(given.pop("out")), given["teacher_run"]
@@ -133,12 +131,11 @@ def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None
         run_contest(out, contest, console.note)
     finally:
         standings = write_standings(out)
-        write_page(out, standings)
     _show(console, standings, out)
     if standings.failed:
-        names = ", ".join(outcome.start.name for outcome in standings.failed)
+        names = ", ".join(account.start.name for account in standings.failed)
         raise IncompleteError(
-            f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {names}",
+            f"{len(standings.failed)} of {len(standings.accounts)} runs failed: {names}",
             hint=f"{out}/report.html says why; the same command tries them again",
         )
 
@@ -299,15 +296,11 @@ def _length_text(rung: Any) -> str:
 
 
 def _show(console: Console, standings: "Standings", out: Path) -> None:
-    from kdcache.distill.compare.markdown import ranking_table, ranking_title
+    from kdcache.distill.compare.report import make_report
+    from kdcache.distill.report.terminal import show
 
     if console.json:
         console.document({"report": f"{out}/report.html", **standings.to_dict()})
         return
-    for ranking in standings.rankings:
-        console.line(ranking_title(ranking))
-        console.table(*ranking_table(ranking))
-        console.line("")
-    for caution in standings.cautions:
-        console.line(f"mind: {caution}")
+    show(make_report(out, standings), console)
     console.line(f"report: {out}/report.html")
