@@ -111,7 +111,7 @@ class Canvas:
         return axes
 
     def grid(self, axes: Axes, axis: Any) -> None:
-        axes.grid(axis=axis, color=paint("rule"), linewidth=1)
+        axes.grid(axis=axis, color=paint("rule"), linewidth=1, clip_on=False)
 
     def tooltip(self, text: str) -> str:
         """The gid of an artist that says more when it is pointed at."""
@@ -207,7 +207,7 @@ def key(look: Look) -> str:
 _PAINT: Final = re.compile(r"((?:fill|stroke): )#fe01([0-9a-f]{2})")
 _STYLE: Final = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 _TIP: Final = re.compile(r'<g id="tip(\d+)\.">')
-_GROUP_ID: Final = re.compile(r'<g id="[^"]*">')
+_GROUP_ID: Final = re.compile(r'<g id="[^"]*"')
 _REFERENCE: Final = re.compile(r'(id="|xlink:href="#)([a-z][0-9a-f]{8,})')
 _FAMILY: Final = re.compile(r" font-family: [^\";]*(?:;|(?=\"))")
 
@@ -217,7 +217,7 @@ def _cleaned(svg: str, name: str, tooltips: Sequence[str]) -> str:
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = _STYLE.sub("", body)  # its rules would hold for the whole page
     body = _TIP.sub(lambda found: f"<g><title>{escape(tooltips[int(found[1])])}</title>", body)
-    body = _GROUP_ID.sub("<g>", body)  # figure_1, axes_1: the same in every drawing
+    body = _GROUP_ID.sub("<g", body)  # figure_1, axes_1: the same in every drawing
     body = _REFERENCE.sub(lambda found: f"{found[1]}{escape(name)}-{found[2]}", body)
     return re.sub(r"\s*\n\s*", "\n", _FAMILY.sub("", body))
 

@@ -21,7 +21,7 @@ from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
 from kdcache.cli.options import pass_range
 from kdcache.cli.output import Console
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
-from kdcache.distill.report.report import write_report
+from kdcache.distill.report.run_report import write_report
 from kdcache.distill.training.outcome import RunResult
 from kdcache.distill.units import size_text
 

@@ -23,9 +23,10 @@ from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.distill.compare.account import COMPLETE, FAILED, WAITING
 from kdcache.distill.compare.breakdown import Ladder, Views
 from kdcache.distill.compare.contest import Contender
-from kdcache.distill.compare.markdown import report_parts
 from kdcache.distill.compare.ranking import Move, pair_clocks
+from kdcache.distill.compare.report import make_report
 from kdcache.distill.compare.standings import Standings
+from kdcache.distill.report.markdown import markdown
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,9 @@ def test_noise_is_the_baseline_twice(standings: Standings) -> None:
 
 
 def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Path) -> None:
-    (drift,) = standings.cautions
-    assert drift.startswith("on time-100s a step of the baseline took +10 % at the end")
+    short, drift = standings.cautions
+    assert short.startswith("On time-100s, logit-online had fewer than 100 steps")
+    assert drift.startswith("On time-100s, a step of the baseline took 10 % longer at the end")
     folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
     contest = json.loads((folder / "comparison.json").read_text())
     contest["teacher"]["miou"] = 0.51
@@ -114,9 +116,9 @@ def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Pat
     scores = json.loads((run / "scores.json").read_text())
     (run / "scores.json").write_text(json.dumps({**scores, "planned_steps": scores["planned_steps"] + 1}))
     assert [caution.partition(":")[0] for caution in Standings.read(folder).cautions[1:]] == [
-        "the time of 1 runs was up before the learning rate was at its end",
-        "runs differ in device",
-        "the teacher is less than 2 points above the baseline",
+        "The time of 1 run was up before the learning rate had reached its last value",
+        "The runs differ in device.",
+        "The teacher is less than 2 points of mIoU above the baseline (51.00 % against 50.00 %)",
     ]
 
 
@@ -165,13 +167,14 @@ def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
     assert standings.main.rung.name == "time-100s"  # where all are, not the longest
     assert standings.counterpart is not None and standings.counterpart.rung.name == "steps-of-100s"
     assert [len(row.by_seed) for row in standings.main.rows] == [3, 1, 3]
-    assert any("on time-100s, steps-of-100s some methods have more seeds" in c for c in standings.cautions)
+    assert any("On time-100s, steps-of-100s, some methods have more seeds" in c for c in standings.cautions)
     assert len(standings.to_dict()["commands"]) == 3
     ladder = Ladder.of(standings)
     assert ladder is not None and (ladder.clock, ladder.lengths) == ("time", [100.0, 400.0])
     assert list(ladder.points) == ["logit", "none"]
-    text = "\n".join(report_parts(tmp_path / "out", standings))
-    assert "| method | 1 min 40 s | 6 min 40 s |" in text and "| logit | 60.10, +10.00 [" in text
+    text = markdown(make_report(tmp_path / "out", standings), tmp_path / "out")
+    assert "| method | 1 min 40 s | 6 min 40 s | 200 steps | 800 steps |" in text
+    assert "| logit | 60.10 +10.00 |" in text
 
 
 def test_places_are_by_common_seeds(tmp_path: Path) -> None:
@@ -206,17 +209,17 @@ def test_views_have_a_table_of_their_own(tmp_path: Path) -> None:
     views = Views.of(standings)
     assert views is not None and views.ranking.rung.clock == "steps"
     assert [at for at, _ in views.points["logit"]] == [1, 2] and list(views.online) == ["logit"]
-    text = "\n".join(report_parts(tmp_path / "out", standings))
+    text = markdown(make_report(tmp_path / "out", standings), tmp_path / "out")
     assert "| method | 1 | 2 | online, fresh views |" in text
 
 
 def test_a_runs_time_is_told_apart(standings: Standings) -> None:
-    for outcome in standings.outcomes:
-        assert outcome.status == COMPLETE
-        assert outcome.evaluation_s == EVALUATION_S and outcome.saving_s == SAVING_S
-        assert outcome.startup_s == pytest.approx(STARTUP_S)
-        assert outcome.wait_s == pytest.approx(0.1 * (outcome.training_s or 0))
-        assert outcome.command is not None and " --steps " in outcome.command
+    for account in standings.accounts:
+        assert account.status == COMPLETE
+        assert account.evaluation_s == EVALUATION_S and account.saving_s == SAVING_S
+        assert account.startup_s == pytest.approx(STARTUP_S)
+        assert account.wait_s == pytest.approx(0.1 * (account.training_s or 0))
+        assert account.command is not None and " --steps " in account.command
 
 
 def test_the_document_is_json_and_says_what_html_needs(standings: Standings) -> None:
@@ -246,7 +249,7 @@ def test_a_comparison_that_has_not_begun_has_standings(tmp_path: Path) -> None:
     contest = make_contest((NONE, BANK, LOGIT, FEATURE, ONLINE), seeds=(0,))
     (tmp_path / "comparison.json").write_text(json.dumps(contest.to_dict()))
     standings = Standings.read(tmp_path)
-    assert {outcome.status for outcome in standings.outcomes} == {WAITING}
+    assert {account.status for account in standings.accounts} == {WAITING}
     assert [row.rank for row in standings.rankings[0].rows] == [None] * 5
     json.dumps(standings.to_dict(), allow_nan=False)
 
