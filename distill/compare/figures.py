@@ -13,19 +13,17 @@ from kdcache.distill.report.charts import (
     Limit,
     Line,
     LineChart,
-    Point,
     RankChart,
     RankColumn,
-    is_near,
     stretch_of,
 )
+from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Figure, percent
-from kdcache.distill.report.run_report import time_unit
+from kdcache.distill.report.record import Curve
 from kdcache.distill.report.styles import PLAIN, Look
 from kdcache.distill.units import duration_text
 
 Looks = Mapping[str, Look]
-EARLY_SHARE = 2.0  # of the stretch of the ends: what lies further below them is left out of curves
 PRICE_TICKS = (0.5, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
 CLOCK_WORDS = {"time": "equal time", "steps": "equal steps"}
 
@@ -79,40 +77,18 @@ def mean_figures(rankings: Sequence[Ranking], looks: Looks, limits: Sequence[Lim
 
 
 def curve_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[Figure]:
-    """mIoU over the clock of a ranking: time of training, or steps."""
-    timed = ranking.rung.clock == "time"
-    strokes = _strokes(standings, ranking)
-    ends = [stroke[-1] for of in strokes.values() for stroke in of]
-    if all(len(stroke) < 2 for of in strokes.values() for stroke in of):
-        return []
-    unit, unit_s = time_unit(max(at for at, _ in ends)) if timed else ("steps", 1)
-    limits = teacher_limits(standings)
-    finals = [miou for _, miou in ends]
-    near = [limit.at for limit in limits if is_near(limit.at, finals)]
-    floor = min(finals) - EARLY_SHARE * (max([*finals, *near]) - min(finals))
-    lines = [
-        Line(
-            name=name,
-            look=looks[name],
-            strokes=[
-                [(at / unit_s, miou) for at, miou in stroke if miou >= floor or at == stroke[-1][0]]
-                for stroke in of
-            ],
-        )
-        for name, of in strokes.items()
-    ]
-    early = any(miou < floor for of in strokes.values() for stroke in of for _, miou in stroke)
-    clock = "time" if timed else "steps"
-    chart = _over(lines, f"{unit} of training" if timed else "steps", limits)
-    notes = ["A line for each seed."]
-    notes += ["Time is of training alone."] if timed else []
-    notes += ["Earlier values lie below the axis."] if early else []
-    alt = f"mIoU over {clock} of {', '.join(strokes)}"
-    return [
-        Figure(
-            name=f"curves-{clock}", title=f"mIoU over {clock}", caption=" ".join(notes), chart=chart, alt=alt
-        )
-    ]
+    """mIoU over the clock of a ranking, a line for each seed, the best contender first."""
+    curves: dict[str, list[Curve]] = {row.contender: [] for row in ranking.rows}
+    for account in standings.accounts:
+        name = account.start.contender.name
+        if (
+            account.record
+            and account.start.rung == ranking.rung
+            and not account.start.again
+            and name in curves
+        ):
+            curves[name].append(account.record.curve())
+    return miou_figures(curves, looks, teacher_limits(standings), ranking.rung.clock)
 
 
 def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[Figure]:
@@ -209,24 +185,6 @@ def mean_text(row: Row, coarse: bool) -> str:
 
 def _over(lines: Sequence[Line], x_title: str, limits: Sequence[Limit]) -> LineChart:
     return LineChart(lines=lines, x_title=x_title, y_title="mIoU, %", limits=limits, bounds=PERCENT)
-
-
-def _strokes(standings: Standings, ranking: Ranking) -> dict[str, list[list[Point]]]:
-    """The runs' curves by contender, the best first, over seconds of training or steps."""
-    found: dict[str, list[list[Point]]] = {row.contender: [] for row in ranking.rows}
-    for account in standings.accounts:
-        name = account.start.contender.name
-        if (
-            account.record
-            and account.start.rung == ranking.rung
-            and not account.start.again
-            and name in found
-        ):
-            curve = account.record.curve()
-            across = curve.seconds if ranking.rung.clock == "time" else curve.steps
-            stroke = [(float(at), 100 * miou) for at, miou in zip(across, curve.miou, strict=True)]
-            found[name] += [stroke] if stroke else []
-    return {name: of for name, of in found.items() if of}
 
 
 def _column(ranking: Ranking, names: Collection[str]) -> RankColumn:

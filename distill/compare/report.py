@@ -72,11 +72,11 @@ def make_report(folder: Path, standings: Standings) -> Report:
         lead=conclude(standings),
         about=_about(standings),
         cautions=standings.cautions,
-        facts=Facts(facts=_head_facts(standings, document)),
+        facts=Facts(_head_facts(standings, document)),
         sections=[
             Section(
-                title="Rankings",
-                blocks=[
+                "Rankings",
+                [
                     *(rank_figures(charted[-1], charted[0], looks) if len(charted) > 1 else []),
                     *worth_figures(standings, in_main, looks),
                     *mean_figures(charted[::-1], looks, teacher_limits(standings)),
@@ -86,27 +86,24 @@ def make_report(folder: Path, standings: Standings) -> Report:
                 brief=True,
             ),
             Section(
-                title="While training",
-                blocks=[figure for ranking in charted for figure in curve_figures(standings, ranking, looks)],
+                "While training",
+                [figure for ranking in charted for figure in curve_figures(standings, ranking, looks)],
             ),
             Section(
-                title="Budgets and views",
-                blocks=[
+                "Budgets and views",
+                [
                     *length_figures(standings, looks),
                     *view_figures(standings, looks),
                     *view_tables(standings, baseline),
                 ],
             ),
-            Section(title="What a step costs", blocks=cost_figures(standings)),
-            Section(
-                title="Classes",
-                blocks=[*class_figures(standings, in_main), *class_tables(standings, in_main)],
-            ),
-            Section(title="Sample predictions", blocks=_samples(folder, standings, in_main)),
-            Section(title="The teacher's cost", blocks=_teacher_cost(standings, charted)),
-            Section(title="Noise of the machine", blocks=noise_tables(standings)),
-            Section(title="Runs", blocks=[*failure_tables(standings), account_table(standings)]),
-            Section(title="To repeat it", blocks=_repeat(standings, document)),
+            Section("What a step costs", cost_figures(standings)),
+            Section("Classes", [*class_figures(standings, in_main), *class_tables(standings, in_main)]),
+            Section("Sample predictions", _samples(folder, standings, in_main)),
+            Section("The teacher's cost", _teacher_cost(standings, charted)),
+            Section("Noise of the machine", noise_tables(standings)),
+            Section("Runs", [*failure_tables(standings), account_table(standings)]),
+            Section("To repeat it", _repeat(standings, document)),
         ],
         data=document,
         sheet=run_sheet(standings),
@@ -191,14 +188,14 @@ def _teacher_cost(standings: Standings, charted: Sequence[Ranking]) -> list[Bloc
         f"once, at the recorded pace. Runs from it: {cost.runs}; {duration_text(cost.shared_s)} each on average. A run that "
         "was confined to fewer views pays for those alone."
     )
-    return [Paragraph(text=about), *teacher_cost_tables(charted)]
+    return [Paragraph(about), *teacher_cost_tables(charted)]
 
 
 def _repeat(standings: Standings, document: Mapping[str, Any]) -> list[Block]:
     place, main = document["environment"], standings.main
     packages = place.get("packages", {}).items()
     blocks: list[Block] = [
-        Code(lines=document["commands"]),
+        Code(document["commands"]),
         Facts(
             title="What it was made with",
             facts=[
@@ -220,7 +217,7 @@ def _repeat(standings: Standings, document: Mapping[str, Any]) -> list[Block]:
         if account.command and account.start.rung == main.rung and account.start.seed == seed
     ]
     title = f"The runs of seed {seed} after {main.title}; standings.csv has the others"
-    return [*blocks, Code(lines=commands, title=title)] if commands else blocks
+    return [*blocks, Code(commands, title=title)] if commands else blocks
 
 
 def _lengths(standings: Standings) -> str:

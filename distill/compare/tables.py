@@ -33,24 +33,24 @@ def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
         over = (difference.mean, difference.low, difference.high) if difference else None
         rows.append(
             [
-                Cell(value=row.contender, look=looks[row.contender]),
+                Cell(row.contender, look=looks[row.contender]),
                 None if ranking.doubt else row.rank,
-                Cell(value=row.miou, coarse=coarse),
-                Cell(value=over, coarse=coarse),
+                Cell(row.miou, coarse=coarse),
+                Cell(over, coarse=coarse),
                 _beyond_chance(row),
                 *(len(row.by_seed), row.steps, row.training_s, row.over_teacher),
             ]
         )
     columns = [
-        Column(title="method", key="contender"),
-        Column(title="rank", kind="count"),
-        Column(title="mIoU %", kind="percent", key="miou"),
-        Column(title=f"over {baseline}", kind="interval", key="over_baseline"),
-        Column(title="beyond chance", kind="words", key="beyond_chance"),
-        Column(title="seeds", kind="count", brief=False),
-        Column(title="steps", kind="count"),
-        Column(title="training", kind="duration", key="training_s"),
-        Column(title="of the teacher", kind="share", key="over_teacher", brief=False),
+        Column("method", key="contender"),
+        Column("rank", "count"),
+        Column("mIoU %", "percent", key="miou"),
+        Column(f"over {baseline}", "interval", key="over_baseline"),
+        Column("beyond chance", "words", key="beyond_chance"),
+        Column("seeds", "count", brief=False),
+        Column("steps", "count"),
+        Column("training", "duration", key="training_s"),
+        Column("of the teacher", "share", key="over_teacher", brief=False),
     ]
     return Table.of(
         f"ranking-{ranking.rung.name}", f"After {ranking.title}", columns, rows, caution=ranking.doubt
@@ -70,7 +70,7 @@ def length_tables(standings: Standings, shown: Sequence[Ranking], baseline: str)
     caption = (
         f"All lengths: mIoU in percent, and points over {baseline}, in brackets where they could be chance"
     )
-    columns = [Column(title="method"), *(_words(r.short_title, r.rung.name) for r in rankings)]
+    columns = [Column("method"), *(_words(r.short_title, r.rung.name) for r in rankings)]
     return [Table.of("lengths", caption, columns, rows)]
 
 
@@ -86,7 +86,7 @@ def view_tables(standings: Standings, baseline: str) -> list[Block]:
         cells = [_score(views.ranking, at.get(number)) for number in numbers]
         rows.append([method, *cells, _score(views.ranking, views.online.get(method))])
     columns = [
-        Column(title="method"),
+        Column("method"),
         *(_words(f"{number:g}") for number in numbers),
         _words("online, fresh views"),
     ]
@@ -106,11 +106,7 @@ def teacher_cost_tables(rankings: Sequence[Ranking]) -> list[Block]:
         for row in ranking.rows
         if row.training_s is not None
     ]
-    columns = [
-        Column(title="method"),
-        Column(title="length"),
-        *(Column(title=t, kind="duration") for t in titles),
-    ]
+    columns = [Column("method"), Column("length"), *(Column(t, "duration") for t in titles)]
     caption = "Time of a run, with the store's one-off cost both ways"
     return [Table.of("teacher-cost", caption, columns, rows).merged(titles)] if rows else []
 
@@ -132,8 +128,8 @@ def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
     rows = [
         [
             name,
-            Cell(value=base[name], coarse=coarse),
-            *(Cell(value=gain, coarse=coarse, shade=_shade(gain, largest)) for gain in gains[name]),
+            Cell(base[name], coarse=coarse),
+            *(Cell(gain, coarse=coarse, shade=_shade(gain, largest)) for gain in gains[name]),
         ]
         for name in shown
     ]
@@ -141,11 +137,7 @@ def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
         "" if len(shown) == len(order) else f" The {len(shown)} that differ most of {len(order)} classes."
     )
     caption = f"IoU by class: {baseline} in percent, the others in points over it.{left_out}"
-    columns = [
-        Column(title="class"),
-        Column(title=f"{baseline} %", kind="percent"),
-        *(Column(title=name, kind="points") for name in iou),
-    ]
+    columns = [Column("class"), Column(f"{baseline} %", "percent"), *(Column(name, "points") for name in iou)]
     return [Table.of("classes", caption, columns, rows)]
 
 
@@ -158,10 +150,10 @@ def noise_tables(standings: Standings) -> list[Block]:
         ]
         for noise in standings.noise
     ]
-    columns = [Column(title="length"), Column(title="seed", kind="count")]
+    columns = [Column("length"), Column("seed", "count")]
     for title, kind in (("mIoU %", "percent"), ("steps", "count"), ("s a step", "number")):
-        columns += [Column(title=f"{title} first", kind=kind), Column(title=f"{title} at the end", kind=kind)]
-    columns.append(Column(title="change of a step", kind="change", key="step_drift"))
+        columns += [Column(f"{title} first", kind), Column(f"{title} at the end", kind)]
+    columns.append(Column("change of a step", "change", key="step_drift"))
     caption = f"{standings.contest.baseline.name} again with one seed: among the others, and at the end"
     return [Table.of("noise", caption, columns, rows)] if rows else []
 
@@ -174,9 +166,9 @@ def account_table(standings: Standings) -> Table:
         sums = (sum(getattr(account, name) or 0.0 for account in own) for name in TIMES)
         rows.append([contender.name, len(own), *sums])
     columns = [
-        Column(title="method"),
-        Column(title="runs", kind="count"),
-        *(Column(title=title, kind="duration", key=name) for name, title in TIMES.items()),
+        Column("method"),
+        Column("runs", "count"),
+        *(Column(title, "duration", key=name) for name, title in TIMES.items()),
     ]
     return Table.of(
         "time", "Where the time went, over all runs. The budget counts training alone", columns, rows
@@ -185,19 +177,19 @@ def account_table(standings: Standings) -> Table:
 
 def failure_tables(standings: Standings) -> list[Block]:
     rows = [[a.start.name, a.error, a.hint] for a in standings.accounts if a.status == FAILED]
-    columns = [Column(title="run"), Column(title="error"), Column(title="what may help", key="hint")]
+    columns = [Column("run"), Column("error"), Column("what may help", key="hint")]
     return [Table.of("failed", "Runs that failed", columns, rows)] if rows else []
 
 
 def run_sheet(standings: Standings) -> Table:
     """A row for each run, as standings.csv has them: fractions and seconds."""
     runs = [account.to_dict() for account in standings.accounts]
-    columns = [Column(title=name) for name in CSV_FIELDS]
+    columns = [Column(name) for name in CSV_FIELDS]
     return Table.of("runs", "Runs", columns, [[run[name] for name in CSV_FIELDS] for run in runs])
 
 
 def _words(title: str, key: str = "") -> Column:
-    return Column(title=title, kind="words", key=key)
+    return Column(title, "words", key=key)
 
 
 def _score(ranking: Ranking, row: Row | None) -> str | None:

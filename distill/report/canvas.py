@@ -7,7 +7,7 @@ in its last byte, and come out as `var(--name)` or as that name's light colour. 
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -17,13 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Affine2D
 
+from kdcache.distill.report.model import MINUS
 from kdcache.distill.report.styles import LIGHT, Look
 
 FONT_PX, SMALL_PX = 13.0, 12.0
 CHARACTER_PX = 7.6  # of a wide sans at FONT_PX: what a reader's font takes is not known
 LONGEST_LABEL = 24  # characters
+LONGEST_TITLE = 44  # of an axis
+LINE_PX = 16.0  # between labels
 
 _NAMES: Final = tuple(LIGHT)
 _SETTINGS: Final[dict[Any, Any]] = {
@@ -202,6 +206,32 @@ def key(look: Look) -> str:
     return (
         f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path d="{path}" style="{paints}"/></svg>'
     )
+
+
+def tick_text(value: float, _: object = None) -> str:
+    """A tick as it is read: 40000 as 40k."""
+    text = f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{round(value, 10):g}"
+    return text.replace("-", MINUS)
+
+
+def set_ticks(axis: Any, logarithmic: bool, ticks: Mapping[float, str] | None) -> None:
+    """Round numbers, or those given with their texts."""
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    if ticks is not None:
+        axis.set_major_locator(FixedLocator(list(ticks)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: ticks.get(value, tick_text(value))))
+        return
+    low, high = axis.get_view_interval()
+    few = high / low < 50 if logarithmic else False
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if few else (1,)) if logarithmic else MaxNLocator(6, steps=[1, 2, 5, 10])
+    )
+    axis.set_major_formatter(FuncFormatter(tick_text))
+
+
+def axis_title(**more: Any) -> dict[str, Any]:
+    return {"colour": "muted", "size": SMALL_PX, "longest": LONGEST_TITLE, **more}
 
 
 _PAINT: Final = re.compile(r"((?:fill|stroke): )#fe01([0-9a-f]{2})")

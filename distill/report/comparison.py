@@ -11,9 +11,10 @@ from typing import Any
 from kdcache.cache.storage.urls import redact
 from kdcache.distill.config import FREE_ON_RESUME, option_of
 from kdcache.distill.report.charts import ClassChart, Limit
+from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table, percent
 from kdcache.distill.report.record import RunRecord, RunSummary, read_runs
-from kdcache.distill.report.run_report import curve_figures, run_cautions, steps_text
+from kdcache.distill.report.run_report import run_cautions, steps_text
 from kdcache.distill.report.styles import Look, give_looks
 from kdcache.distill.report.write import REPORT, write_files
 
@@ -51,18 +52,18 @@ def comparison_report(
         f"Differs: {name}: {', '.join(values)}." for name, values in _differing(runs, summaries, pinned)
     ]
     early = [caution for summary in summaries for caution in run_cautions(summary)]
-    links = [(run.name, os.path.relpath(run.folder / f"{REPORT}.md", out)) for run in runs]
+    links = [(run.name, os.path.relpath(run.folder / REPORT, out)) for run in runs]
     return Report(
         title="Comparison",
         lead=[],
         about="Scores are of the last checkpoint. Training time leaves out start-up, evaluation and checkpoints.",
         cautions=[*differing, *early, *_weak_teacher(summaries, teacher)],
-        facts=Facts(facts=[(name, values[0]) for name, values in pinned.items() if len(set(values)) == 1]),
+        facts=Facts([(name, values[0]) for name, values in pinned.items() if len(set(values)) == 1]),
         sections=[
-            Section(title="Runs", blocks=[table], brief=True),
-            Section(title="While training", blocks=_curves(runs, looks, teacher)),
-            Section(title="IoU by class", blocks=_classes(runs, looks)),
-            Section(title="Reports of the runs", blocks=[Links(links=links)]),
+            Section("Runs", [table], brief=True),
+            Section("While training", _curves(runs, looks, teacher)),
+            Section("IoU by class", _classes(runs, looks)),
+            Section("Reports of the runs", [Links(links)]),
         ],
         data={"runs": [summary.to_dict() for summary in summaries], "teacher": teacher},
         sheet=table,
@@ -78,17 +79,17 @@ def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any]
     """A row for each run; `vs none` is against the first run without a teacher."""
     baseline = _baseline(summaries)
     columns = [
-        Column(title="run"),
-        Column(title="method"),
-        Column(title="source"),
-        Column(title="asked for", key="length"),
-        Column(title="steps", kind="words"),
-        Column(title="training", kind="duration", key="training_s"),
-        Column(title="s/step", kind="number", key="step_s"),
-        Column(title="waiting", kind="share", key="wait_share"),
-        Column(title="mIoU %", kind="percent", key="miou"),
-        Column(title="vs none", kind="points", key="over_none"),
-        Column(title="pixel acc. %", kind="percent", key="pixel_accuracy"),
+        Column("run"),
+        Column("method"),
+        Column("source"),
+        Column("asked for", key="length"),
+        Column("steps", "words"),
+        Column("training", "duration", key="training_s"),
+        Column("s/step", "number", key="step_s"),
+        Column("waiting", "share", key="wait_share"),
+        Column("mIoU %", "percent", key="miou"),
+        Column("vs none", "points", key="over_none"),
+        Column("pixel acc. %", "percent", key="pixel_accuracy"),
     ]
     rows: list[list[Any]] = [
         [
@@ -116,9 +117,9 @@ def _baseline(summaries: Sequence[RunSummary]) -> float | None:
 def _curves(
     runs: Sequence[RunRecord], looks: Mapping[str, Look], teacher: Mapping[str, Any] | None
 ) -> list[Figure]:
-    curves = [curve for run in runs if (curve := run.curve()).steps]
     limits = [] if teacher is None else [Limit(name="teacher", at=100 * teacher["miou"])]
-    return curve_figures(curves, looks, limits) if curves else []
+    curves = {run.name: [run.curve()] for run in runs}
+    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, limits, clock)]
 
 
 def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block]:
@@ -127,7 +128,7 @@ def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block
     if not names:
         return []
     by_run = {run: [_percent(iou.get(name)) for name in names] for run, iou in scored.items()}
-    columns = [Column(title="class"), *(Column(title=run, kind="percent") for run in scored)]
+    columns = [Column("class"), *(Column(run, "percent") for run in scored)]
     rows = [[name, *(iou.get(name) for iou in scored.values())] for name in names]
     best = {
         run: max((value for value in iou if value is not None), default=0.0) for run, iou in by_run.items()

@@ -58,7 +58,7 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
             yield f"### {plain(block.title)}" if block.title else ""
             yield "\n".join(["```sh", *block.lines, "```"])
         case Links():
-            yield "\n".join(f"- [{plain(text)}]({address})" for text, address in block.links)
+            yield "\n".join(f"- [{plain(text)}]({address}.md)" for text, address in block.links)
         case Gallery():
             yield from _gallery(block, folder)
 

@@ -58,7 +58,7 @@ FORMATS: Final[Mapping[str, Callable[[Any, bool], str]]] = {
 """Text by the kind of a column: from a value, and whether it is too uncertain for decimals. Shares and scores are fractions."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """What a column holds. The first column of a table names its rows."""
 
@@ -76,7 +76,7 @@ class Column:
         return self.kind == "text"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A value, and what a page may show it with."""
 
@@ -102,7 +102,7 @@ class Table:
         cls, name: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], **more: Any
     ) -> Self:
         """From rows of cells and of bare values."""
-        cells = [[each if isinstance(each, Cell) else Cell(value=each) for each in row] for row in rows]
+        cells = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in rows]
         return cls(name=name, caption=caption, columns=columns, rows=cells, **more)
 
     @property
@@ -129,7 +129,7 @@ class Table:
         alike = " and ".join(f'"{self.header[at]}"' for at in same)
         note = f'{alike} would read the same as "{self.header[first]}" in every row.'
         if len(same) == len(others):
-            return Paragraph(text=f"{self.caption}: {note}")
+            return Paragraph(f"{self.caption}: {note}")
         kept = [at for at in range(len(self.columns)) if at not in same]
         return replace(
             self,
@@ -145,13 +145,13 @@ def cell_text(column: Column, cell: Cell) -> str:
     return FORMATS[column.kind](cell.value, cell.coarse)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Paragraph:
     kind: ClassVar[str] = "paragraph"
     text: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Names and values; a value of None or "" is left out."""
 
@@ -174,17 +174,19 @@ class Figure:
     alt: str  # what is seen, for those who cannot see it
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Code:
     kind: ClassVar[str] = "code"
     lines: Sequence[str]
     title: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Links:
+    """Other reports: a rendering links to the file of its own kind."""
+
     kind: ClassVar[str] = "links"
-    links: Sequence[tuple[str, str]]  # text, address relative to the report
+    links: Sequence[tuple[str, str]]  # text, address relative to the report, without a suffix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +209,7 @@ class Gallery:
 Block = Paragraph | Facts | Table | Figure | Code | Links | Gallery
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """What belongs together under one title. `rows` of figures are side by side where there is space."""
 
@@ -240,7 +242,7 @@ class Report:
     sections: Sequence[Section]  # those without blocks are left out
     about: str = ""  # how to read it
     cautions: Sequence[str] = ()  # what keeps the numbers from meaning what they seem to
-    facts: Facts = field(default_factory=lambda: Facts(facts=()))
+    facts: Facts = field(default_factory=lambda: Facts(()))
     data: Mapping[str, Any] = field(default_factory=dict)  # JSON has these keys too
     sheet: Table | None = None  # what CSV has
 

@@ -13,12 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from kdcache.cache.images.classes import ClassSet
 from kdcache.cache.storage.urls import redact
-from kdcache.distill.report.charts import PERCENT, Limit, Line, LineChart, Point
+from kdcache.distill.report.curves import loss_figures, miou_figures
 from kdcache.distill.report.model import (
     Block,
     Cell,
@@ -32,15 +29,12 @@ from kdcache.distill.report.model import (
     Table,
     percent,
 )
-from kdcache.distill.report.record import Curve, RunRecord, RunSummary, loss_terms
+from kdcache.distill.report.record import RunRecord, RunSummary, loss_terms
 from kdcache.distill.report.sample_files import SampleFiles, write_sample_files
-from kdcache.distill.report.styles import Look, look_of
+from kdcache.distill.report.styles import look_of
 from kdcache.distill.report.write import write_files
 from kdcache.distill.scoring.samples import SamplePrediction
 from kdcache.distill.units import duration_text, size_text
-
-SMOOTHED_POINTS = 50  # about as many independent points as a curve shows after smoothing
-TIME_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def write_report(
@@ -76,15 +70,15 @@ def run_report(run: RunRecord) -> Report:
         title=run.name,
         lead=_lead(run, summary),
         cautions=list(run_cautions(summary)),
-        facts=Facts(facts=_facts(run, summary)),
+        facts=Facts(_facts(run, summary)),
         sections=[
-            Section(title="To repeat it", blocks=[Code(lines=[run.repeat_command()])]),
-            Section(title="Sample predictions", blocks=_samples(run)),
-            Section(title="IoU by class", blocks=_classes(run)),
-            Section(title="While training", blocks=[*_curves(run), *_losses(run)]),
-            Section(title="Gradient norms by loss term", blocks=_gradient_norms(run)),
-            Section(title="Where a step's time goes", blocks=_profile(run)),
-            Section(title="Environment", blocks=_environment(run)),
+            Section("To repeat it", [Code([run.repeat_command()])]),
+            Section("Sample predictions", _samples(run)),
+            Section("IoU by class", _classes(run)),
+            Section("While training", _curves(run)),
+            Section("Gradient norms by loss term", _gradient_norms(run)),
+            Section("Where a step's time goes", _profile(run)),
+            Section("Environment", _environment(run)),
         ],
         data={"runs": [summary.to_dict()]},
     )
@@ -104,58 +98,6 @@ def run_cautions(summary: RunSummary) -> list[str]:
 def steps_text(summary: RunSummary) -> str:
     """Steps done, and of how many if the clock ended the run earlier."""
     return f"{summary.steps} of {summary.planned_steps}" if summary.ended_by_clock else str(summary.steps)
-
-
-def curve_figures(
-    curves: Sequence[Curve], looks: Mapping[str, Look], limits: Sequence[Limit] = ()
-) -> list[Figure]:
-    """mIoU over steps and over the time of training, a line for each run."""
-    unit, unit_s = time_unit(max((s for curve in curves for s in curve.seconds), default=0.0))
-    axes: dict[str, tuple[str, list[Sequence[float]]]] = {
-        "steps": ("steps", [list(curve.steps) for curve in curves]),
-        "time": (f"{unit} of training", [[s / unit_s for s in curve.seconds] for curve in curves]),
-    }
-    return [
-        Figure(
-            name=f"miou-{name}",
-            title=f"mIoU over {name}",
-            caption="Every evaluation, of the student as it was then.",
-            chart=LineChart(
-                lines=[
-                    Line(name=curve.name, look=looks[curve.name], strokes=[_stroke(across, curve.miou)])
-                    for curve, across in zip(curves, by_curve, strict=True)
-                ],
-                x_title=x_title,
-                y_title="mIoU, %",
-                limits=limits,
-                bounds=PERCENT,
-            ),
-            alt="; ".join(
-                f"{curve.name}: mIoU {percent(curve.miou[-1])} % after {across[-1]:.4g} {x_title}"
-                for curve, across in zip(curves, by_curve, strict=True)
-            ),
-        )
-        for name, (x_title, by_curve) in axes.items()
-    ]
-
-
-def time_unit(longest_s: float) -> tuple[str, int]:
-    """The unit in which a time reads well, and its seconds."""
-    return next((name, s) for name, s in TIME_UNITS.items() if longest_s >= 2 * s or s == 1)
-
-
-def smooth(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Centred running mean over about 1/50 of the curve, shorter at its ends."""
-    half = max(0, len(values) // SMOOTHED_POINTS // 2)
-    total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    means: npt.NDArray[np.float64] = (total[high] - total[low]) / (high - low)
-    return means
-
-
-def _stroke(across: Sequence[float], miou: Sequence[float]) -> list[Point]:
-    return [(float(at), 100 * value) for at, value in zip(across, miou, strict=True)]
 
 
 def _lead(run: RunRecord, summary: RunSummary) -> list[str]:
@@ -194,10 +136,7 @@ def _samples(run: RunRecord) -> list[Block]:
     if found is None:
         return []
     rows = [
-        (
-            image,
-            [each for name in ("image", "label", "prediction") if (each := found.picture(index, name))],
-        )
+        (image, [each for name in ("image", "label", "prediction") if (each := found.picture(index, name))])
         for index, image in enumerate(found.images)
     ]
     return [Gallery(rows=rows, legend=found.legend)]
@@ -210,52 +149,22 @@ def _classes(run: RunRecord) -> list[Block]:
     pixels = [sum(row) for row in run.scores["confusion"]]
     shares = [count / max(1, sum(pixels)) for count in pixels]
     rows: list[list[Any]] = [
-        [name, Cell(value=iou, share=iou), share]
+        [name, Cell(iou, share=iou), share]
         for (name, iou), share in zip(run.scores["iou"].items(), shares, strict=True)
     ]
-    rows.append(["mean", Cell(value=run.scores["miou"], share=run.scores["miou"]), None])
+    rows.append(["mean", Cell(run.scores["miou"], share=run.scores["miou"]), None])
     columns = [
-        Column(title="class"),
-        Column(title="IoU %", kind="percent", key="iou"),
-        Column(title="of the pixels %", kind="percent", key="pixels"),
+        Column("class"),
+        Column("IoU %", "percent", key="iou"),
+        Column("of the pixels %", "percent", key="pixels"),
     ]
     return [Table.of("classes", "IoU by class, and its share of the labelled pixels", columns, rows)]
 
 
 def _curves(run: RunRecord) -> list[Figure]:
-    curve = run.curve()
-    return curve_figures([curve], {run.name: look_of(0)}) if len(curve.steps) > 1 else []
-
-
-def _losses(run: RunRecord) -> list[Figure]:
-    """All terms in one figure, as they were and smoothed; on a logarithmic axis where they span a decade."""
-    terms, steps = run.terms(), [float(line["step"]) for line in run.of_kind("train")]
-    if len(steps) < 2:
-        return []
-    lines = [
-        Line(
-            name=name,
-            look=look_of(index),
-            strokes=[list(zip(steps, smooth(values).tolist(), strict=True))],
-            raw=list(zip(steps, values, strict=True)),
-        )
-        for index, (name, values) in enumerate(terms.items())
-    ]
-    values = [value for of_term in terms.values() for value in of_term]
-    return [
-        Figure(
-            name="losses",
-            title="Loss terms",
-            caption="Weighted, as they add up to the loss; smoothed, with the values behind.",
-            chart=LineChart(
-                lines=lines,
-                x_title="steps",
-                y_title="loss",
-                log_y=min(values) > 0 and max(values) > 10 * min(values),
-            ),
-            alt="; ".join(f"{name}: from {of[0]:.3g} to {of[-1]:.3g}" for name, of in terms.items()),
-        )
-    ]
+    curves, looks = {run.name: [run.curve()]}, {run.name: look_of(0)}
+    over = [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, [], clock)]
+    return [*over, *loss_figures([line["step"] for line in run.of_kind("train")], run.terms())]
 
 
 def _gradient_norms(run: RunRecord) -> list[Block]:
@@ -270,7 +179,7 @@ def _gradient_norms(run: RunRecord) -> list[Block]:
         rows.append([name, first, statistics.median(norms) if norms else None, last])
     shown = {1: ("at the only sample",), 2: ("first", "last")}.get(len(lines), ("first", "median", "last"))
     at = {1: (0, 3), 2: (0, 1, 3)}.get(len(lines), (0, 1, 2, 3))
-    columns = [Column(title="term"), *(Column(title=title, kind="number") for title in shown)]
+    columns = [Column("term"), *(Column(title, "number") for title in shown)]
     caption = "Gradient norms by loss term. Weights are balanced where these are of one size"
     return [Table.of("gradient-norms", caption, columns, [[row[i] for i in at] for row in rows])]
 
@@ -278,18 +187,14 @@ def _gradient_norms(run: RunRecord) -> list[Block]:
 def _profile(run: RunRecord) -> list[Block]:
     parts = run.profile()
     total = sum(parts.values())
-    columns = [
-        Column(title="part"),
-        Column(title="seconds", kind="number"),
-        Column(title="%", kind="percent", key="share"),
-    ]
+    columns = [Column("part"), Column("seconds", "number"), Column("%", "percent", key="share")]
     rows = [[words, seconds, seconds / total] for words, seconds in parts.items()] if total else []
     return [Table.of("profile", "Seconds of a step by its parts", columns, rows)] if rows else []
 
 
 def _environment(run: RunRecord) -> list[Block]:
     facts = [(name.replace("_", " "), _fact_text(name, value)) for name, value in run.environment.items()]
-    return [Facts(facts=facts)] if run.environment else []
+    return [Facts(facts)] if run.environment else []
 
 
 def _fact_text(name: str, value: Any) -> str:

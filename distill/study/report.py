@@ -57,17 +57,15 @@ def make_report(study: Study, classes: ClassSet, title: str, maps: Path | None =
         "the values' variance, borders are cells with another class next to them. Padding is left out.",
         cautions=study_cautions(study),
         sections=[
+            Section("What the store kept", [table, *map(_paragraph, study_notes(study))], brief=True),
             Section(
-                title="What the store kept", blocks=[table, *map(_paragraph, study_notes(study))], brief=True
+                "Rate against error",
+                [*rates, *(_rate_table(target, points) for target, points in study.rates.items())],
             ),
+            Section("Where the logits lost something", pictures),
             Section(
-                title="Rate against error",
-                blocks=[*rates, *(_rate_table(target, points) for target, points in study.rates.items())],
-            ),
-            Section(title="Where the logits lost something", blocks=pictures),
-            Section(
-                title="Same class",
-                blocks=[_class_table(t, f, classes) for t, f in study.fidelity.items() if t in LOGIT_TARGETS],
+                "Same class",
+                [_class_table(t, f, classes) for t, f in study.fidelity.items() if t in LOGIT_TARGETS],
             ),
         ],
         data=study.to_dict(),
@@ -93,14 +91,14 @@ def write_study(study: Study, classes: ClassSet, out: str | Path, title: str) ->
 def study_table(study: Study) -> Table:
     """A target a row."""
     columns = [
-        Column(title="target"),
-        Column(title="codec"),
-        Column(title="bytes a value", kind="rate", key="bytes_per_value"),
-        Column(title="KL", kind="small", key="kl"),
-        Column(title="KL at T=4", kind="small", key="kl_t4"),
-        Column(title="same class %", kind="percent", key="agreement"),
-        Column(title="at borders %", kind="percent", key="boundary_agreement"),
-        Column(title="relative error", kind="small", key="relative_error"),
+        Column("target"),
+        Column("codec"),
+        Column("bytes a value", "rate", key="bytes_per_value"),
+        Column("KL", "small", key="kl"),
+        Column("KL at T=4", "small", key="kl_t4"),
+        Column("same class %", "percent", key="agreement"),
+        Column("at borders %", "percent", key="boundary_agreement"),
+        Column("relative error", "small", key="relative_error"),
     ]
     rows = [
         [target, _codec_text(found), *(found.get(column.key) for column in columns[2:])]
@@ -156,7 +154,7 @@ def _codec_text(found: Mapping[str, Any]) -> str:
 
 
 def _paragraph(text: str) -> Paragraph:
-    return Paragraph(text=text)
+    return Paragraph(text)
 
 
 def _rate_figure(target: str, own: Mapping[str, Any], points: Sequence[RatePoint]) -> Figure:
@@ -182,18 +180,18 @@ def _rate_figure(target: str, own: Mapping[str, Any], points: Sequence[RatePoint
 
 def _rate_table(target: str, points: Sequence[RatePoint]) -> Table:
     columns = [
-        Column(title="codec"),
-        Column(title="bytes a value", kind="rate", key="bytes_per_value"),
-        Column(title="KL", kind="small", key="kl"),
-        Column(title="same class %", kind="percent", key="agreement"),
-        Column(title="relative error", kind="small", key="relative_error"),
+        Column("codec"),
+        Column("bytes a value", "rate", key="bytes_per_value"),
+        Column("KL", "small", key="kl"),
+        Column("same class %", "percent", key="agreement"),
+        Column("relative error", "small", key="relative_error"),
     ]
     rows = [[point.request, *(point.fidelity.get(column.key) for column in columns[1:])] for point in points]
     return Table.of(f"rates-{target}", f"Codecs for {target}", columns, rows)
 
 
 def _class_table(target: str, found: Mapping[str, Any], classes: ClassSet) -> Table:
-    columns = [Column(title="class"), Column(title="same class %", kind="percent", key="agreement")]
+    columns = [Column("class"), Column("same class %", "percent", key="agreement")]
     rows = list(zip(classes.names, found["class_agreement"], strict=True))
     return Table.of(f"classes-{target}", f"Cells of the same class as the teacher's, {target}", columns, rows)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.distill.report.canvas import Drawing, key
+from kdcache.distill.report.canvas import Drawing, key, tick_text
 from kdcache.distill.report.charts import (
     PERCENT,
     Bar,
@@ -28,7 +28,8 @@ from kdcache.distill.report.charts import (
     padded,
     stretch_of,
 )
-from kdcache.distill.report.draw import draw, spread, tick_text
+from kdcache.distill.report.draw import draw
+from kdcache.distill.report.draw_lines import spread
 from kdcache.distill.report.model import Figure
 from kdcache.distill.report.styles import LIGHT, PLAIN, Look, give_looks
 

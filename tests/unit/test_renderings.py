@@ -37,17 +37,17 @@ from kdcache.distill.report.terminal import show
 from kdcache.distill.report.write import write_files
 
 COLUMNS = [
-    Column(title="method"),
-    Column(title="mIoU %", kind="percent", key="miou"),
-    Column(title="over none", kind="interval", key="over", brief=False),
+    Column("method"),
+    Column("mIoU %", "percent", key="miou"),
+    Column("over none", "interval", key="over", brief=False),
 ]
 TABLE = Table.of(
     "runs",
     "After 1 h",
     COLUMNS,
     [
-        [Cell(value="logit", look=PLAIN), 0.601, (0.1, 0.05, 0.15)],
-        ["none", Cell(value=0.5, coarse=True), None],
+        [Cell("logit", look=PLAIN), 0.601, (0.1, 0.05, 0.15)],
+        ["none", Cell(0.5, coarse=True), None],
     ],
     caution="The table shows nothing reliable.",
 )
@@ -63,14 +63,14 @@ REPORT = Report(
     lead=["logit came first."],
     about="How to read it.",
     cautions=["A step took 182 % longer at the end.", "The teacher is <weak> & alone."],
-    facts=Facts(facts=[("device", "cpu"), ("none", None)]),
+    facts=Facts([("device", "cpu"), ("none", None)]),
     sections=[
-        Section(title="Rankings", blocks=[FIGURE, TABLE], brief=True),
+        Section("Rankings", [FIGURE, TABLE], brief=True),
         Section(
-            title="More",
-            blocks=[Paragraph(text="text"), Code(lines=["ls"]), Links(links=[("run", "../run")])],
+            "More",
+            [Paragraph("text"), Code(["ls"]), Links([("run", "../run")])],
         ),
-        Section(title="Empty", blocks=[]),
+        Section("Empty", []),
     ],
     data={"runs": [1]},
     sheet=TABLE,
@@ -158,7 +158,9 @@ def test_the_files_of_a_report(tmp_path: Path) -> None:
     assert names == {"report.md", "report.html", "standings.json", "standings.csv", "figures/bars.svg"}
     lines = path.read_text().splitlines()
     assert "| logit | 60.10 | +10.00 (5.00 to 15.00) |" in lines and "| device | cpu |" in lines
-    assert "![one bar](figures/bars.svg)" in lines and "## Empty" not in lines and "- [run](../run)" in lines
+    assert (
+        "![one bar](figures/bars.svg)" in lines and "## Empty" not in lines and "- [run](../run.md)" in lines
+    )
     assert "<svg" in (tmp_path / "report.html").read_text()
 
 
@@ -188,44 +190,42 @@ def test_a_terminal_shows_brief_tables_and_columns() -> None:
 
 def test_columns_that_agree_are_merged_with_a_sentence() -> None:
     columns = [
-        Column(title="method"),
-        *(Column(title=name, kind="duration") for name in ("alone", "whole", "shared")),
+        Column("method"),
+        *(Column(name, "duration") for name in ("alone", "whole", "shared")),
     ]
     rows = [["a", 3600.0, 7200.0, 3601.0], ["b", 3600.0, 3600.0, 3602.0]]
     merged = Table.of("t", "Times", columns, rows).merged(["alone", "whole", "shared"])
     assert isinstance(merged, Table) and merged.header == ["method", "alone", "whole"]
     assert merged.note == '"shared" would read the same as "alone" in every row.' and merged.note in page(
-        replace(REPORT, sections=[Section(title="s", blocks=[merged])])
+        replace(REPORT, sections=[Section("s", [merged])])
     ).replace("&#34;", '"')
     alike = Table.of("t", "Times", columns, [["a", 3600.0, 3600.0, 3601.0]]).merged(
         ["alone", "whole", "shared"]
     )
-    assert alike == Paragraph(text='Times: "whole" and "shared" would read the same as "alone" in every row.')
+    assert alike == Paragraph('Times: "whole" and "shared" would read the same as "alone" in every row.')
     different = Table.of("t", "Times", columns, [["a", 1.0, 2.0, 3.0]])
     assert different.merged(["alone", "whole", "shared"]) is different
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_stays_text(text: str) -> None:
-    table = Table.of(
-        text, text, [Column(title=text), Column(title=text)], [[text, text]], note=text, caution=text
-    )
+    table = Table.of(text, text, [Column(text), Column(text)], [[text, text]], note=text, caution=text)
     blocks = [
         *(
-            Paragraph(text=text),
-            Facts(facts=[(text, text)], title=text),
+            Paragraph(text),
+            Facts([(text, text)], title=text),
             table,
             replace(FIGURE, alt=text, title=text),
         ),
-        *(Code(lines=[text], title=text), Links(links=[(text, text)])),
+        *(Code([text], title=text), Links([(text, text)])),
     ]
     report = Report(
         title=text, lead=[text], about=text, cautions=[text], sections=[Section(title=text, blocks=blocks)]
     )
     same = Report(title="x", lead=["x"], about="x", cautions=["x"], sections=[])
-    plain = [Paragraph(text="x"), Facts(facts=[("x", "x")], title="x"), replace(TABLE, rows=[], note="x")]
+    plain = [Paragraph("x"), Facts([("x", "x")], title="x"), replace(TABLE, rows=[], note="x")]
     assert set(Parsed(page(report)).tags) <= {
-        *Parsed(page(replace(same, sections=[Section(title="x", blocks=plain)]))).tags,
+        *Parsed(page(replace(same, sections=[Section("x", plain)]))).tags,
         *("figure", "figcaption", "b", "pre", "code", "a", "li", "ul", "td", "th", "tr", "div", "h3"),
     }
     rows = [line for line in markdown(report, Path()).splitlines() if line.startswith("| ")]

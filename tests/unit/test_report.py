@@ -13,8 +13,9 @@ from kdcache.cache.networks.network import build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
+from kdcache.distill.report.curves import smooth
 from kdcache.distill.report.record import RunRecord
-from kdcache.distill.report.run_report import run_report, smooth, write_report
+from kdcache.distill.report.run_report import run_report, write_report
 from kdcache.distill.scoring.samples import SamplePrediction, predict_samples
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
