@@ -195,7 +195,7 @@ def _mean_class_iou(accounts: Sequence[RunAccount]) -> dict[str, float | None]:
 
 
 def find_moves(rankings: Sequence[Ranking]) -> Iterator[Move]:
-    """Contenders whose place among those that have both is not the same; a run that failed on one clock moves nobody."""
+    """Contenders whose place differs, among those that have a score on both clocks: a failed run moves nobody else."""
     for timed, counted in pair_clocks(rankings):
         by_time, by_steps = timed.ranks(), counted.ranks()
         common = by_time.keys() & by_steps.keys()

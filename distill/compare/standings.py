@@ -36,7 +36,7 @@ class Standings:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises NotFoundError if there is no comparison, UsageError if one of its files is damaged."""
+        """Raises NotFoundError if the folder has no comparison, UsageError if one of its files is damaged."""
         if not (folder / COMPARISON).is_file():
             raise NotFoundError(
                 f"no comparison in {folder}: there is no {COMPARISON}", hint="kdcache compare --out DIR"

@@ -1,7 +1,7 @@
 """What a step of each contender costs, by part, and over the baseline's.
 
-The time of a step is a median over the steps between lines of metrics. A contender is set against the baseline round by
-round, of one seed and length, so that a machine that was slower in some rounds is so for both.
+The time of a step is a median over the steps between lines of metrics. A contender is compared with the baseline in each
+round, of one seed and length, so that a machine that is slower in some rounds slows both.
 """
 
 import statistics
@@ -37,7 +37,7 @@ class Cost:
 
 
 def measure_costs(contest: Contest, accounts: Sequence[RunAccount]) -> list[Cost]:
-    """Of all runs that are complete; repetitions tell of the machine, not of the method."""
+    """Of all runs that are complete; repetitions show the machine, not the method."""
     timed = {a.start: a for a in accounts if a.status == COMPLETE and not a.start.again}
     costs = []
     for contender in contest.contenders:

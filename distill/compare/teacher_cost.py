@@ -17,7 +17,7 @@ class TeacherCost:
 
     @classmethod
     def of(cls, contest: Contest, accounts: Sequence[RunAccount]) -> Self | None:
-        """None where no complete run used the store's targets, or nobody recorded what they took."""
+        """None if no complete run used the store's targets, or if the builders recorded no times."""
         built = contest.teacher.get("build_s") or ()
         passes = [
             account.start.contender.passes or contest.passes or len(built)

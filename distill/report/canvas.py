@@ -102,7 +102,7 @@ class Canvas:
         self._tooltips: list[str] = []
 
     def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
-        """A plot area between pixels, y counted from the top; bare but for what the chart adds."""
+        """A plot area between pixels, y counted from the top; bare apart from what the chart adds."""
         share = (left / self.width, 1 - bottom / self.height)
         axes = self.figure.add_axes((*share, (right - left) / self.width, (bottom - top) / self.height))
         axes.patch.set_visible(False)

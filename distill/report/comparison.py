@@ -34,8 +34,8 @@ def write_comparison(
         teacher: its scores if they are known, with "name", "miou" and "pixel_accuracy".
 
     Raises:
-        NotFoundError: there is no run in a folder.
-        KDCacheError: `out` cannot be written to.
+        NotFoundError: a folder contains no run.
+        KDCacheError: writing to `out` fails.
     """
     return write_files(comparison_report(folders, Path(out), teacher=teacher), Path(out))
 
@@ -43,7 +43,7 @@ def write_comparison(
 def comparison_report(
     folders: Sequence[str | Path], out: Path, *, teacher: Mapping[str, Any] | None = None
 ) -> Report:
-    """What several runs say together. Raises NotFoundError if there is no run in a folder."""
+    """What several runs say together. Raises NotFoundError if a folder contains no run."""
     runs = read_runs(folders)
     summaries = [run.summary() for run in runs]
     table, looks = comparison_table(summaries, teacher), give_looks([run.name for run in runs])
@@ -71,7 +71,7 @@ def comparison_report(
 
 
 def compare_runs(folders: Sequence[str | Path]) -> list[RunSummary]:
-    """One summary for each run, in the order given. Raises NotFoundError if there is no run in a folder."""
+    """One summary for each run, in the order given. Raises NotFoundError if a folder contains no run."""
     return [run.summary() for run in read_runs(folders)]
 
 

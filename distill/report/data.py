@@ -27,7 +27,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def csv_text(table: Table, cautions: Sequence[str]) -> str:
-    """A header and a line for each row; empty where there is no value. The last column repeats the report's cautions."""
+    """A header and a line for each row; a missing value is empty. The last column repeats the report's cautions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*(column.name for column in table.columns), "cautions"])

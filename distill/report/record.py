@@ -71,7 +71,7 @@ class RunRecord:
         """Read a run's folder, finished or not.
 
         Raises:
-            NotFoundError: there is no run in the folder.
+            NotFoundError: the folder contains no run.
             UsageError: one of its files is damaged.
         """
         if not (folder / runfolder.CONFIG).is_file():

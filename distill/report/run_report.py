@@ -52,8 +52,8 @@ def write_report(
         classes: names and colours for the samples.
 
     Raises:
-        NotFoundError: there is no run in the folder.
-        KDCacheError: the folder cannot be written to.
+        NotFoundError: the folder contains no run.
+        KDCacheError: writing to the folder fails.
     """
     run = RunRecord.read(Path(folder))
     if result is not None:
@@ -104,7 +104,7 @@ def _lead(run: RunRecord, summary: RunSummary) -> list[str]:
     if run.result is None:
         return ["Not finished: no scores yet."]
     if not run.scores:
-        return ["No scores: there was no split to evaluate on."]
+        return ["No scores: the run had no split to evaluate on."]
     headline = (
         f"mIoU {percent(summary.miou)} %, pixel accuracy {percent(summary.pixel_accuracy)} %, on "
         f"{run.scores['images']} images of {run.dataset} {run.config.get('eval_split', '')}, of the last checkpoint "

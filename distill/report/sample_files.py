@@ -73,7 +73,7 @@ class SampleFiles:
         return cls(folder=folder, images=[str(name) for name in found["images"]], legend=legend)
 
     def picture(self, index: int, name: str, shown_as: str | None = None) -> Picture | None:
-        """The "image", "label" or "prediction" of an image; None where there is none."""
+        """The "image", "label" or "prediction" of an image; None if it was not written."""
         path = self.folder / f"{index}-{name}{'.jpg' if name == 'image' else '.png'}"
         if not path.is_file():
             return None
@@ -89,7 +89,7 @@ def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
 
 
 def _class_picture(
-    ids: npt.NDArray[Any],  # (H, W) integer class ids, 255 where there is no class
+    ids: npt.NDArray[Any],  # (H, W) integer class ids, 255 for unlabelled pixels
     classes: ClassSet,
     size: tuple[int, int],
 ) -> Image.Image:

@@ -1,4 +1,4 @@
-"""A report as files: the page, Markdown with figures beside it, JSON, and CSV where the report has a sheet.
+"""A report as files: the page, Markdown with figures beside it, JSON, and CSV if the report has a sheet.
 
 FOLDER/report.html  FOLDER/report.md  FOLDER/report.json  FOLDER/report.csv  FOLDER/figures/NAME.svg
 """
@@ -20,7 +20,7 @@ def write_files(report: Report, folder: Path, *, name: str = REPORT, data_name: 
     """Write a report into a folder, which is made; the path of its Markdown. `data_name` is that of JSON and CSV.
 
     Raises:
-        KDCacheError: the folder cannot be written to.
+        KDCacheError: writing to the folder fails.
     """
     data_name = data_name or name
     drawings = {figure.name: draw(figure) for figure in report.figures}

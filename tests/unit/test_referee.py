@@ -151,7 +151,7 @@ def test_another_comparison_and_foreign_folders_are_refused(tmp_path: Path) -> N
         enter(tmp_path / "out", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(UsageError, match="holds files that are not a comparison's"):
+    with pytest.raises(UsageError, match="contains files that are not a comparison's"):
         enter(tmp_path / "other", make_contest((NONE, LOGIT)))
 
 
