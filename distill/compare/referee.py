@@ -128,7 +128,7 @@ def _attempt(
     }
     steps = find_steps(contest, start.rung, done) if start.rung.clock == "steps" else None
     if start.rung.clock == "steps" and steps is None:
-        reason = f"its steps are unknown: {contest.baseline.name} has no finished run on that budget"
+        reason = f"its steps are unknown: no finished run of {contest.baseline.name} on that budget"
         return {**attempt, "error": reason}
     try:
         config = contest.config(start, str(folder / RUNS / start.name), steps)

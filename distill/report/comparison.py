@@ -12,14 +12,11 @@ from kdcache.cache.storage.urls import redact
 from kdcache.distill.config import FREE_ON_RESUME, option_of
 from kdcache.distill.report.charts import ClassChart, Limit
 from kdcache.distill.report.curves import miou_figures
-from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table, percent
-from kdcache.distill.report.record import RunRecord, RunSummary, read_runs
+from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table
+from kdcache.distill.report.record import RunRecord, RunSummary, read_runs, weak_teacher
 from kdcache.distill.report.run_report import run_cautions, steps_text
 from kdcache.distill.report.styles import Look, give_looks
 from kdcache.distill.report.write import REPORT, write_files
-
-CLOSE_MIOU = 0.02
-"""A teacher that is not this much better than the run without one has little to give."""
 
 # Settings that have a column of their own, or that are compared by what the run was pinned to.
 _SHOWN = frozenset({"method", "source", "steps", "epochs", "budget_seconds", "dataset", "split", "teacher"})
@@ -174,17 +171,6 @@ def _weak_teacher(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | 
     if teacher is None or baseline is None:
         return []
     return weak_teacher(teacher["miou"], baseline)
-
-
-def weak_teacher(teacher_miou: float, baseline_miou: float) -> list[str]:
-    """A caution where the teacher has little to give."""
-    if teacher_miou - baseline_miou >= CLOSE_MIOU:
-        return []
-    caution = (
-        f"The teacher is less than {100 * CLOSE_MIOU:.0f} points of mIoU above the baseline ({percent(teacher_miou)} % "
-        f"against {percent(baseline_miou)} %): this comparison says little about distillation."
-    )
-    return [caution]
 
 
 def _dataset(run: RunRecord) -> str:

@@ -11,7 +11,7 @@ from kdcache.distill.report.record import Curve
 from kdcache.distill.report.styles import Look, look_of
 
 EARLY_SHARE = 2.0  # of the stretch of the ends: of several curves, what lies further below them is left out
-EARLY_LEAST = 10.0  # points below the ends that are always shown
+EARLY_LEAST = 4.0  # points below the ends that are always shown
 SMOOTHED_POINTS = 50  # about as many independent points as a curve shows after smoothing
 TIME_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 

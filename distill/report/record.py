@@ -16,6 +16,9 @@ from kdcache.distill.units import duration_text
 # Of a line of kind "train": all other numbers are loss terms.
 _NOT_TERMS = frozenset({"kind", "step", "loss", "lr", "step_s", "wait_s", "training_s"})
 
+CLOSE_MIOU = 0.02
+"""A teacher that is not this much better than the run without one has little to give."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
@@ -183,6 +186,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
     runs = [RunRecord.read(Path(folder)) for folder in folders]
     names = [run.name for run in runs]
     return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
+
+
+def weak_teacher(teacher_miou: float, baseline_miou: float) -> list[str]:
+    """A caution where the teacher has little to give."""
+    if teacher_miou - baseline_miou >= CLOSE_MIOU:
+        return []
+    caution = (
+        f"The teacher is less than {100 * CLOSE_MIOU:.0f} points of mIoU above the baseline ({100 * teacher_miou:.2f} % "
+        f"against {100 * baseline_miou:.2f} %): this comparison says little about distillation."
+    )
+    return [caution]
 
 
 def loss_terms(line: Mapping[str, Any]) -> list[str]:
