@@ -1,9 +1,9 @@
-"""A report on a terminal: the tables of its brief sections, and every caution."""
+"""A report on a terminal: the tables and sentences of its brief sections, and every caution."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from kdcache.distill.report.model import MINUS, Report, Table
+from kdcache.distill.report.model import MINUS, Paragraph, Report, Table
 
 
 class Console(Protocol):
@@ -16,11 +16,11 @@ class Console(Protocol):
 
 def show(report: Report, console: Console) -> None:
     """Print what someone at a terminal wants to know of it."""
-    tables = [block for section in report.shown if section.brief for block in section.blocks]
-    for table in tables:
+    blocks = [block for section in report.shown if section.brief for block in section.blocks]
+    for table in blocks:
         if isinstance(table, Table):
             _show_table(table, console)
-    for sentence in report.lead:
+    for sentence in [*report.lead, *(block.text for block in blocks if isinstance(block, Paragraph))]:
         console.line(_ascii(sentence))
     for caution in report.all_cautions:
         console.line(f"caution: {_ascii(caution)}")
