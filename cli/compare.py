@@ -158,10 +158,8 @@ def command(console: Console, /, home: str, dry_run: bool, yes: bool, **given: A
     the report covers all. Exit code 3: some runs failed.
     """
     console.starting("loading PyTorch ...")
-    from kdcache.distill.compare.files import write_standings
-    from kdcache.distill.compare.page import write_page
-    from kdcache.distill.compare.page_samples import TEACHER
     from kdcache.distill.compare.referee import enter, read_contest, run_contest
+    from kdcache.distill.compare.report import TEACHER, write_standings
     from kdcache.distill.report.sample_files import copy_sample_files
 
     out, teacher_run = Path(given.pop("out")), given["teacher_run"]
@@ -182,12 +180,11 @@ def command(console: Console, /, home: str, dry_run: bool, yes: bool, **given: A
         run_contest(out, contest, console.note)
     finally:
         standings = write_standings(out)
-        write_page(out, standings)
     _show(console, standings, out)
     if standings.failed:
-        failed = ", ".join(outcome.start.name for outcome in standings.failed)
+        failed = ", ".join(account.start.name for account in standings.failed)
         raise IncompleteError(
-            f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {failed}",
+            f"{len(standings.failed)} of {len(standings.accounts)} runs failed: {failed}",
             hint=f"{out}/report.html says why; the same command tries them again",
         )
     _say_where_to_look(console, out / "report.html")
@@ -310,15 +307,11 @@ def _say_where_to_look(console: Console, page: Path) -> None:
 
 
 def _show(console: Console, standings: "Standings", out: Path) -> None:
-    from kdcache.distill.compare.markdown import ranking_table, ranking_title
+    from kdcache.distill.compare.report import make_report
+    from kdcache.distill.report.terminal import show
 
     if console.json:
         console.document({"report": f"{out}/report.html", **standings.to_dict()})
         return
-    for ranking in standings.rankings:
-        console.line(ranking_title(ranking))
-        console.table(*ranking_table(ranking))
-        console.line("")
-    for caution in standings.cautions:
-        console.line(f"caution: {caution}")
+    show(make_report(out, standings), console)
     console.line(f"report: {out}/report.html")

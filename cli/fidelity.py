@@ -65,9 +65,10 @@ def command(console: Console, /, **given: Any) -> None:
     from kdcache.cache.store.stored_images import StoredImages
     from kdcache.cli.home import describe, find_store
     from kdcache.cli.origins import open_images, open_teacher
+    from kdcache.distill.report.terminal import show
     from kdcache.distill.students.student import load_student
     from kdcache.distill.study.fidelity import study_store
-    from kdcache.distill.study.report import study_notes, study_table, write_study
+    from kdcache.distill.study.report import make_report, study_cautions, write_study
 
     found = find_store(given["home"], given["store"])
     reader = StoreReader(found.url, sorted(found.spec.targets), crops=True)
@@ -87,10 +88,14 @@ def command(console: Console, /, **given: Any) -> None:
         )
     report = write_study(study, images.classes, given["out"], describe(found)) if given["out"] else None
     if console.json:
-        console.document({**study.to_dict(), "report": None if report is None else str(report)})
+        console.document(
+            {
+                **study.to_dict(),
+                "cautions": study_cautions(study),
+                "report": None if report is None else str(report),
+            }
+        )
         return
-    console.table(*study_table(study))
-    for note in study_notes(study):
-        console.line(note)
+    show(make_report(study, images.classes, describe(found)), console)
     if report is not None:
         console.line(f"report: {report}")

@@ -42,23 +42,32 @@ def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: s
 
     A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN gets a report of the second kind too.
     """
-    from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
-    from kdcache.distill.report.report import write_report
+    from kdcache.distill.report.comparison import comparison_report
+    from kdcache.distill.report.record import RunRecord
+    from kdcache.distill.report.run_report import run_report
+    from kdcache.distill.report.terminal import show
+    from kdcache.distill.report.write import write_files
 
-    summaries = compare_runs(runs)
     scores = read_teacher_scores("--teacher", teacher) if teacher else None
     if len(runs) == 1 and not out and not teacher:
-        report = write_report(runs[0])
+        folder = Path(runs[0])
+        report = run_report(RunRecord.read(folder))
     else:
-        report = write_comparison(runs, out or Path(runs[0]).parent / "report", teacher=scores)
+        folder = Path(out or Path(runs[0]).parent / "report")
+        report = comparison_report(runs, folder, teacher=scores)
+    written = write_files(report, folder)
     if console.json:
         console.document(
-            {"report": str(report), "runs": [summary.to_dict() for summary in summaries], "teacher": scores}
+            {
+                "report": str(written),
+                "cautions": report.all_cautions,
+                "runs": report.data["runs"],
+                "teacher": scores,
+            }
         )
         return
-    console.table(*comparison_table(summaries, scores))
-    console.line("")
-    console.line(f"report: {report}")
+    show(report, console)
+    console.line(f"report: {written}")
 
 
 def read_teacher_scores(option: str, source: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.distill import runfolder
-from kdcache.distill.report.report import write_report
+from kdcache.distill.report.run_report import write_report
 from kdcache.distill.runfolder import CHECKPOINT, SCORES, STUDENT
 from kdcache.distill.scoring.evaluate import EvalMode, eval_mode, evaluate_confusion
 from kdcache.distill.scoring.samples import SamplePrediction, predict_samples

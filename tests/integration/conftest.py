@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from training import build, make_teacher
 
-from kdcache.distill.report import report
+from kdcache.distill.report import write
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +21,8 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures out of reports: each takes as long as several small steps."""
-    for name in ("draw_losses", "draw_miou", "draw_class_iou", "draw_samples"):
-        monkeypatch.setattr(report, name, lambda *drawn: None)
+    """Reports of runs go without their figures, each of which takes as long as several small steps."""
+    monkeypatch.setattr(write, "draw", lambda figure: None)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     with open(out / "standings.csv") as file:
         table = {line["name"]: line for line in csv.DictReader(file)}
     assert table.keys() == runs.keys() and table["steps-2-mgd-seed-0"]["status"] == "failed"
-    assert "## Failed" in (out / "report.md").read_text()
+    assert "### Runs that failed" in (out / "report.md").read_text()
     assert "contains features, logits, not backbone" in (out / "report.html").read_text()
 
     code, _, stderr = kdcache(*arguments, "--lr", "0.02")

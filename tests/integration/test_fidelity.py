@@ -82,9 +82,12 @@ def test_the_report_and_its_pictures(kdcache, store, weights, tmp_path):
     assert "cosine of the student's gradients" in out and "logits" in out
     report = tmp_path / "report"
     text = (report / "fidelity.md").read_text()
-    for name in ("maps", "rates-logits", "rates-features"):
-        assert f"figures/{name}.png" in text
-        assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "figures/maps.png" in text
+    assert (report / "figures" / "maps.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("rates-logits", "rates-features"):
+        assert f"figures/{name}.svg" in text
+        assert (report / "figures" / f"{name}.svg").read_text().startswith("<svg")
+    assert "data:image/png" in (report / "fidelity.html").read_text()
     rates = json.loads((report / "fidelity.json").read_text())["rates"]["logits"]
     assert {point["codec"].split(":")[0] for point in rates} == {
         *("fp16", "uniform", "delta", "pca", "dct", "dct-range")

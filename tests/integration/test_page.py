@@ -8,8 +8,7 @@ from browser import find_browser, measure, print_page
 from comparisons import FEATURE, LOGIT, NONE, ONLINE, make_comparison, make_contest
 
 from kdcache.distill.compare.contest import Contender
-from kdcache.distill.compare.page import write_page
-from kdcache.distill.compare.standings import Standings
+from kdcache.distill.compare.report import write_standings
 from kdcache.distill.losses.methods import METHODS
 
 A4_PT = (595, 842)
@@ -25,7 +24,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_comparison(
         folder, contest, failed={"time-100s-feature-seed-1": "<script>console.error('ran')</script>"}
     )
-    return write_page(folder, Standings.read(folder))
+    write_standings(folder)
+    return folder / "report.html"
 
 
 def test_a_browser_shows_and_prints_it(page: Path, tmp_path: Path) -> None:
@@ -69,7 +69,8 @@ def test_long_names_and_many_methods_fit(tmp_path: Path, monkeypatch: pytest.Mon
         document = json.loads(scores.read_text())
         document["scores"]["iou"] = {f"class number {n} of a long list": n / 150 for n in range(150)}
         scores.write_text(json.dumps(document))
-    page = write_page(folder, Standings.read(folder))
+    write_standings(folder)
+    page = folder / "report.html"
     for found in measure(page, [1280, 400], tmp_path):
         assert found["content"] <= found["width"]
         assert found["outside"] == [] and found["clipped"] == []

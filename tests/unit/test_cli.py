@@ -22,7 +22,7 @@ from kdcache.cli.options import pass_range
 from kdcache.cli.output import Console
 from kdcache.cli.training import FIELDS
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
-from kdcache.distill.report.report import write_report
+from kdcache.distill.report.run_report import write_report
 from kdcache.distill.training.results import RunResult
 from kdcache.distill.units import size_text
 
