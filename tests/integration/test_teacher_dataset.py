@@ -69,7 +69,7 @@ def test_a_process_has_its_part_of_the_batch(shared_store: str, monkeypatch: pyt
 def test_other_pixels_are_refused(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = streets.Streets.image
     monkeypatch.setattr(streets.Streets, "image", lambda self, index: 255 - image(self, index))
-    with pytest.raises(StoreMismatchError, match="the crop cut here .*the teacher"):
+    with pytest.raises(StoreMismatchError, match="the crop cut here"):
         next(TeacherDataset(shared_store, ["logits"]).batches(batch_size=2, steps=1))
 
 
