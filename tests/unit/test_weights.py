@@ -167,7 +167,10 @@ def test_auto(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--teacher pspnet_resnet101" in str(caught.value.hint)
     with pytest.raises(NotFoundError, match="dataset streets") as caught:
         resolve_weights("auto", network="pspnet_resnet101", dataset_name="streets:96x192:40")
-    assert "kdcache distill --method none --dataset streets:96x192:40 --fresh-views --student pspnet_resnet101;" in str(caught.value.hint)
+    assert (
+        "kdcache distill --method none --dataset streets:96x192:40 --fresh-views --student pspnet_resnet101;"
+        in str(caught.value.hint)
+    )
 
 
 def test_every_public_checkpoint_has_a_digest_in_its_name() -> None:
