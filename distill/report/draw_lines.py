@@ -20,7 +20,7 @@ from kdcache.distill.report.charts import Limit, Line, LineChart, is_near, padde
 from kdcache.distill.report.styles import Look
 
 WIDTH_PX, HEIGHT_PX = 480.0, 330.0
-TOP_PX, BOTTOM_PX, LEFT_PX = 34.0, 44.0, 46.0
+TOP_PX, BOTTOM_PX, LEFT_PX = 34.0, 44.0, 50.0
 LEAD_PX = 22.0  # from the plot to the labels at its right
 LEVEL_PX = 1.0  # a label that has moved by more is not beside its point
 MARKED_POINTS, MARKED_LINES = 12, 8  # beyond these only the ends of lines have markers
