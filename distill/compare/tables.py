@@ -44,13 +44,13 @@ def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
         )
     columns = [
         Column("method", key="contender"),
-        Column("rank", "count"),
+        Column("rank", "count", narrow=False),
         Column("mIoU %", "percent", key="miou"),
         Column(f"over {baseline}", "interval", key="over_baseline"),
         Column("beyond chance", "words", key="beyond_chance"),
         Column("seeds", "count", brief=False),
-        Column("steps", "count"),
-        Column("training", "duration", key="training_s"),
+        Column("steps", "count", narrow=False),
+        Column("training", "duration", key="training_s", narrow=False),
         Column("of the teacher", "share", key="over_teacher", brief=False),
     ]
     return Table.of(

@@ -66,6 +66,7 @@ class Column:
     kind: str = "text"  # a key of FORMATS
     key: str = ""  # in JSON and CSV; the title if empty
     brief: bool = True  # a terminal shows it too
+    narrow: bool = True  # also one that is too narrow for all; the last of the others goes first
 
     @property
     def name(self) -> str:

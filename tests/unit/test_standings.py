@@ -143,7 +143,7 @@ def in_all_renderings(folder: Path, caution: str) -> bool:
     """Whether what `compare` writes and prints has a caution: HTML, Markdown, JSON, CSV, terminal."""
     report = make_report(folder, write_standings(folder))
     said: list[str] = []
-    console = SimpleNamespace(line=said.append, table=lambda header, rows: None)
+    console = SimpleNamespace(line=said.append, table=lambda header, rows, optional: None)
     show(report, console)
     with open(folder / "standings.csv") as file:
         said_by_csv = next(csv.DictReader(file))["cautions"]
@@ -165,7 +165,7 @@ def test_people_read_labels_and_programs_read_names(tmp_path: Path) -> None:
     said: list[str] = []
     console = SimpleNamespace(
         line=said.append,
-        table=lambda header, rows: said.extend(cell for row in [header, *rows] for cell in row),
+        table=lambda header, rows, optional: said.extend(cell for row in [header, *rows] for cell in row),
     )
     show(report, console)
     read = ["\n".join(said), (folder / "report.md").read_text(), (folder / "report.html").read_text()]
