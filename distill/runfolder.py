@@ -7,9 +7,15 @@
     events/             the same for TensorBoard
     checkpoint/         the latest training state (training/checkpoint.py)
     profile/            torch's trace of a few steps, with --profile (training/profile.py)
-    student.safetensors scores.json report.md figures/ samples/
+    student.safetensors the trained student
+    scores.json         mIoU, accuracies, IoU by class and confusion matrix of the last checkpoint; steps and seconds
+    samples/            samples.json, and an image, its label and its prediction for each sample
+    report.html         the report, one file with all figures and samples (report/run_report.py)
+    report.md           the same as Markdown, with figures/*.svg and samples/ beside it
+    report.json         the same as data
+    figures/            miou-steps.svg, miou-time.svg, losses.svg
 
-Only the first process writes.
+A run without an evaluation split has no scores in scores.json and no samples. Only the first process writes.
 """
 
 import json

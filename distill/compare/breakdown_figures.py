@@ -19,18 +19,21 @@ WHOSE_COLOURS = {"data": "p0", "student": "p2", "loss": "p4", "teacher": "p5", "
 
 def cost_figures(standings: Standings) -> list[Figure]:
     """A step by whose work it is, and by the parts that the clock saw; one bar each for runs without a profile."""
-    costs = [cost for cost in standings.costs if cost.contender in standings.contest.charted]
+    labels, charted = standings.contest.labels, standings.contest.charted
+    costs = [cost for cost in standings.costs if cost.contender in charted]
     profiled = [cost for cost in costs if cost.parts]
     about = "Seconds of a step, median, and over the baseline's."
     if costs and not profiled:
-        bars = [Bar(name=cost.contender, values=[cost.step_s], text=_cost_text(cost)) for cost in costs]
+        bars = [
+            Bar(name=labels[cost.contender], values=[cost.step_s], text=_cost_text(cost)) for cost in costs
+        ]
         return [_stacks("step-cost", "Cost of a step", about, bars, {"a step": "p2"})]
     if not profiled:
         return []
-    whose = [Bar(name=c.contender, values=_whose(c), text=_cost_text(c)) for c in profiled]
+    whose = [Bar(name=labels[c.contender], values=_whose(c), text=_cost_text(c)) for c in profiled]
     by_part = [
         Bar(
-            name=c.contender,
+            name=labels[c.contender],
             values=[c.parts.get(part, 0.0) for part in PART_COLOURS],
             text=f"{sum(c.parts.values()):.3g} s",
         )
@@ -87,9 +90,9 @@ def _class_figure(standings: Standings, ranking: Ranking, row: Row, base: Row, p
         return None
     return Figure(
         name=f"classes-{place}",
-        title=f"{row.contender} over {base.contender}",
+        title=f"{row.label} over {base.label}",
         caption=f"Points of IoU by class; dots are seeds.{left_out}",
-        chart=BarChart(bars=shown, x_title=f"points of IoU over {base.contender}"),
+        chart=BarChart(bars=shown, x_title=f"points of IoU over {base.label}"),
         alt="; ".join(f"{bar.name} {bar.text}" for bar in shown),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcache.distill.compare.account import COMPLETE, RunAccount
-from kdcache.distill.compare.contest import Contest
+from kdcache.distill.compare.contest import Contest, quoted
 from kdcache.distill.compare.ranking import FEWEST_STEPS, Ranking
 from kdcache.distill.report.record import weak_teacher
 
@@ -69,7 +69,7 @@ def find_doubt(contest: Contest, ranking: Ranking, accounts: Sequence[RunAccount
     spread = _baseline_spread(contest, ranking, accounts)
     if scored and spread > UNSTEADY:
         return (
-            f"{rung} shows nothing reliable: a step of {baseline} took {100 * spread:.0f} % longer in one of its runs than "
+            f"{rung} shows nothing reliable: a step of {quoted(contest.labels[baseline])} took {100 * spread:.0f} % longer in one of its runs than "
             "in another, for the same work. Scores are rounded to whole percent, and places are left out."
         )
     return None
@@ -108,7 +108,7 @@ def find_cautions(
 
 def _short(rankings: Sequence[Ranking]) -> Iterator[str]:
     for ranking in rankings:
-        short = [row.contender for row in ranking.rows if row.is_short and row.miou is not None]
+        short = [quoted(row.label) for row in ranking.rows if row.is_short and row.miou is not None]
         if short and ranking.doubt is None:
             yield (
                 f"On {ranking.rung.name}, {', '.join(short)} had fewer than {FEWEST_STEPS} steps: too few to judge by, so "

@@ -18,6 +18,7 @@ do not name them, the steps of a rung are those that the baseline reached in the
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -248,10 +249,16 @@ class Contest:
         return list(dict.fromkeys(contender for ask in self.asks for contender in ask.contenders))
 
     @property
+    def labels(self) -> dict[str, str]:
+        """What people read, by name: the method if one row alone has it, else the contender's label."""
+        rows = Counter(each.method for each in self.contenders)
+        return {each.name: each.label if rows[each.method] > 1 else each.method for each in self.contenders}
+
+    @property
     def charted(self) -> set[str]:
         """Names of those that charts show: none of less than the whole store, which have a figure of their own, unless
-        the comparison is of these."""
-        of_views = self.baseline.passes is not None
+        the comparison has these alone."""
+        of_views = all(each.passes is not None for each in self.contenders if each.source == "cache")
         return {each.name for each in self.contenders if of_views or each.passes is None}
 
     @property
@@ -358,6 +365,11 @@ class Contest:
             )
             for rung in [rung for rung in brought if rung.clock == brought[0].clock] or shortest
         ]
+
+
+def quoted(label: str) -> str:
+    """A label within a sentence, in quotation marks if it has a comma: others could be listed beside it."""
+    return f'"{label}"' if "," in label else label
 
 
 def find_steps(

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from kdcache.distill.compare.breakdown import Ladder, Views
+from kdcache.distill.compare.contest import quoted
 from kdcache.distill.compare.ranking import Ranking, Row
 from kdcache.distill.compare.standings import Standings
 from kdcache.distill.report.charts import (
@@ -20,10 +21,12 @@ from kdcache.distill.report.charts import (
 from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Figure, percent
 from kdcache.distill.report.record import Curve
-from kdcache.distill.report.styles import PLAIN, Look
+from kdcache.distill.report.styles import Look
 from kdcache.distill.units import duration_text
 
 Looks = Mapping[str, Look]
+"""By label."""
+
 PRICE_TICKS = (0.5, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
 CLOCK_WORDS = {"time": "equal time", "steps": "equal steps"}
 
@@ -47,7 +50,7 @@ def rank_figures(by_steps: Ranking, by_time: Ranking, looks: Looks) -> list[Figu
             title="What the clock changes",
             caption=f"Mean mIoU in percent, the best at the top. {places}.",
             chart=RankChart(left=left, right=right, looks=looks),
-            alt=f"Ranking at equal steps: {', '.join(left.names)}. At equal time: {', '.join(right.names)}.",
+            alt=f"Ranking at equal steps: {_list(left.names)}. At equal time: {_list(right.names)}.",
         )
     ]
 
@@ -78,16 +81,16 @@ def mean_figures(rankings: Sequence[Ranking], looks: Looks, limits: Sequence[Lim
 
 def curve_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[Figure]:
     """mIoU over the clock of a ranking, a line for each seed, the best contender first."""
-    curves: dict[str, list[Curve]] = {row.contender: [] for row in ranking.rows}
+    curves: dict[str, list[Curve]] = {row.label: [] for row in ranking.rows}
     for account in standings.accounts:
-        name = account.start.contender.name
+        label = standings.contest.labels[account.start.contender.name]
         if (
             account.record
             and account.start.rung == ranking.rung
             and not account.start.again
-            and name in curves
+            and label in curves
         ):
-            curves[name].append(account.record.curve())
+            curves[label].append(account.record.curve())
     return miou_figures(curves, looks, teacher_limits(standings), ranking.rung.clock)
 
 
@@ -99,7 +102,7 @@ def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[
         return []
     found = [price[row.contender] for row in rows]
     ticks = [at for at in PRICE_TICKS if min(found) * 0.95 <= at <= max(found) * 1.05]
-    lines = [_line(row.contender, [(price[row.contender], row)], looks[row.contender]) for row in rows]
+    lines = [_line(row.label, [(price[row.contender], row)], looks[row.label]) for row in rows]
     chart = replace(
         _over(lines, "time of a step over the baseline's", teacher_limits(standings)),
         log_x=True,
@@ -109,10 +112,11 @@ def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[
         Figure(
             name="gain-and-price",
             title=f"Gain and price, at {CLOCK_WORDS[ranking.rung.clock]}",
-            caption="Further up is a better student, further left a cheaper step; bars are 95 % intervals.",
+            caption="Further up is a better student, further left a cheaper step; bars are 95 % intervals. Names are in the "
+            "order of the scores.",
             chart=chart,
             alt="; ".join(
-                f"{row.contender}: {price[row.contender]:.2f} times the baseline's step" for row in rows
+                f"{row.label}: {price[row.contender]:.2f} times the baseline's step" for row in rows
             ),
         )
     ]
@@ -123,9 +127,9 @@ def length_figures(standings: Standings, looks: Looks) -> list[Figure]:
     ladder = Ladder.of(standings)
     if ladder is None:
         return []
-    timed, names = ladder.clock == "time", list(ladder.points)
+    timed, labels = ladder.clock == "time", standings.contest.labels
     over = "budget" if timed else "steps"
-    lines = [_line(name, ladder.points[name], looks.get(name, PLAIN)) for name in names]
+    lines = [_line(labels[name], found, looks[labels[name]]) for name, found in ladder.points.items()]
     ticks = {at: duration_text(at) if timed else f"{at:.0f}" for at in ladder.lengths}
     chart = replace(
         _over(lines, f"{over} of training, logarithmic", teacher_limits(standings)), log_x=True, x_ticks=ticks
@@ -137,7 +141,7 @@ def length_figures(standings: Standings, looks: Looks) -> list[Figure]:
             caption="Means over seeds with their 95 % intervals; every point is a run of its own, with a schedule of that "
             "length.",
             chart=chart,
-            alt=f"mIoU over the {over} of training, for {', '.join(names)}",
+            alt=f"mIoU over the {over} of training, for {_list([line.name for line in lines])}",
         )
     ]
 
@@ -147,8 +151,9 @@ def view_figures(standings: Standings, looks: Looks) -> list[Figure]:
     views = Views.of(standings)
     if views is None:
         return []
-    lines = [_line(method, found, looks.get(method, PLAIN)) for method, found in views.points.items()]
-    limits = [_row_limit(f"{method}, online", row) for method, row in views.online.items()]
+    # A method looks as its row of the most views does elsewhere.
+    lines = [_line(method, found, looks[found[-1][1].label]) for method, found in views.points.items()]
+    limits = [_row_limit(row.label, row) for row in views.online.values()]
     ticks = sorted({at for found in views.points.values() for at, _ in found})
     chart = replace(
         _over(lines, "views of every image in the store", limits),
@@ -183,6 +188,10 @@ def mean_text(row: Row, coarse: bool) -> str:
     return f"{text} ± {50 * (high - low):.2f}"
 
 
+def _list(labels: Sequence[str]) -> str:
+    return ", ".join(map(quoted, labels))
+
+
 def _over(lines: Sequence[Line], x_title: str, limits: Sequence[Limit]) -> LineChart:
     return LineChart(lines=lines, x_title=x_title, y_title="mIoU, %", limits=limits, bounds=PERCENT)
 
@@ -191,15 +200,15 @@ def _column(ranking: Ranking, names: Collection[str]) -> RankColumn:
     scored = [row for row in ranking.rows if row.contender in names]
     return RankColumn(
         title=CLOCK_WORDS[ranking.rung.clock],
-        names=[row.contender for row in scored],
+        names=[row.label for row in scored],
         texts=[percent(row.miou, ranking.is_coarse(row)) for row in scored],
     )
 
 
 def _dots(ranking: Ranking, row: Row, looks: Looks) -> DotRow:
     return DotRow(
-        name=row.contender,
-        look=looks[row.contender],
+        name=row.label,
+        look=looks[row.label],
         mean=100 * (row.miou or 0.0),
         seeds=[100 * value for value in row.by_seed.values()],
         text=mean_text(row, ranking.is_coarse(row)),

@@ -25,7 +25,8 @@ class Row:
     """A contender on a rung. Means are over the seeds that are complete."""
 
     rank: int | None  # 1 is best; None without a score
-    contender: str
+    contender: str  # its name
+    label: str  # what people read
     miou: float | None
     interval: tuple[float, float] | None  # of the mean mIoU, within 0 to 1; None for fewer than two seeds
     by_seed: Mapping[int, float]
@@ -166,6 +167,7 @@ def _row(
     return Row(
         rank=None,
         contender=contender.name,
+        label=contest.labels[contender.name],
         miou=miou,
         interval=clipped(mean_interval(list(by_seed.values())), (0.0, 1.0)),
         by_seed=by_seed,

@@ -21,7 +21,7 @@ from typing import Any
 
 from kdcache.cache.errors import KDCacheError, UsageError
 from kdcache.distill import runfolder
-from kdcache.distill.compare.contest import ATTEMPTS, COMPARISON, RUNS, Contest, Start, find_steps
+from kdcache.distill.compare.contest import ATTEMPTS, COMPARISON, RUNS, Contest, Start, find_steps, quoted
 from kdcache.distill.config import TrainConfig
 
 LOGS = "logs"
@@ -128,7 +128,8 @@ def _attempt(
     }
     steps = find_steps(contest, start.rung, done) if start.rung.clock == "steps" else None
     if start.rung.clock == "steps" and steps is None:
-        reason = f"its steps are unknown: no finished run of {contest.baseline.name} on that budget"
+        baseline = quoted(contest.labels[contest.baseline.name])
+        reason = f"its steps are unknown: no finished run of {baseline} on that budget"
         return {**attempt, "error": reason}
     try:
         config = contest.config(start, str(folder / RUNS / start.name), steps)

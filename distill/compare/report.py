@@ -60,11 +60,12 @@ def write_standings(folder: Path) -> Standings:
 
 def make_report(folder: Path, standings: Standings) -> Report:
     """All that there is to say. `folder` is the comparison's: samples of its runs are read from there."""
-    main, baseline = standings.main, standings.contest.baseline.name
+    main = standings.main
+    baseline = standings.contest.labels[standings.contest.baseline.name]
     document, shown = standings.to_dict(), _both_clocks(standings)
     charted = [in_charts(standings, ranking) for ranking in shown]
     in_main = in_charts(standings, main)
-    ranked = [row.contender for ranking in (in_main, main, *standings.rankings) for row in ranking.rows]
+    ranked = [row.label for ranking in (in_main, main, *standings.rankings) for row in ranking.rows]
     looks = give_looks(list(dict.fromkeys(ranked)), baseline)
     tables = [ranking_table(ranking, looks, baseline) for ranking in shown]
     return Report(
@@ -161,7 +162,7 @@ def _samples(folder: Path, standings: Standings, ranking: Ranking) -> list[Block
         and not a.start.again
     }
     places = {TEACHER: folder / TEACHER}
-    places |= {row.contender: folders[row.contender] for row in ranking.rows if row.contender in folders}
+    places |= {row.label: folders[row.contender] for row in ranking.rows if row.contender in folders}
     found = {name: files for name, place in places.items() if (files := SampleFiles.read(place))}
     if not found:
         return []

@@ -82,12 +82,17 @@ class Standings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. mIoU and IoU are fractions, times seconds."""
-        contest = self.contest
+        contest, labels = self.contest, self.contest.labels
+
+        def labelled(values: dict[str, Any]) -> dict[str, Any]:
+            return {**values, "label": labels[values["contender"]]}
+
         return {
             "format": FORMAT_VERSION,
             "baseline": contest.baseline.name,
             "contenders": [
-                {"name": c.name, **asdict(c), "terms": self._terms(c)} for c in contest.contenders
+                {"name": c.name, "label": labels[c.name], **asdict(c), "terms": self._terms(c)}
+                for c in contest.contenders
             ],
             "clocks": contest.clocks,
             "rungs": [{"name": rung.name, **asdict(rung)} for rung in contest.rungs],
@@ -106,11 +111,11 @@ class Standings:
             },
             "rankings": [ranking.to_dict() for ranking in self.rankings],
             "cautions": self.cautions,
-            "moves": [asdict(move) for move in self.moves],
-            "costs": [asdict(cost) for cost in self.costs],
+            "moves": [labelled(asdict(move)) for move in self.moves],
+            "costs": [labelled(asdict(cost)) for cost in self.costs],
             "noise": [{**asdict(noise), "step_drift": noise.step_drift} for noise in self.noise],
-            "curves": [_curve_dict(account) for account in self.accounts if account.record],
-            "runs": [account.to_dict() for account in self.accounts],
+            "curves": [labelled(_curve_dict(account)) for account in self.accounts if account.record],
+            "runs": [labelled(account.to_dict()) for account in self.accounts],
         }
 
     def _terms(self, contender: Contender) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 from kdcache.distill.compare.account import FAILED
 from kdcache.distill.compare.breakdown import Views
 from kdcache.distill.compare.breakdown_figures import extremes
+from kdcache.distill.compare.contest import quoted
 from kdcache.distill.compare.figures import Looks
 from kdcache.distill.compare.ranking import Ranking, Row
 from kdcache.distill.compare.standings import Standings
@@ -33,7 +34,7 @@ def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
         over = (difference.mean, difference.low, difference.high) if difference else None
         rows.append(
             [
-                Cell(row.contender, look=looks[row.contender]),
+                Cell(row.contender, label=row.label, look=looks[row.label]),
                 None if ranking.doubt else row.rank,
                 Cell(row.miou, coarse=coarse),
                 Cell(over, coarse=coarse),
@@ -43,13 +44,13 @@ def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
         )
     columns = [
         Column("method", key="contender"),
-        Column("rank", "count"),
+        Column("rank", "count", narrow=False),
         Column("mIoU %", "percent", key="miou"),
         Column(f"over {baseline}", "interval", key="over_baseline"),
         Column("beyond chance", "words", key="beyond_chance"),
         Column("seeds", "count", brief=False),
-        Column("steps", "count"),
-        Column("training", "duration", key="training_s"),
+        Column("steps", "count", narrow=False),
+        Column("training", "duration", key="training_s", narrow=False),
         Column("of the teacher", "share", key="over_teacher", brief=False),
     ]
     return Table.of(
@@ -62,14 +63,13 @@ def length_tables(standings: Standings, shown: Sequence[Ranking], baseline: str)
     rankings = standings.rankings
     if len(rankings) <= len(shown):
         return []
+    labels = standings.contest.labels
     by_ranking = [(ranking, {row.contender: row for row in ranking.rows}) for ranking in rankings]
     rows = [
-        [contender.name, *(_score(ranking, of.get(contender.name)) for ranking, of in by_ranking)]
-        for contender in standings.contest.contenders
+        [Cell(name, label=label), *(_score(ranking, of.get(name)) for ranking, of in by_ranking)]
+        for name, label in labels.items()
     ]
-    caption = (
-        f"All lengths: mIoU in percent, and points over {baseline}, in brackets where they could be chance"
-    )
+    caption = f"All lengths: mIoU in percent, and points over {quoted(baseline)}, in brackets where they could be chance"
     columns = [Column("method"), *(_words(r.short_title, r.rung.name) for r in rankings)]
     return [Table.of("lengths", caption, columns, rows)]
 
@@ -88,10 +88,10 @@ def view_tables(standings: Standings, baseline: str) -> list[Block]:
     columns = [
         Column("method"),
         *(_words(f"{number:g}") for number in numbers),
-        _words("online, fresh views"),
+        _words("teacher at every step"),
     ]
     caption = (
-        f"By stored views of an image, after {views.ranking.title}: mIoU in percent, and points over {baseline}, in "
+        f"By stored views of an image, after {views.ranking.title}: mIoU in percent, and points over {quoted(baseline)}, in "
         "brackets where they could be chance"
     )
     return [Table.of("views", caption, columns, rows)]
@@ -101,7 +101,10 @@ def teacher_cost_tables(rankings: Sequence[Ranking]) -> list[Block]:
     """The time of a run alone, with all of the store's one-off cost, and with its share; columns that agree are merged."""
     titles = ["training", "with the whole teacher", "with its share"]
     rows = [
-        [row.contender, ranking.short_title, row.training_s, row.with_teacher_s, row.with_shared_teacher_s]
+        [
+            Cell(row.contender, label=row.label),
+            *(ranking.short_title, row.training_s, row.with_teacher_s, row.with_shared_teacher_s),
+        ]
         for ranking in rankings
         for row in ranking.rows
         if row.training_s is not None
@@ -113,7 +116,7 @@ def teacher_cost_tables(rankings: Sequence[Ranking]) -> list[Block]:
 
 def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
     """IoU by class: the baseline's, and every other method's as points above it, the most gained first."""
-    baseline = standings.contest.baseline.name
+    labels, baseline = standings.contest.labels, standings.contest.baseline.name
     iou = {row.contender: row.class_iou for row in ranking.rows if row.class_iou}
     base = iou.pop(baseline, None)
     if teacher := standings.contest.teacher.get("iou"):
@@ -136,8 +139,12 @@ def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
     left_out = (
         "" if len(shown) == len(order) else f" The {len(shown)} that differ most of {len(order)} classes."
     )
-    caption = f"IoU by class: {baseline} in percent, the others in points over it.{left_out}"
-    columns = [Column("class"), Column(f"{baseline} %", "percent"), *(Column(name, "points") for name in iou)]
+    caption = f"IoU by class: {quoted(labels[baseline])} in percent, the others in points over it.{left_out}"
+    columns = [
+        Column("class"),
+        Column(f"{labels[baseline]} %", "percent", key=baseline),
+        *(Column(labels.get(name, name), "points", key=name) for name in iou),
+    ]
     return [Table.of("classes", caption, columns, rows)]
 
 
@@ -154,7 +161,8 @@ def noise_tables(standings: Standings) -> list[Block]:
     for title, kind in (("mIoU %", "percent"), ("steps", "count"), ("s a step", "number")):
         columns += [Column(f"{title} first", kind), Column(f"{title} at the end", kind)]
     columns.append(Column("change of a step", "change", key="step_drift"))
-    caption = f"{standings.contest.baseline.name} again with one seed: among the others, and at the end"
+    contest = standings.contest
+    caption = f"{quoted(contest.labels[contest.baseline.name])} again with one seed: among the others, and at the end"
     return [Table.of("noise", caption, columns, rows)] if rows else []
 
 
@@ -164,7 +172,8 @@ def account_table(standings: Standings) -> Table:
     for contender in standings.contest.contenders:
         own = [a for a in standings.accounts if a.start.contender == contender and a.record]
         sums = (sum(getattr(account, name) or 0.0 for account in own) for name in TIMES)
-        rows.append([contender.name, len(own), *sums])
+        label = standings.contest.labels[contender.name]
+        rows.append([Cell(contender.name, label=label), len(own), *sums])
     columns = [
         Column("method"),
         Column("runs", "count"),

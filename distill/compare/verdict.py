@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from kdcache.distill.compare.contest import quoted
 from kdcache.distill.compare.intervals import paired_difference
 from kdcache.distill.compare.ranking import Move, Ranking, Row, pair_clocks
 from kdcache.distill.compare.standings import Standings
@@ -10,15 +11,16 @@ from kdcache.distill.report.model import interval_text
 
 def conclude(standings: Standings) -> list[str]:
     """Which method came first, which others it beats beyond chance, how many beat the baseline, what the clock changes."""
-    ranking, baseline = standings.main, standings.contest.baseline.name
+    ranking, name = standings.main, standings.contest.baseline.name
+    baseline = quoted(standings.contest.labels[name])
     scored = [row for row in ranking.rows if row.miou is not None]
     if not scored:
         return [f"No run of {ranking.title} has a score yet."]
-    if all(row.contender == baseline for row in scored):
+    if all(row.contender == name for row in scored):
         return [f"Only {baseline} has a score yet."]
     if ranking.doubt:
         return [
-            f"After {ranking.title}, {scored[0].contender} has the highest mIoU, but these runs say nothing reliable."
+            f"After {ranking.title}, {quoted(scored[0].label)} has the highest mIoU, but these runs say nothing reliable."
         ]
     said = [_at_the_top(ranking, scored, baseline), _against_baseline(scored, baseline)]
     return [sentence for sentence in said if sentence] + list(_by_clock(standings, ranking))
@@ -27,7 +29,7 @@ def conclude(standings: Standings) -> list[str]:
 def _at_the_top(ranking: Ranking, scored: Sequence[Row], baseline: str) -> str:
     """The first, over the baseline, and against those after it, down to the one that it beats beyond chance."""
     first, difference = scored[0], scored[0].difference
-    came = f"After {ranking.title}, {first.contender} came first"
+    came = f"After {ranking.title}, {quoted(first.label)} came first"
     if difference:
         gain = interval_text((difference.mean, difference.low, difference.high), ranking.is_coarse(first))
         came += f", {gain} points of mIoU over {baseline}"
@@ -43,7 +45,7 @@ def _at_the_top(ranking: Ranking, scored: Sequence[Row], baseline: str) -> str:
             return f"{came}: with one seed, every difference here could be chance."
         if gap.separable:
             break
-        tied.append(row.contender)
+        tied.append(quoted(row.label))
     if tied:
         return f"{came}; its lead over {_and(tied)} could be chance."
     return f"{came}, beyond chance against all others."
@@ -83,8 +85,9 @@ def _by_clock(standings: Standings, ranking: Ranking) -> Iterator[str]:
         yield f"The order is the same at equal {other}."
         return
     furthest = max(moves, key=_distance)
+    label = quoted(standings.contest.labels[furthest.contender])
     yield (
-        f"At equal {other}, {len(moves)} of {len(common)} change place: {furthest.contender} is number "
+        f"At equal {other}, {len(moves)} of {len(common)} change place: {label} is number "
         f"{furthest.by_steps} by steps and {furthest.by_time} by time."
     )
 

@@ -26,8 +26,10 @@ from kdcache.distill.report.styles import LIGHT, Look
 FONT_PX, SMALL_PX = 13.0, 12.0
 CHARACTER_PX = 7.6  # of a wide sans at FONT_PX: what a reader's font takes is not known
 LONGEST_LABEL = 24  # characters
+LONGEST_LINE = 18  # of a label that has a comma: what follows goes below
 LONGEST_TITLE = 44  # of an axis
 LINE_PX = 16.0  # between labels
+SECOND_LINE_PX = 13.0  # from the first line of a label
 
 _NAMES: Final = tuple(LIGHT)
 _SETTINGS: Final[dict[Any, Any]] = {
@@ -59,9 +61,16 @@ def shortened(text: str, longest: int = LONGEST_LABEL) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def width_px(texts: Sequence[str], longest: int = LONGEST_LABEL) -> float:
-    """Space for the longest of some labels."""
-    return CHARACTER_PX * max((len(shortened(text, longest)) for text in texts), default=0)
+def label_lines(label: str) -> list[str]:
+    """A label on one line; a long one with a comma on two, as in "logit" and "teacher at every step"."""
+    first, _, second = label.partition(", ")
+    return [label] if len(label) <= LONGEST_LINE or not second else [first, second]
+
+
+def width_px(texts: Sequence[str]) -> float:
+    """Space for the longest line of some labels."""
+    lines = (shortened(line) for text in texts for line in label_lines(text))
+    return CHARACTER_PX * max(map(len, lines), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,24 @@ class Canvas:
         )
         if short != text:
             drawn.set_gid(self.tooltip(text))
+
+    def label(
+        self,
+        x: float,
+        y: float,
+        label: str,
+        *,
+        colour: str = "ink",
+        anchor: str = "left",
+        longest: int = LONGEST_LABEL,
+    ) -> None:
+        """A name around y, on one line or two; each is cut beyond `longest` characters."""
+        first, *more = label_lines(label)
+        up = SECOND_LINE_PX / 2 * len(more)
+        self.text(x, y - up, first, colour=colour, anchor=anchor, longest=longest)
+        for second in more:
+            small = int(longest * FONT_PX / SMALL_PX)
+            self.text(x, y + up, second, anchor=anchor, size=SMALL_PX, colour="muted", longest=small)
 
     def line(
         self,

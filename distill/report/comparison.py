@@ -78,15 +78,15 @@ def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any]
     columns = [
         Column("run"),
         Column("method"),
-        Column("source"),
-        Column("asked for", key="length"),
+        Column("source", narrow=False),
+        Column("asked for", key="length", narrow=False),
         Column("steps", "words"),
         Column("training", "duration", key="training_s"),
-        Column("s/step", "number", key="step_s"),
-        Column("waiting", "share", key="wait_share"),
+        Column("s/step", "number", key="step_s", narrow=False),
+        Column("waiting", "share", key="wait_share", narrow=False),
         Column("mIoU %", "percent", key="miou"),
         Column("vs none", "points", key="over_none"),
-        Column("pixel acc. %", "percent", key="pixel_accuracy"),
+        Column("pixel acc. %", "percent", key="pixel_accuracy", narrow=False),
     ]
     rows: list[list[Any]] = [
         [

@@ -6,7 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcache.distill.report.model import Block, Code, Facts, Figure, Gallery, Links, Paragraph, Report, Table
+from kdcache.distill.report.model import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Facts,
+    Figure,
+    Gallery,
+    Links,
+    Paragraph,
+    Report,
+    Table,
+)
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -45,8 +57,7 @@ def _block(block: Block) -> dict[str, Any]:
         case Facts():
             return {**said, "title": block.title, "facts": dict(block.known)}
         case Table():
-            names = [column.name for column in block.columns]
-            rows = [dict(zip(names, (cell.value for cell in row), strict=True)) for row in block.rows]
+            rows = [_row(block.columns, row) for row in block.rows]
             about = {
                 "name": block.name,
                 "caption": block.caption,
@@ -72,6 +83,13 @@ def _block(block: Block) -> dict[str, Any]:
                 for title, pictures in block.rows
             ]
             return {**said, "rows": rows, "legend": dict(block.legend)}
+
+
+def _row(columns: Sequence[Column], cells: Sequence[Cell]) -> dict[str, Any]:
+    """Values by column, and under `label` what people read in place of a key."""
+    found = {column.name: cell.value for column, cell in zip(columns, cells, strict=True)}
+    label = next((cell.label for cell in cells if cell.label), None)
+    return found if label is None else {**found, "label": label}
 
 
 def _csv_value(value: Any) -> Any:

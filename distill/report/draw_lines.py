@@ -1,13 +1,16 @@
 """A line chart drawn, every line named at its end."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from matplotlib.axes import Axes
 
 from kdcache.distill.report.canvas import (
     LINE_PX,
+    SECOND_LINE_PX,
     Canvas,
     axis_title,
+    label_lines,
     marker_style,
     paint,
     set_ticks,
@@ -17,8 +20,9 @@ from kdcache.distill.report.charts import Limit, Line, LineChart, is_near, padde
 from kdcache.distill.report.styles import Look
 
 WIDTH_PX, HEIGHT_PX = 480.0, 330.0
-TOP_PX, BOTTOM_PX, LEFT_PX = 34.0, 44.0, 46.0
+TOP_PX, BOTTOM_PX, LEFT_PX = 34.0, 44.0, 50.0
 LEAD_PX = 22.0  # from the plot to the labels at its right
+LEVEL_PX = 1.0  # a label that has moved by more is not beside its point
 MARKED_POINTS, MARKED_LINES = 12, 8  # beyond these only the ends of lines have markers
 
 
@@ -92,11 +96,17 @@ def _limit(axes: Axes, limit: Limit) -> None:
 
 def _limit_text(limit: Limit, near: Sequence[Limit]) -> str:
     """Its name; with its value where the axis leaves it out."""
-    return limit.name if limit in near else f"{limit.name} {limit.at:.2f}"
+    if limit in near:
+        return limit.name
+    first, comma, second = limit.name.partition(", ")
+    return f"{first} {limit.at:.2f}{comma}{second}"
 
 
 def _name_lines(canvas: Canvas, axes: Axes, chart: LineChart, near: Sequence[Limit], right: float) -> None:
-    """Names at the right, each with a lead to the last point of its line; limits that lie outside at the edge."""
+    """Names at the right, each with a lead to the last point of its line; limits that lie outside at the edge.
+
+    Leads to single points would cross the plot and each other. They are drawn only if every name is level with its point.
+    """
 
     def pixel(x: float, y: float) -> tuple[float, float]:
         at, up = axes.transData.transform((x, y))
@@ -109,18 +119,25 @@ def _name_lines(canvas: Canvas, axes: Axes, chart: LineChart, near: Sequence[Lim
         pixel(across, limit.at)[1] if limit in near else HEIGHT_PX - BOTTOM_PX if limit.at < low else TOP_PX
         for limit in chart.limits
     ]
-    places = spread([y for _, y in ends] + limits, LINE_PX, TOP_PX, HEIGHT_PX - BOTTOM_PX)
+    wanted = [y for _, y in ends] + limits
+    limit_texts = [_limit_text(limit, near) for limit in chart.limits]
+    names = [line.name for line in chart.lines] + limit_texts
+    heights = [LINE_PX + SECOND_LINE_PX * (len(label_lines(name)) - 1) for name in names]
+    places = spread(wanted, heights, TOP_PX, HEIGHT_PX - BOTTOM_PX)
+    level = all(abs(place - y) < LEVEL_PX for (_, y), place in zip(ends, places, strict=False))
+    led = level or any(len(stroke) > 1 for line in chart.lines for stroke in line.strokes)
     for line, (x, y), place in zip(chart.lines, ends, places, strict=False):
-        canvas.line([x + 6, right + LEAD_PX - 6], [y, place], width=0.8, alpha=0.7)
+        if led:
+            canvas.line([x + 6, right + LEAD_PX - 6], [y, place], width=0.8, alpha=0.7)
         canvas.mark(right + LEAD_PX + 1, place, line.look)
-        canvas.text(right + LEAD_PX + 10, place, line.name)
-    for limit, y, place in zip(chart.limits, limits, places[len(ends) :], strict=True):
+        canvas.label(right + LEAD_PX + 10, place, line.name)
+    for limit, text, y, place in zip(chart.limits, limit_texts, limits, places[len(ends) :], strict=True):
         if limit in near:
             canvas.line([right, right + LEAD_PX + 6], [y, place], width=0.8, alpha=0.7)
         else:
             arrow = Look(colour="muted", marker="v" if limit.at < low else "^")
             canvas.mark(right + LEAD_PX + 1, place, arrow)
-        canvas.text(right + LEAD_PX + 10, place, _limit_text(limit, near), colour="muted")
+        canvas.label(right + LEAD_PX + 10, place, text, colour="muted")
 
 
 def _end(line: Line) -> tuple[float, float]:
@@ -130,22 +147,28 @@ def _end(line: Line) -> tuple[float, float]:
     return ends[len(ends) // 2]
 
 
-def spread(wanted: Sequence[float], gap_px: float, low_px: float, high_px: float) -> list[float]:
-    """Places near those wanted, in their order, `gap_px` apart where there is space for that from low to high.
+def spread(
+    wanted: Sequence[float], heights_px: Sequence[float], low_px: float, high_px: float
+) -> list[float]:
+    """Centres near those wanted, in their order, without overlaps if the heights fit between low and high.
 
-    The mean of the places that pushing down gives and of those that pushing up gives: both keep the gap, so it does.
+    The mean of the places that pushing down gives and of those that pushing up gives: both keep the gaps, so it does.
     """
-    count = len(wanted)
-    gap_px = min(gap_px, (high_px - low_px) / max(1, count - 1))
-    order = sorted(range(count), key=lambda index: wanted[index])
-    space = [(low_px + gap_px * k, high_px - gap_px * (count - 1 - k)) for k in range(count)]
-    held = [min(max(wanted[index], low), high) for index, (low, high) in zip(order, space, strict=True)]
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    gaps = [(heights_px[one] + heights_px[other]) / 2 for one, other in pairwise(order)]
+    squeeze = min(1.0, (high_px - low_px) / (sum(gaps) or 1.0))
+    gaps = [gap * squeeze for gap in gaps]
+    above = [0.0, *accumulate(gaps)]
+    held = [
+        min(max(wanted[index], low_px + before), high_px - (above[-1] - before))
+        for index, before in zip(order, above, strict=True)
+    ]
     down, up = list(held), list(held)
-    for k in range(1, count):
-        down[k] = max(held[k], down[k - 1] + gap_px)
-    for k in range(count - 2, -1, -1):
-        up[k] = min(held[k], up[k + 1] - gap_px)
-    places = [0.0] * count
+    for k, gap in enumerate(gaps, start=1):
+        down[k] = max(held[k], down[k - 1] + gap)
+    for k in range(len(gaps) - 1, -1, -1):
+        up[k] = min(held[k], up[k + 1] - gaps[k])
+    places = [0.0] * len(wanted)
     for k, index in enumerate(order):
         places[index] = (down[k] + up[k]) / 2
     return places

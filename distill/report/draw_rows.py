@@ -11,6 +11,7 @@ from kdcache.distill.report.canvas import (
     SMALL_PX,
     Canvas,
     axis_title,
+    label_lines,
     marker_style,
     paint,
     set_ticks,
@@ -19,10 +20,15 @@ from kdcache.distill.report.canvas import (
 from kdcache.distill.report.charts import BarChart, ClassChart, DotChart, DotRow, RankChart, RankColumn
 from kdcache.distill.report.styles import Look
 
-WIDTH_PX, ROW_PX, BOTTOM_PX = 480.0, 26.0, 44.0
+WIDTH_PX, ROW_PX, TALL_ROW_PX, BOTTOM_PX = 480.0, 26.0, 30.0, 44.0
 BAR_SHARE = 0.64  # of a row
-RANK_LEFT_PX, RANK_RIGHT_PX, RANK_TOP_PX = 180.0, 300.0, 44.0
-LONGEST_NAME = 16  # characters between the score and the line
+RANK_LEFT_PX, RANK_RIGHT_PX, RANK_TOP_PX = 196.0, 284.0, 44.0
+LONGEST_NAME = 20  # characters between the score and the middle
+
+
+def _row_px(names: Sequence[str]) -> float:
+    """The height of a row: more where a name takes two lines."""
+    return TALL_ROW_PX if any(len(label_lines(name)) > 1 for name in names) else ROW_PX
 
 
 def _row_axes(
@@ -44,7 +50,7 @@ def _row_axes(
     canvas.grid(axes, "x")
     row_px = (bottom - top) / len(names)
     for place, name in enumerate(names):
-        canvas.text(left - 6 - mark_px, top + row_px * (place + 0.5), name, anchor="right")
+        canvas.label(left - 6 - mark_px, top + row_px * (place + 0.5), name, anchor="right")
     for place, text in enumerate(texts):
         canvas.text(
             WIDTH_PX, top + row_px * (place + 0.5), text, anchor="right", size=SMALL_PX, colour="muted"
@@ -55,8 +61,9 @@ def _row_axes(
 
 def paint_dots(chart: DotChart) -> Canvas:
     top = 24.0
-    canvas = Canvas(WIDTH_PX, top + ROW_PX * len(chart.rows) + BOTTOM_PX)
     names, texts = [row.name for row in chart.rows], [row.text for row in chart.rows]
+    row_px = _row_px(names)
+    canvas = Canvas(WIDTH_PX, top + row_px * len(names) + BOTTOM_PX)
     axes = _row_axes(canvas, names, texts, top=top, x_title=chart.x_title, mark_px=14)
     axes.set_xlim(*chart.stretch)
     set_ticks(axes.xaxis, False, None)
@@ -78,7 +85,7 @@ def paint_dots(chart: DotChart) -> Canvas:
         canvas.mark(right if beyond else left, 10, Look(colour="muted", marker=">" if beyond else "<"))
     for place, row in enumerate(chart.rows):
         _dot_row(axes, row, place)
-        canvas.mark(left - 9, top + ROW_PX * (place + 0.5), row.look)
+        canvas.mark(left - 9, top + row_px * (place + 0.5), row.look)
     return canvas
 
 
@@ -96,8 +103,8 @@ def _dot_row(axes: Axes, row: DotRow, place: int) -> None:
 def paint_bars(chart: BarChart) -> Canvas:
     legend = _legend_places(list(chart.parts or ()))
     top = 8.0 + LINE_PX * (1 + legend[-1][1] if legend else 0)
-    canvas = Canvas(WIDTH_PX, top + ROW_PX * len(chart.bars) + BOTTOM_PX)
     names, texts = [bar.name for bar in chart.bars], [bar.text for bar in chart.bars]
+    canvas = Canvas(WIDTH_PX, top + _row_px(names) * len(names) + BOTTOM_PX)
     axes = _row_axes(canvas, names, texts, top=top, x_title=chart.x_title)
     ends = [value for bar in chart.bars for value in (0.0, sum(bar.values), *bar.seeds)]
     low, high = min(ends), max(ends)
@@ -167,12 +174,13 @@ def _legend(canvas: Canvas, places: Sequence[tuple[float, int]], looks: Mapping[
 
 
 def paint_ranks(chart: RankChart) -> Canvas:
-    canvas = Canvas(WIDTH_PX, RANK_TOP_PX + ROW_PX * len(chart.left.names))
+    row_px = _row_px(chart.left.names)
+    canvas = Canvas(WIDTH_PX, RANK_TOP_PX + row_px * len(chart.left.names))
     canvas.text(RANK_LEFT_PX, 14, chart.left.title, anchor="right", bold=True)
     canvas.text(RANK_RIGHT_PX, 14, chart.right.title, bold=True)
     for before, name in enumerate(chart.left.names):
         after, look = chart.right.names.index(name), chart.looks[name]
-        ends = [RANK_LEFT_PX + 16, RANK_RIGHT_PX - 16], [_rank_y(before), _rank_y(after)]
+        ends = [RANK_LEFT_PX + 16, RANK_RIGHT_PX - 16], [_rank_y(before, row_px), _rank_y(after, row_px)]
         if before == after:
             canvas.line(*ends, colour="unmoved", width=1.4)
         else:
@@ -180,21 +188,21 @@ def paint_ranks(chart: RankChart) -> Canvas:
                 *ends, colour=look.colour, width=2, linestyle=(0, look.dash) if look.dash else "solid"
             )
     for column, edge, outwards in ((chart.left, RANK_LEFT_PX, -1), (chart.right, RANK_RIGHT_PX, 1)):
-        _rank_column(canvas, column, chart.looks, edge, outwards)
+        _rank_column(canvas, column, chart.looks, edge, outwards, row_px)
     return canvas
 
 
-def _rank_y(place: int) -> float:
-    return RANK_TOP_PX + ROW_PX * (place + 0.35)
+def _rank_y(place: int, row_px: float) -> float:
+    return RANK_TOP_PX + row_px * (place + 0.35)
 
 
 def _rank_column(
-    canvas: Canvas, column: RankColumn, looks: Mapping[str, Look], edge: float, outwards: int
+    canvas: Canvas, column: RankColumn, looks: Mapping[str, Look], edge: float, outwards: int, row_px: float
 ) -> None:
     """Marker, name and score, from the middle outwards."""
     near, far = ("right", "left") if outwards < 0 else ("left", "right")
     for place, (name, text) in enumerate(zip(column.names, column.texts, strict=True)):
-        y = _rank_y(place)
+        y = _rank_y(place, row_px)
         canvas.mark(edge - outwards * 7, y, looks[name])
-        canvas.text(edge + outwards * 4, y, name, anchor=near, longest=LONGEST_NAME)
+        canvas.label(edge + outwards * 4, y, name, anchor=near, longest=LONGEST_NAME)
         canvas.text(edge + outwards * RANK_LEFT_PX, y, text, anchor=far, size=SMALL_PX, colour="muted")

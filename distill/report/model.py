@@ -66,6 +66,7 @@ class Column:
     kind: str = "text"  # a key of FORMATS
     key: str = ""  # in JSON and CSV; the title if empty
     brief: bool = True  # a terminal shows it too
+    narrow: bool = True  # also one that is too narrow for all; the last of the others goes first
 
     @property
     def name(self) -> str:
@@ -85,6 +86,7 @@ class Cell:
     shade: int = 0  # from -2, much worse, to 2, much better
     share: float | None = None  # of a bar behind the number
     look: Look | None = None  # before a name
+    label: str = ""  # what people read if the value is a key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +142,8 @@ class Table:
 
 
 def cell_text(column: Column, cell: Cell) -> str:
+    if cell.label:
+        return cell.label
     if cell.value is None:
         return "" if column.is_text else UNKNOWN
     return FORMATS[column.kind](cell.value, cell.coarse)

@@ -9,7 +9,9 @@ from kdcache.distill.report.model import MINUS, Paragraph, Report, Table
 class Console(Protocol):
     """Of cli/output.py, what this needs."""
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None: ...
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[object]], *, optional: Sequence[str] = ()
+    ) -> None: ...
 
     def line(self, text: str) -> None: ...
 
@@ -30,7 +32,9 @@ def _show_table(table: Table, console: Console) -> None:
     shown = [at for at, column in enumerate(table.columns) if column.brief]
     console.line(_ascii(table.caption))
     console.table(
-        [table.header[at] for at in shown], [[_ascii(row[at]) for at in shown] for row in table.texts]
+        [table.header[at] for at in shown],
+        [[_ascii(row[at]) for at in shown] for row in table.texts],
+        optional=[column.title for column in reversed(table.columns) if column.brief and not column.narrow],
     )
     console.line("")
 

@@ -74,7 +74,7 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     assert code == 11 and "--views 9" in stderr and "has 2 complete passes" in stderr
 
     code, stdout, _ = kdcache(*arguments, "--dry-run")
-    assert code == 0 and [line.split()[1] for line in stdout.splitlines()[1:5]] == list(runs)
+    assert code == 0 and [line.split()[-1] for line in stdout.splitlines()[1:5]] == list(runs)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from kdcache.distill.report.charts import (
 from kdcache.distill.report.draw import draw
 from kdcache.distill.report.draw_lines import spread
 from kdcache.distill.report.model import Figure
-from kdcache.distill.report.styles import LIGHT, PLAIN, Look, give_looks
+from kdcache.distill.report.styles import LIGHT, PLAIN, Look, give_looks, look_of
 
 LINES = LineChart(
     lines=[Line(name="logit", look=PLAIN, strokes=[[(1, 60.0), (2, 62.0)], [(1, 59.0), (2, 61.0)]])],
@@ -79,7 +79,7 @@ def texts(chart: Chart) -> list[str]:
 
 @given(st.lists(st.floats(-50, 450), min_size=1, max_size=30))
 def test_labels_keep_apart_in_their_order(wanted: list[float]) -> None:
-    places = spread(wanted, 16, 20, 400)
+    places = spread(wanted, [16] * len(wanted), 20, 400)
     ordered = [places[index] for index in sorted(range(len(wanted)), key=lambda index: wanted[index])]
     gap = min(16, 380 / max(1, len(wanted) - 1))
     assert all(after - before >= gap - 1e-6 for before, after in pairwise(ordered))
@@ -87,8 +87,9 @@ def test_labels_keep_apart_in_their_order(wanted: list[float]) -> None:
 
 
 def test_labels_with_space_stay_where_they_are() -> None:
-    assert spread([300, 50, 100], 16, 20, 400) == [300, 50, 100]
-    assert spread([100, 100], 16, 20, 400) == [92, 108]
+    assert spread([300, 50, 100], [16, 16, 16], 20, 400) == [300, 50, 100]
+    assert spread([100, 100], [16, 16], 20, 400) == [92, 108]
+    assert spread([100, 100], [30, 16], 20, 400) == [88.5, 111.5]  # one of two lines
 
 
 @pytest.mark.parametrize("values", [[0.0], [70.0], [70.0, 70.0], [-1.0, 3.0]])
@@ -117,6 +118,36 @@ def test_a_teacher_far_away_is_named_at_the_edge_and_squeezes_nothing() -> None:
         replace(LINES, limits=[far])
     )
     assert "teacher" in texts(LINES)
+
+
+def test_a_long_label_takes_two_lines_and_is_whole() -> None:
+    long, short = "logit+feature, teacher at every step", "none, stored views"
+    looks = give_looks([long, short])
+    column = RankColumn(title="time", names=[long, short], texts=["60", "50"])
+    rows = [replace(DOTS.rows[0], name=name) for name in looks]
+    charts = [
+        RankChart(left=column, right=column, looks=looks),
+        replace(DOTS, rows=rows),
+        BarChart(bars=[Bar(name=name, values=[1.0], text="1") for name in looks], x_title="points"),
+        replace(LINES, lines=[replace(LINES.lines[0], name=name) for name in looks]),
+        replace(LINES, limits=[Limit(name=long, at=99.0)]),
+    ]
+    for chart in charts[:-1]:
+        said = texts(chart)
+        assert {"logit+feature", "teacher at every step", short} <= set(said)
+        assert not any("…" in text for text in said)
+    assert {"logit+feature 99.00", "teacher at every step"} <= set(texts(charts[-1]))
+
+
+def test_names_of_scattered_points_have_leads_only_if_all_are_level() -> None:
+    """A lead is a line of 0.8 pixels; a name level with its point has one."""
+
+    def leads(*points: tuple[float, float]) -> int:
+        lines = [Line(name=str(n), look=look_of(n), strokes=[[point]]) for n, point in enumerate(points)]
+        return drawn(LineChart(lines=lines, x_title="x", y_title="y")).body.count("stroke-width: 0.8")
+
+    assert leads((1.0, 50.0), (2.0, 60.0)) == 2
+    assert leads((1.0, 50.0), (2.0, 50.1), (3.0, 60.0)) == 0
 
 
 @pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)

@@ -7,7 +7,7 @@ import pytest
 from comparisons import BANK, FEATURE, LOGIT, NONE, ONLINE, make_ask, make_contest
 
 from kdcache.cache.errors import UsageError
-from kdcache.distill.compare.contest import Contest, Rung, find_steps, make_contenders, make_rungs
+from kdcache.distill.compare.contest import Contest, Rung, find_steps, make_contenders, make_rungs, quoted
 
 
 def test_the_baseline_comes_first_and_has_a_row_on_the_stores_views() -> None:
@@ -18,6 +18,20 @@ def test_the_baseline_comes_first_and_has_a_row_on_the_stores_views() -> None:
     rows = make_contenders(["none", "logit"], views=[1, 4], fresh_views=False)
     assert [row.name for row in rows] == ["none-bank", "logit-views-1", "logit-views-4"]
     assert [row.passes for row in rows] == [None, 1, 4]
+
+
+def test_a_label_says_no_more_than_tells_the_rows_apart() -> None:
+    assert make_contest((NONE, LOGIT)).labels == {"none": "none", "logit": "logit"}
+    few = dataclasses.replace(LOGIT, passes=4)
+    assert make_contest((BANK, few)).labels == {"none-bank": "none", "logit-views-4": "logit"}
+    assert make_contest((NONE, BANK, LOGIT, few, ONLINE)).labels == {
+        "none": "none, fresh views",
+        "none-bank": "none, stored views",
+        "logit": "logit",
+        "logit-views-4": "logit, 4 views",
+        "logit-online": "logit, teacher at every step",
+    }
+    assert quoted("logit") == "logit" and quoted("logit, 4 views") == '"logit, 4 views"'
 
 
 def test_lengths_become_rungs() -> None:

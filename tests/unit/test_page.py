@@ -19,6 +19,7 @@ from kdcache.distill.compare.report import TEACHER, make_report, write_standings
 from kdcache.distill.compare.standings import Standings
 from kdcache.distill.compare.verdict import conclude
 from kdcache.distill.losses.methods import METHODS
+from kdcache.distill.report.charts import DotChart, LineChart
 from kdcache.distill.report.draw import draw
 from kdcache.distill.report.html import data_uri, html
 from kdcache.distill.report.sample_files import (
@@ -205,7 +206,7 @@ def test_figures_of_everything_there_is(tmp_path: Path) -> None:
             "mIoU at equal time",
         ),
         *("mIoU over time", "mIoU over steps", "What a longer budget gives", "How many views are enough"),
-        *("Whose work", "Which part", "logit over none", "logit-online over none"),
+        *("Whose work", "Which part", "logit over none", "logit, teacher at every step over none"),
     ]
     assert document.texts["h2"] == [
         *(
@@ -224,8 +225,23 @@ def test_a_comparison_of_views_alone_charts_them_all(tmp_path: Path) -> None:
     one, two = (Contender(method="logit", passes=passes) for passes in (1, 2))
     folder, standings = make(tmp_path / "c", make_contest((one, two, ONLINE)))
     titles = [str(values.get("aria-label")) for values in Document(page(folder, standings)).named("svg")]
-    shown = [title for title in titles if "logit-views-1" in title and "logit-views-2" in title]
-    assert len(shown) >= 6 and all("logit-online" in title for title in shown)
+    shown = [title for title in titles if "logit, 1 view" in title and "logit, 2 views" in title]
+    assert len(shown) >= 6 and all("logit, teacher at every step" in title for title in shown)
+
+
+def test_methods_of_few_views_are_charted_where_none_has_all(tmp_path: Path) -> None:
+    rows = [Contender(method=method, passes=passes) for method in ("logit", "feature") for passes in (1, 2)]
+    folder, standings = make(tmp_path / "c", make_contest((NONE, *rows), seeds=(0,)))
+    assert len(standings.contest.charted) == 5
+    figures = {figure.name: figure.chart for figure in make_report(folder, standings).figures}
+    dots, views = figures["miou-at-equal-time"], figures["views"]
+    assert isinstance(dots, DotChart) and isinstance(views, LineChart)
+    looks = {row.name: row.look for row in dots.rows}
+    assert len(set(looks.values())) == 5
+    assert {line.name: line.look for line in views.lines} == {
+        "logit": looks["logit, 2 views"],
+        "feature": looks["feature, 2 views"],
+    }
 
 
 def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
@@ -238,7 +254,7 @@ def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
     assert standings.main.rung.name == "steps-of-100s" and "What a longer budget gives. Means" in " ".join(
         document.texts["figcaption"]
     )
-    assert "logit-online" in " ".join(document.texts["th"])
+    assert "logit, teacher at every step" in document.texts["th"]
 
 
 @pytest.mark.parametrize(
@@ -293,17 +309,18 @@ def test_the_chart_of_both_clocks_counts_moves_among_what_has_both(tmp_path: Pat
     assert "None of 2 change place." in about and "The order is the same at equal time." in conclude(
         standings
     )
-    assert title == "Ranking at equal steps: logit, none. At equal time: logit, none."
+    order = 'logit, "none, fresh views"'
+    assert title == f"Ranking at equal steps: {order}. At equal time: {order}."
 
 
 def test_the_answer_names_what_can_be_told_apart(tmp_path: Path) -> None:
     _, standings = make(tmp_path / "c", make_contest((NONE, BANK, LOGIT, FEATURE)))
     assert conclude(standings) == [
         (
-            "After 1 min 40 s of training, logit came first, +10.00 (10.00 to 10.00) points of mIoU over none, beyond "
-            "chance against all others."
+            'After 1 min 40 s of training, logit came first, +10.00 (10.00 to 10.00) points of mIoU over "none, fresh '
+            'views", beyond chance against all others.'
         ),
-        "Of 3 methods compared with none, 2 are better and 1 is worse.",
+        'Of 3 methods compared with "none, fresh views", 2 are better and 1 is worse.',
         "At equal steps, 2 of 4 change place: logit is number 2 by steps and 1 by time.",
     ]
 

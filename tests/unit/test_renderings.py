@@ -86,8 +86,9 @@ class Terminal:
     def line(self, text: str) -> None:
         self.lines.append(text)
 
-    def table(self, header: object, rows: object) -> None:
+    def table(self, header: object, rows: object, *, optional: object = ()) -> None:
         self.lines.append(repr((header, rows)))
+        self.optional = optional
 
 
 class Parsed(HTMLParser):
@@ -236,3 +237,31 @@ def test_a_folder_that_takes_no_files_is_one_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(KDCacheError, match="cannot write to"):
         write_files(REPORT, tmp_path / "file")
+
+
+def test_a_narrow_terminal_leaves_out_the_last_columns_first() -> None:
+    columns = [
+        Column("method"),
+        Column("rank", "count", narrow=False),
+        Column("mIoU %", "percent"),
+        Column("seeds", "count", brief=False, narrow=False),
+        Column("steps", "count", narrow=False),
+    ]
+    table = Table.of("ranking", "After 1 h", columns, [["logit", 1, 0.6, 3, 100]])
+    terminal = Terminal()
+    show(replace(REPORT, sections=[Section("Rankings", [table], brief=True)]), terminal)
+    assert terminal.optional == ["steps", "rank"]
+
+
+def test_a_key_is_read_by_its_label_and_kept_in_data() -> None:
+    table = Table.of(
+        "ranking",
+        "After 1 h",
+        [Column("method", key="contender")],
+        [[Cell("none-bank", label="none, stored views")]],
+    )
+    report = replace(REPORT, sections=[Section("Rankings", [table])], sheet=table)
+    assert table.texts == [["none, stored views"]]
+    row = {"contender": "none-bank", "label": "none, stored views"}
+    assert document(report)["sections"][0]["blocks"][0]["rows"] == [row]
+    assert csv_text(table, []).splitlines()[1] == "none-bank,"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_noise_is_the_baseline_twice(standings: Standings) -> None:
 
 def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Path) -> None:
     short, drift = standings.cautions
-    assert short.startswith("On time-100s, logit-online had fewer than 100 steps")
+    assert short.startswith('On time-100s, "logit, teacher at every step" had fewer than 100 steps')
     assert drift.startswith("On time-100s, a step of the baseline took 10 % longer at the end")
     folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
     contest = json.loads((folder / "comparison.json").read_text())
@@ -142,7 +143,7 @@ def in_all_renderings(folder: Path, caution: str) -> bool:
     """Whether what `compare` writes and prints has a caution: HTML, Markdown, JSON, CSV, terminal."""
     report = make_report(folder, write_standings(folder))
     said: list[str] = []
-    console = SimpleNamespace(line=said.append, table=lambda header, rows: None)
+    console = SimpleNamespace(line=said.append, table=lambda header, rows, optional: None)
     show(report, console)
     with open(folder / "standings.csv") as file:
         said_by_csv = next(csv.DictReader(file))["cautions"]
@@ -153,6 +154,34 @@ def in_all_renderings(folder: Path, caution: str) -> bool:
         caution in text
         for text in (page, markdown_text, "\n".join(document["cautions"]), said_by_csv, "\n".join(said))
     )
+
+
+def test_people_read_labels_and_programs_read_names(tmp_path: Path) -> None:
+    contest = make_contest(
+        (NONE, BANK, LOGIT, FEATURE, ONLINE, replace(LOGIT, passes=1)), budgets_s=(100.0, 200.0)
+    )
+    folder = make_comparison(tmp_path / "out", contest)
+    report = make_report(folder, write_standings(folder))
+    said: list[str] = []
+    console = SimpleNamespace(
+        line=said.append,
+        table=lambda header, rows, optional: said.extend(cell for row in [header, *rows] for cell in row),
+    )
+    show(report, console)
+    read = ["\n".join(said), (folder / "report.md").read_text(), (folder / "report.html").read_text()]
+    read += [figure.read_text() for figure in folder.glob("figures/*.svg")]
+    runs = re.compile(r"[\w./-]+-seed-\d(-repeated)?")  # the names of their folders
+    keys = ("none-bank", "logit-online", "logit-views-1")
+    assert not any(key in runs.sub("", text) for text in read for key in keys)
+    assert all("none, stored views" in text and "logit, teacher at every step" in text for text in read[:3])
+    document = json.loads((folder / "standings.json").read_text())
+    labels = {each["name"]: each["label"] for each in document["contenders"]}
+    assert labels["none-bank"] == "none, stored views" and labels["feature"] == "feature"
+    rows = document["rankings"][0]["rows"] + document["moves"] + document["costs"] + document["curves"]
+    rows += document["runs"] + document["sections"][0]["blocks"][-2]["rows"]
+    assert len(rows) > 100 and all(row["label"] == labels[row["contender"]] for row in rows)
+    with open(folder / "standings.csv") as file:
+        assert {row["contender"] for row in csv.DictReader(file)} == labels.keys()
 
 
 @pytest.fixture
@@ -374,7 +403,7 @@ def test_views_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert views is not None and views.ranking.rung.clock == "steps"
     assert [at for at, _ in views.points["logit"]] == [1, 2] and list(views.online) == ["logit"]
     text = markdown(make_report(tmp_path / "out", standings), tmp_path / "out")
-    assert "| method | 1 | 2 | online, fresh views |" in text
+    assert "| method | 1 | 2 | teacher at every step |" in text
 
 
 def test_a_runs_time_is_told_apart(standings: Standings) -> None:
