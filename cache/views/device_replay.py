@@ -96,14 +96,15 @@ def replay_boxes(boxes: Boxes, policy: ViewPolicy) -> tuple[Tensor, Tensor, Tens
     above, below, row_weight = _bilinear_taps(down, box_height, height)
     left, right, column_weight = _bilinear_taps(across_source, box_width, width)
     row_weight, column_weight = row_weight[:, :, None, None], column_weight[:, None, :, None]
-    taps = [
+    first, second = (
         _blend(
-            *(_take(boxes.pixels, pixel_start, box_width, rows, columns) for rows in (above, below)),
+            _take(boxes.pixels, pixel_start, box_width, above, columns),
+            _take(boxes.pixels, pixel_start, box_width, below, columns),
             row_weight,
         )
         for columns in (left, right)
-    ]
-    image = _distort(_blend(*taps, column_weight), boxes.rows[:, 7:].to(torch.int32))
+    )
+    image = _distort(_blend(first, second, column_weight), boxes.rows[:, 7:].to(torch.int32))
     image = image.masked_fill_(~inside[..., None], 0).to(torch.uint8)
 
     nearest_row = _nearest(down, box_height, height)
