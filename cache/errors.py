@@ -1,23 +1,23 @@
 """Every error that a user can cause or meet, as one tree.
 
     KDCacheError             kind                exit code
-    ├── UsageError           usage               2   a value that makes no sense, named with its option or field
+    ├── UsageError           usage               2   a value that does not make sense; names its option or field
     ├── IncompleteError      incomplete          3   finished, but something that was asked for is missing
     ├── StoreNotFoundError   store-not-found    10
-    ├── StoreMismatchError   store-mismatch     11   the store holds something else than what was asked
+    ├── StoreMismatchError   store-mismatch     11   the store contains something else than was asked for
     ├── StoreDamagedError    store-damaged      12
-    ├── NotFoundError        not-found          13   dataset or weights are not where they were looked for
-    ├── DataError            bad-data            1   a file of a dataset that cannot be used
-    ├── WeightsError         bad-weights         1   a checkpoint that does not fit
-    ├── TeacherError         bad-teacher         1   a teacher whose outputs look wrong
-    └── TrainingError        training-failed     1   a run that cannot go on (non-finite loss, ...)
+    ├── NotFoundError        not-found          13   the dataset or the weights are not in the place that was searched
+    ├── DataError            bad-data            1   a file of a dataset is unusable
+    ├── WeightsError         bad-weights         1   a checkpoint does not fit
+    ├── TeacherError         bad-teacher         1   the outputs of a teacher look wrong
+    └── TrainingError        training-failed     1   a run has to stop (non-finite loss, ...)
 
-A message says what, where and which value; the hint names the next command. `kind` is stable and for programs.
+A message says what is wrong, where, and which value. The hint names the next command. `kind` is stable, for programs.
 """
 
 
 class KDCacheError(Exception):
-    """Base of the tree. `str(error)` is the message alone; the command line adds the hint."""
+    """The root of the tree. `str(error)` is the message alone; the command line prints the hint after it."""
 
     kind = "failed"
     exit_code = 1

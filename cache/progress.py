@@ -1,21 +1,21 @@
-"""Progress: how the library tells whoever called it how far a long piece of work has come.
+"""Progress: how the library reports how far a long task is.
 
-The command line draws it; a program may pass any function of its own.
+The command line draws a bar from it. A program may pass any function with the same arguments.
 """
 
 import time
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with (done, total, note); done grows to total, the note is a few words such as the step's loss."""
+"""Called with (done, total, note): `done` grows to `total`; the note is a few words, such as the loss of the step."""
 
 
 def silent(done: int, total: int, note: str) -> None:
-    """The progress that nobody looks at."""
+    """A Progress that shows nothing."""
 
 
 class Pace:
-    """A Progress that is passed on and timed, from its first call on: what comes before that one warms up."""
+    """A Progress that times its calls and passes them on. What happens before the first call is not counted: warm-up."""
 
     def __init__(self, progress: Progress = silent) -> None:
         self._progress = progress
@@ -31,9 +31,9 @@ class Pace:
 
     @property
     def seconds_per_call(self) -> float | None:
-        """From each call to the next; None where there were fewer than two."""
+        """Mean seconds between two calls; None after fewer than two."""
         return (self._times[-1] - self._times[0]) / (self.calls - 1) if self.calls > 1 else None
 
     def seconds_since_first(self) -> float:
-        """From the first call until now."""
+        """Seconds from the first call until now."""
         return time.monotonic() - self._times[0]

@@ -1,7 +1,7 @@
-"""Random words and permutations that depend on their name alone: the same on every machine, with every version of numpy.
+"""Random words and permutations that depend only on a name: equal on every machine and with every version of numpy.
 
-numpy keeps the raw stream of a bit generator stable, but not what its Generator methods make of it; so only raw words
-are used.
+numpy keeps the raw stream of a bit generator stable, but may change what its Generator methods make of it. So only raw
+words are used here.
 """
 
 import hashlib
@@ -9,15 +9,18 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-_PERSON = b"kdcache.order.1"  # change it with anything that changes an order
+_PERSON = (
+    b"kdcache.order.1"  # raise the number with any change of an order: a resumed run would mix two orders
+)
 
 
 def random_words(name: str, n: int) -> NDArray[np.uint64]:
-    """`n` random words of a named stream, shape (n,)."""
+    """`n` random words of the stream called `name`, shape (n,)."""
     key = hashlib.blake2b(name.encode(), digest_size=16, person=_PERSON).digest()
     return np.random.Philox(key=int.from_bytes(key, "little")).random_raw(n)
 
 
 def permutation(name: str, n: int) -> NDArray[np.int64]:
-    """A named permutation of range(n), shape (n,)."""
+    """The permutation of range(n) called `name`, shape (n,)."""
+    # Stable, so that two equal words, however unlikely, give one order on every platform.
     return np.argsort(random_words(name, n), kind="stable")

@@ -172,7 +172,7 @@ def open_request(given: dict[str, Any]) -> Request:
     from kdcache.cache.store.spec import check_target_names
     from kdcache.cache.teachers.teacher import load_teacher
     from kdcache.cache.views.crops import canonical_inputs
-    from kdcache.cache.views.view import view_policy
+    from kdcache.cache.views.policy import view_policy
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])

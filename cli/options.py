@@ -202,10 +202,11 @@ def view_options(*wanted: str) -> Callable[[Decorated], Decorated]:
 
 
 def view_overrides(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of views.view_policy out of a command's parameters, which lose them."""
+    """Arguments of `policy.view_policy`, removed from a command's parameters."""
     options = {name: given.pop(name, None) for name in VIEW_OPTIONS}
-    same = ("recipe", "scale_min", "scale_max", "scale_step", "photometric", "cat_max_ratio")
+    same = ("scale_min", "scale_max", "scale_step", "photometric", "cat_max_ratio")
     fields = {name: options[name] for name in same}
+    fields["policy"] = options["recipe"]
     fields["crop_height_px"], fields["crop_width_px"] = options["crop"] or (None, None)
     fields["base_long_px"], fields["base_short_px"] = options["base"] or (None, None)
     fields["flip_probability"] = None if options["flip"] is None else 0.5 * options["flip"]

@@ -92,9 +92,9 @@ class TrainConfig:
     follow: bool = False
     """Take in, at an epoch's end, passes of the store that were completed since the run was begun."""
 
-    # Views, where no store says them; None takes the dataset's recipe (views.DATASET_POLICIES)
+    # Views, where no store says them; None takes the dataset's recipe (policy.DATASET_POLICIES)
     recipe: str | None = None
-    """A name of views.RECIPES. What recipes.RECIPES has under that name stands in the fields."""
+    """A name of policy.POLICIES. The recipe of that name in recipes.RECIPES, if there is one, sets the fields."""
     crop_height_px: int | None = None
     crop_width_px: int | None = None
     scale_min: float | None = None
@@ -237,8 +237,9 @@ class TrainConfig:
         return shlex.join(words)
 
     def view_overrides(self) -> dict[str, Any]:
-        """Arguments of views.view_policy that this run sets itself."""
-        return {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
+        """Arguments of `policy.view_policy` that this run sets itself."""
+        given = {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
+        return {"policy" if name == "recipe" else name: value for name, value in given.items()}
 
     def _check_choices(self) -> None:
         choices = {

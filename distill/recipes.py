@@ -1,6 +1,6 @@
 """RECIPES: whole training recipes by name, every figure with where it is from.
 
-    kdcache build --dataset cityscapes --recipe paper-cityscapes            # its views, see views.RECIPES
+    kdcache build --dataset cityscapes --recipe paper-cityscapes            # its views, see policy.POLICIES
     kdcache distill --method feature --dataset cityscapes --recipe paper-cityscapes
     kdcache distill --method none --dataset cityscapes --fresh-views --recipe teacher-cityscapes
 

@@ -12,7 +12,7 @@ from kdcache.cache.build.build import build_store, plan_store
 from kdcache.cache.build.builder import BuildOptions
 from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.store.opening import create_store
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 
 DATASET = "streets:48x64:10"
 OPTIONS = BuildOptions(batch_size=2, decode_threads=2, force=True)

@@ -23,7 +23,7 @@ from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.storage.remote import RemoteObjects
 from kdcache.cache.store.opening import create_store
 from kdcache.cache.teachers.teacher import load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.data import inputs
 from kdcache.distill.training.checkpoint import load_state

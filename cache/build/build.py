@@ -24,7 +24,7 @@ from kdcache.cache.store.spec import DatasetIdentity, StoreSpec, TargetSpec, def
 from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
-from kdcache.cache.views.view import ViewPolicy
+from kdcache.cache.views.policy import ViewPolicy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

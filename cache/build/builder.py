@@ -94,7 +94,7 @@ class Builder:
         # After an error nothing new is begun; the few crops in hand and the unit that is being written are finished,
         # unless the storage does not answer.
         if error is not None:
-            self.store.objects.hurry()
+            self.store.objects.stop_retrying()
         self.decoders.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
 

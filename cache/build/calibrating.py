@@ -29,7 +29,7 @@ from kdcache.cache.teachers.sanity import check_teacher, require_sane
 from kdcache.cache.teachers.teacher import Teacher
 
 CALIBRATION_ENTRIES = 24  # seeded-random images; of a smaller dataset several views of each
-JUDGED_ENTRIES = 8  # the last of them: codecs are judged on these and fitted to the others
+HELD_OUT_ENTRIES = 8  # the last of them: codecs are judged on these and fitted to the others
 CANARY_ENTRIES = 4
 
 
@@ -63,8 +63,8 @@ def calibrate(
     report(check.text)
     if not force:
         require_sane(check)
-    judged = max(1, min(JUDGED_ENTRIES, len(cut) // 2))
-    samples = make_samples(spec, teacher, cut, outputs, image_ids, judged=judged, batch_size=batch_size)
+    held_out = max(1, min(HELD_OUT_ENTRIES, len(cut) // 2))
+    samples = make_samples(spec, teacher, cut, outputs, image_ids, held_out=held_out, batch_size=batch_size)
     codecs = {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
     calibration = Calibration(
         spec_key=spec.key,
@@ -120,24 +120,24 @@ def make_samples(
     outputs: Mapping[str, Sequence[Tensor]],  # of run_sample
     image_ids: Sequence[str],
     *,
-    judged: int,
+    held_out: int,
     batch_size: int,
 ) -> dict[str, CalibrationSample]:
-    """A sample of every target of the spec, its last `judged` entries for judging."""
-    held_out = entries[-judged:]
-    exact: Mapping[str, Sequence[Tensor]] = {name: outputs[name][-judged:] for name in spec.targets}
+    """A sample of every target of the spec, its last `held_out` entries held out."""
+    held_out_entries = entries[-held_out:]
+    exact: Mapping[str, Sequence[Tensor]] = {name: outputs[name][-held_out:] for name in spec.targets}
     if teacher.precision != "float32":
         names = tuple(spec.targets)
         exact = run_sample(
-            teacher.in_float32(), held_out, image_ids, names, batch_size=batch_size, progress=silent
+            teacher.in_float32(), held_out_entries, image_ids, names, batch_size=batch_size, progress=silent
         )
     return {
         name: CalibrationSample(
             target=name,
-            fitted=outputs[name][: len(entries) - judged] or outputs[name],
-            judged=outputs[name][-judged:],
+            fitted=outputs[name][: len(entries) - held_out] or outputs[name],
+            held_out=outputs[name][-held_out:],
             exact=exact[name],
-            weights=[entry_weights([entry], spec.targets[name].shape[1:]) for entry in held_out],
+            weights=[entry_weights([entry], spec.targets[name].shape[1:]) for entry in held_out_entries],
             classifier=teacher.classifier,
         )
         for name in spec.targets

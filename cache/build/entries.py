@@ -14,9 +14,9 @@ from kdcache.cache.shuffle import permutation
 from kdcache.cache.store.spec import VIEWS, StoreSpec
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file, with_decoded
+from kdcache.cache.views.drawing import draw_view
 from kdcache.cache.views.maps import cell_weights
 from kdcache.cache.views.replay import Crop, crop_digest, entry_row, parse_entry_row, replay
-from kdcache.cache.views.view import draw_view
 
 
 @dataclass(frozen=True, slots=True)

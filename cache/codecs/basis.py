@@ -1,8 +1,8 @@
 """A basis of channels: the principal components of a store's calibration sample.
 
-The channels of a target say much the same: 19 logits vary in some 8 directions, 512 features in some 100. Along the
-components they are uncorrelated, so that a codec spends its bits once. The basis is part of the calibration: fitted
-once, kept as float32 bytes, adopted by every builder and reader.
+The channels of a target are strongly correlated: 19 logits vary in some 8 directions, 512 features in some 100. The
+components are uncorrelated, so a codec does not store the same information twice. The basis is part of the calibration:
+fitted once, kept as float32 bytes, and used by every builder and reader.
 """
 
 import base64
@@ -17,13 +17,13 @@ from torch import Tensor
 
 MAX_CHANNELS = 2**14
 
-_LARGEST_MEAN = 2.0**96  # far from where float32 overflows
-_LARGEST_OF_A_VECTOR = 1.001  # of length 1, rounded
+_LARGEST_MEAN = 2.0**96  # leaves a wide margin before float32 overflows at 2^128
+_LARGEST_OF_A_VECTOR = 1.001  # a vector of length 1, with room for rounding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChannelBasis:
-    """Mean (C,) and orthonormal vectors (C, K) as little-endian float32 bytes, so that equal ones compare equal."""
+    """Mean (C,) and orthonormal vectors (C, K), as little-endian float32 bytes: equal bases compare equal."""
 
     channels: int
     components: int
@@ -35,10 +35,11 @@ class ChannelBasis:
         cls,
         sample: Sequence[Tensor],  # each (N, C, h, w)
     ) -> "ChannelBasis":
-        """All C components of a sample, by falling variance."""
+        """All C components of a sample, in order of falling variance."""
         channels = sample[0].shape[1]
         total, products, cells = torch.zeros(channels).double(), torch.zeros(channels, channels).double(), 0
         for batch in sample:
+            # On the CPU in float64: a covariance is a difference of large sums, and all devices must agree on it.
             flat = batch.detach().to("cpu", torch.float64).movedim(1, 0).flatten(1)  # (C, N h w)
             total += flat.sum(dim=1)
             products += flat @ flat.T
@@ -46,7 +47,7 @@ class ChannelBasis:
         mean = total / cells
         vectors = torch.linalg.eigh(products / cells - torch.outer(mean, mean))[1].flip(1)
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        # Each component with a sign of its own, so that equal samples give equal bytes.
+        # An eigenvector's sign is arbitrary. Fixing it makes equal samples give equal bytes.
         return cls.of(mean, vectors * largest.sign())
 
     @classmethod
@@ -55,12 +56,12 @@ class ChannelBasis:
         mean: Tensor,  # (C,)
         vectors: Tensor,  # (C, K), orthonormal
     ) -> "ChannelBasis":
-        """The basis of these numbers, rounded to float32."""
+        """The basis with these numbers, rounded to float32."""
         channels, components = vectors.shape
         return cls(channels=channels, components=components, mean=_to_bytes(mean), vectors=_to_bytes(vectors))
 
     def first(self, components: int) -> "ChannelBasis":
-        """The same with the first components alone."""
+        """The same basis with only the first `components`."""
         mean, vectors = self._tensors(torch.device("cpu"))
         return ChannelBasis.of(mean, vectors[:, :components])
 
@@ -68,8 +69,9 @@ class ChannelBasis:
         self,
         target: Tensor,  # (N, C, h, w)
     ) -> Tensor:
-        """Components of a target, (N, K, h, w)."""
+        """The components of a target, (N, K, h, w)."""
         mean, vectors = self._tensors(target.device)
+        # The mean is subtracted after the product: K numbers per cell instead of C.
         components = vectors.T @ target.flatten(2) - (vectors.T @ mean)[:, None]
         return components.reshape(len(target), -1, *target.shape[2:])
 
@@ -83,11 +85,11 @@ class ChannelBasis:
         return target.reshape(len(components), -1, *components.shape[2:])
 
     def largest_error(self, component_error: float) -> Tensor:
-        """By channel, (C,): what errors of at most `component_error` in every component come to at most."""
+        """The largest error of each channel, (C,), if every component has an error of at most `component_error`."""
         return self._tensors(torch.device("cpu"))[1].abs().sum(dim=1) * component_error
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, the bytes in base64."""
+        """The fields as JSON values, bytes in base64."""
         return {
             "channels": self.channels,
             "components": self.components,
@@ -97,7 +99,7 @@ class ChannelBasis:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ChannelBasis":
-        """The inverse of to_dict. Raises KeyError, TypeError or ValueError on values that cannot be."""
+        """The inverse of to_dict. Raises KeyError, TypeError or ValueError for invalid values."""
         channels, components = int(fields["channels"]), int(fields["components"])
         mean, vectors = (base64.b64decode(fields[name], validate=True) for name in ("mean", "vectors"))
         if not 1 <= components <= channels <= MAX_CHANNELS:
@@ -107,14 +109,16 @@ class ChannelBasis:
         basis = cls(channels=channels, components=components, mean=mean, vectors=vectors)
         mean_size, vector_size = (float(t.abs().max()) for t in basis._tensors(torch.device("cpu")))
         if not (mean_size <= _LARGEST_MEAN and vector_size <= _LARGEST_OF_A_VECTOR):  # false for NaN too
-            raise ValueError(f"a basis of vectors up to {vector_size:g} about a mean up to {mean_size:g}")
+            raise ValueError(f"a basis with vectors up to {vector_size:g} and a mean up to {mean_size:g}")
         return basis
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _tensors(self, device)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(
+    maxsize=16
+)  # one copy to the device for each basis: a copy for every batch would make the device wait
 def _tensors(basis: ChannelBasis, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean (C,) and vectors (C, K) on a device."""
     mean, vectors = (

@@ -1,11 +1,11 @@
-"""The automatic codec: the smallest one that keeps a promise about what it loses.
+"""The automatic codec: the smallest one that keeps a promise about its loss.
 
-`auto:MAX_KL[:METHODS]` promises, on crops that nothing was fitted to, that a target's decoded logits lie within
-MAX_KL of the exact ones, by the divergence of every method named ("logit" is the KL divergence at T = 1). For
-features the promise is about the teacher's own classifier on the decoded ones, and about their relative error.
+`auto:MAX_KL[:METHODS]` promises that decoded logits differ from the exact ones by at most MAX_KL, measured with the
+divergence of every method named, on crops that no codec was fitted to ("logit" is the KL divergence at T = 1). For
+features the promise limits what the teacher's own classifier makes of the decoded ones, and their relative error.
 
-Each candidate takes its largest step that keeps the promise. The transform codec is nearly always the smallest, but not
-for maps of a few cells, for targets that are noise, or for features that are mostly zero and have little in common.
+Each family of codecs competes with its largest step that keeps the promise. The transform codec is nearly always the
+smallest. It is not for maps of a few cells, for noise, or for features that are mostly zero and hardly correlated.
 """
 
 import math
@@ -27,35 +27,37 @@ AUTO = "auto"
 DEFAULT_MAX_KL = 1e-3
 DEFAULT_METHODS = ("logit",)
 
-_ERROR_PER_KL = 20.0  # features: relative error allowed for a KL of 1
-_FINEST = 2.0**-10  # steps are searched from this part of the deviation
-_RATIO = 2.0**0.125  # between the steps that are tried
-_STEPS = 112  # up to sixteen deviations
+_ERROR_PER_KL = 20.0  # for features: the relative error that is allowed for a KL of 1
+_FINEST = 2.0**-10  # the smallest step that is tried, as a fraction of the standard deviation
+_RATIO = 2.0**0.125  # between neighbouring steps; their eighths make every eighth step a power of two
+_STEPS = 112  # 14 octaves, so up to 16 standard deviations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationSample:
-    """A target's exact values on some crops, cut in two: codecs are fitted to one part and judged on the other."""
+    """The exact values of a target on some crops, in two parts: one to fit codecs to, the other to measure their loss."""
 
     target: str
     fitted: Sequence[Tensor]  # each (N, C, h, w) float32
-    judged: Sequence[Tensor]  # what the store would hold, were it exact
-    # The float32 teacher's word on the judged crops; `judged` itself for such a teacher.
+    held_out: Sequence[
+        Tensor
+    ]  # each (N, C, h, w) float32: the teacher's outputs in the precision of the build
+    # The float32 teacher's outputs on the held-out crops. The same as `held_out` if the build runs in float32.
     exact: Sequence[Tensor]
-    weights: Sequence[Tensor]  # (N, h, w) the part of every cell of the judged crops that is not padding
+    weights: Sequence[Tensor]  # (N, h, w) float: the part of each held-out cell that is image and not padding
     classifier: Classifier | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What `auto` was asked to keep."""
+    """The loss that `auto` must not exceed."""
 
     max_kl: float
     methods: tuple[str, ...]
 
     @classmethod
     def parse(cls, argument: str | None) -> "Promise":
-        """Of the text behind `auto:`. Raises UsageError."""
+        """The promise in the text after `auto:`. Raises UsageError."""
         bound, _, names = (argument or "").partition(":")
         methods = tuple(sorted(set(names.split(",")))) if names else DEFAULT_METHODS
         try:
@@ -66,18 +68,20 @@ class Promise:
             raise UsageError(f"codec auto: the bound must be from 1e-7 to 1, got {bound!r}", hint="auto:1e-3")
         if unknown := [name for name in methods if name not in DIVERGENCES]:
             raise UsageError(
-                f"codec auto: what method {unknown[0]!r} sees of an error is not known",
+                f"codec auto: unknown method {unknown[0]!r}",
                 hint=f"among: {', '.join(DIVERGENCES)}",
             )
         return cls(max_kl, methods)
 
     def __str__(self) -> str:
         """The canonical request."""
-        methods = "" if self.methods == DEFAULT_METHODS else f":{','.join(self.methods)}"
+        methods = (
+            "" if self.methods == DEFAULT_METHODS else f":{','.join(self.methods)}"
+        )  # part of a store's key
         return f"{AUTO}:{self.max_kl!r}{methods}"
 
     def is_kept(self, target: str, fidelity: Mapping[str, Any]) -> bool:
-        """Whether a measured fidelity is as good as promised."""
+        """True if the measured fidelity is at least as good as promised."""
         if target in LOGIT_TARGETS:
             return all(fidelity["divergence"][name] <= self.max_kl for name in self.methods)
         kl = fidelity["kl"]
@@ -85,26 +89,27 @@ class Promise:
 
 
 def choose_codec(promise: Promise, sample: CalibrationSample) -> Codec:
-    """The smallest codec that keeps the promise on the judged part of a sample.
+    """The smallest codec that keeps the promise on the held-out crops.
 
     Raises:
-        TeacherError: not even fp16 does, or the teacher's own precision breaks the promise.
+        TeacherError: not even fp16 does, or the teacher's own precision loses more than the promise allows.
     """
     kept = list(candidates(promise, sample))
     if not kept:
         found = measure(Fp16(), sample)
         raise TeacherError(
             f"{sample.target}: no codec keeps {promise}; fp16 comes to a KL of {found['kl']}",
-            hint="a larger --max-kl, or --precision float32",
+            hint="allow more with --max-kl, or compute more exactly with --precision float32",
         )
-    return min(kept, key=lambda codec: stored_bytes(codec, sample.judged))
+    return min(kept, key=lambda codec: stored_bytes(codec, sample.held_out))
 
 
 def candidates(promise: Promise, sample: CalibrationSample) -> Iterator[Codec]:
-    """Of every family of codecs the one of the largest step that keeps the promise; none of those that cannot."""
+    """From each family of codecs the one with the largest step that keeps the promise, if there is one."""
     statistics = DctStatistics.of(sample.fitted)
     steps = _steps(statistics.deviation)
-    exact_steps = [step for step in steps if math.frexp(step)[0] == 0.5]  # powers of two
+    # The scalar codecs take powers of two only: then dividing by the step is exact in float32.
+    exact_steps = [step for step in steps if math.frexp(step)[0] == 0.5]
     families: list[tuple[Callable[[float], Codec], list[float]]] = [
         (statistics.codec, steps),
         (lambda step: Delta.fit(repr(step), sample.fitted), exact_steps),
@@ -117,20 +122,20 @@ def candidates(promise: Promise, sample: CalibrationSample) -> Iterator[Codec]:
 
 
 def measure(codec: Codec, sample: CalibrationSample) -> dict[str, Any]:
-    """What a codec loses on the judged part of a sample, see fidelity.py, and its `bytes_per_value` on all of it.
+    """What a codec loses on the held-out crops, see fidelity.py, and its `bytes_per_value` on all crops.
 
-    Sizes of single crops vary by a sixth, so that eight would foretell a store's only to within a tenth.
+    All crops, because sizes of single crops vary by a sixth: eight of them predict a store only to within a tenth.
     """
     fidelity = fidelity_of(sample.target, sample.classifier)
-    for exact, judged, weights in zip(sample.exact, sample.judged, sample.weights, strict=True):
-        fidelity.add(exact, codec.decode(codec.encode(judged)[0]), weights)
-    batches = [*sample.fitted, *sample.judged]
+    for exact, held_out, weights in zip(sample.exact, sample.held_out, sample.weights, strict=True):
+        fidelity.add(exact, codec.decode(codec.encode(held_out)[0]), weights)
+    batches = [*sample.fitted, *sample.held_out]
     values = sum(batch.numel() for batch in batches)
     return {**fidelity.result(), "bytes_per_value": stored_bytes(codec, batches) / values}
 
 
 def stored_bytes(codec: Codec, batches: Sequence[Tensor]) -> int:
-    """Bytes of these entries in a store."""
+    """Bytes that these entries take in a store, with the index of their shard."""
     total = 0
     for batch in batches:
         rows = codec.pack(codec.encode(batch)[0].cpu().numpy())
@@ -140,21 +145,21 @@ def stored_bytes(codec: Codec, batches: Sequence[Tensor]) -> int:
 
 
 def _steps(deviation: float) -> list[float]:
-    """Steps from fine to coarse, about a fixed part of the deviation; every eighth is a power of two."""
+    """Steps from fine to coarse, in proportion to the deviation; every eighth is a power of two."""
     finest = 2.0 ** math.floor(math.log2(deviation * _FINEST))
     return [_rounded(finest * _RATIO**n) for n in range(_STEPS)]
 
 
 def _rounded(step: float) -> float:
-    """A step of few digits, so that requests and reports can be read; powers of two stay as they are."""
+    """The step with three digits, so that people can read it; powers of two stay exact."""
     return step if math.frexp(step)[0] == 0.5 else float(f"{step:.3g}")
 
 
 def _coarsest(
     make: Callable[[float], Codec], steps: Sequence[float], promise: Promise, sample: CalibrationSample
 ) -> Codec | None:
-    """The codec of the largest of `steps`, which rise, that keeps the promise; by bisection."""
-    low, high, found = -1, len(steps), None  # low keeps it, high does not
+    """The codec of the largest of the rising `steps` that keeps the promise; by bisection."""
+    low, high, found = -1, len(steps), None  # steps[low] keeps the promise, steps[high] does not
     while high - low > 1:
         middle = (low + high) // 2
         codec = make(steps[middle])
@@ -167,8 +172,8 @@ def _coarsest(
 
 def _keeps(codec: Codec, promise: Promise, sample: CalibrationSample) -> bool:
     fidelity = fidelity_of(sample.target, sample.classifier)
-    for exact, judged, weights in zip(sample.exact, sample.judged, sample.weights, strict=True):
-        codes, faults = codec.encode(judged)
+    for exact, held_out, weights in zip(sample.exact, sample.held_out, sample.weights, strict=True):
+        codes, faults = codec.encode(held_out)
         if torch.any(faults):
             return False
         fidelity.add(exact, codec.decode(codes), weights)

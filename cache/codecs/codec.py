@@ -1,10 +1,11 @@
-"""What a codec is: how one target becomes a stored array of numbers, with an error bound that holds for every entry.
+"""The interface of codecs: how a target becomes a stored array of numbers, with an error bound valid for every entry.
 
     target (N, C, h, w) float32 --encode, on the teacher's device--> codes --pack, on the host--> rows of a Zarr array
                         <--decode, on the student's device--       codes <--unpack, in a reader--
 
-What a request leaves open is fitted once a store, from a sample of the teacher's outputs, and kept in the store's
-calibration. There are no scales per entry and nothing is clipped: a value outside the codes' range is a fault.
+What a request leaves open is fitted once for a store, to a sample of the teacher's outputs, and kept in the store's
+calibration. There are no scales for single entries, and nothing is clipped: a value outside the range of the codes is
+a fault.
 """
 
 import math
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_STEP_EXPONENT = 64  # of a codec out of a store: beyond it float32 would overflow
+MAX_STEP_EXPONENT = 64  # largest exponent of a step read from a store: beyond it float32 would overflow
 
 FAULTS = {1: "not finite", 2: "outside the range of the codec"}
 
@@ -27,12 +28,12 @@ Shape = tuple[int, int, int]  # (C, h, w) of one entry of a target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """How rows lie in a Zarr array: the codec's part of its metadata."""
+    """How rows are stored in a Zarr array: the codec's part of the array's metadata."""
 
-    dtype: str  # as numpy spells it
+    dtype: str  # a numpy name
     shape: tuple[int, ...]  # of one entry
-    axes: tuple[str, ...]  # a name for each
-    shuffle: Shuffle  # blosc's filter before zstd: sorts bytes, bits, or nothing
+    axes: tuple[str, ...]  # one name for each axis
+    shuffle: Shuffle  # blosc's filter before zstd: regroups bytes, bits, or nothing
 
     @property
     def row_bytes(self) -> int:
@@ -41,14 +42,14 @@ class Packing:
 
 
 class Codec(ABC):
-    """A fitted codec: everything that encoding and decoding of one target need."""
+    """A fitted codec: everything that is needed to encode and decode one target."""
 
     name: ClassVar[str]
 
     @classmethod
     @abstractmethod
     def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        """The canonical form of the text behind the colon of a request, for a target of `channels` where known.
+        """The canonical form of the text after the colon of a request. `channels` of the target, if they are known.
 
         Raises UsageError.
         """
@@ -60,22 +61,22 @@ class Codec(ABC):
         argument: str | None,
         sample: Sequence[Tensor],  # each (N, C, h, w) float32
     ) -> "Codec":
-        """The codec with all that `argument` leaves open measured on `sample`."""
+        """The codec, with everything that `argument` leaves open measured on `sample`."""
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it can have been fitted to targets of that shape; its numbers come from a store."""
+        """True if the codec fits targets of this shape. Checked because its numbers come from an untrusted store."""
         return True
 
     @abstractmethod
     def packing(self, shape: Shape) -> Packing:
-        """How the rows of a target of that shape are stored."""
+        """How the rows of a target of this shape are stored."""
 
     @abstractmethod
     def encode(
         self,
         target: Tensor,  # (N, C, h, w) float32
     ) -> tuple[Tensor, Tensor]:
-        """Codes (N, ...), and a fault a row (N,) uint8: 0, or a key of FAULTS."""
+        """Codes (N, ...), and one fault for each row, (N,) uint8: 0, or a key of FAULTS."""
 
     @abstractmethod
     def decode(
@@ -88,14 +89,14 @@ class Codec(ABC):
         self,
         codes: np.ndarray,  # (n, ...) as encode gives them
     ) -> np.ndarray:
-        """The rows to store, (n, *packing.shape) of packing.dtype; most codecs store their codes as they are."""
+        """The rows to store, (n, *packing.shape) of packing.dtype. Most codecs store their codes unchanged."""
         return codes
 
     def unpack(
         self,
         row: np.ndarray,  # packing.shape of packing.dtype
     ) -> np.ndarray:
-        """The codes of one entry, (...): the inverse of `pack`. Raises ValueError for a row that cannot be."""
+        """The codes of one entry, (...): the inverse of `pack`. Raises ValueError for a malformed row."""
         return row
 
     @abstractmethod
@@ -103,24 +104,24 @@ class Codec(ABC):
         self,
         target: Tensor,  # (N, C, h, w) float32
     ) -> Tensor:
-        """The largest |decode(encode(x)) - x| at each element, same shape."""
+        """The largest possible |decode(encode(x)) - x| at each element, same shape."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that `codecs.codec_from_dict` turns back into an equal codec."""
+        """JSON values from which `registry.codec_from_dict` makes an equal codec."""
 
     def summary(self) -> dict[str, Any]:
-        """to_dict without its long tables: fit for attributes and for people."""
+        """to_dict without its long tables, for array attributes and for people."""
         return self.to_dict()
 
     @classmethod
     @abstractmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The inverse of to_dict. Raises KeyError, TypeError or ValueError on values that cannot be."""
+        """The inverse of to_dict. Raises KeyError, TypeError or ValueError for invalid values."""
 
 
 def require_step(codec: str, step: float) -> float:
-    """The step of a codec out of a store. Raises ValueError for one that decodes to nothing or to infinity."""
+    """The step of a codec that was read from a store. Raises ValueError for one that decodes to zero or infinity."""
     if not 2.0**-MAX_STEP_EXPONENT <= step <= 2.0**MAX_STEP_EXPONENT:  # false for NaN too
         raise ValueError(f"{codec} codec with step {step}")
     return step
@@ -128,22 +129,24 @@ def require_step(codec: str, step: float) -> float:
 
 def find_faults(
     target: Tensor,  # (N, C, h, w)
-    inside: Tensor,  # (N, ...) bool: codes that fit
+    inside: Tensor,  # (N, ...) bool: True where the code is in range
 ) -> Tensor:
-    """A fault a row, (N,) uint8, see FAULTS."""
+    """One fault for each row, (N,) uint8, see FAULTS. Stays on the device: reading it would make the build wait."""
     finite = torch.isfinite(target).flatten(1).all(dim=1)
     within = inside.flatten(1).all(dim=1)
+    # Not finite comes first: NaN is out of range too, and the message should name the cause.
     return torch.where(finite, torch.where(within, 0, 2), 1).to(torch.uint8)
 
 
 def zigzag(codes: Tensor) -> Tensor:
-    """Signed integers as 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ...: small ones of either sign share their zero bits.
+    """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ... Small ones of both signs have zero high bits.
 
-    int16 in, int16 out; the result is to be read as unsigned.
+    int16 in, int16 out; read the result as uint16.
     """
-    return (codes << 1) ^ (codes >> 15)
+    return (codes << 1) ^ (codes >> 15)  # the right shift repeats the sign bit: all ones for a negative code
 
 
 def unzigzag(codes: Tensor) -> Tensor:
     """The inverse of zigzag, int16."""
+    # Masked because torch's right shift is arithmetic and would repeat the top bit.
     return ((codes >> 1) & 0x7FFF) ^ -(codes & 1)

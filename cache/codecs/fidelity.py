@@ -1,11 +1,11 @@
-"""Fidelity: what storing really cost, measured between a teacher's exact outputs and the decoded ones.
+"""Fidelity: what storing costs, measured between a teacher's exact outputs and the decoded ones.
 
-Logits are judged by what the losses make of them: the KL divergence at temperatures 1 and 4, how often the class
-stays the same (everywhere, near a boundary, by class), and what methods see that are no softmax over classes.
-Features are judged by their relative error and by what the teacher's own classifier makes of the decoded ones.
+Logits are compared as the losses see them: the KL divergence at temperatures 1 and 4, how often the class stays the same
+(everywhere, near a boundary, by class), and the divergences of methods that do not take a softmax over classes. Features
+are compared by their relative error, and by what the teacher's own classifier makes of the decoded ones.
 
-Padding takes no part: a cell weighs the part of it that is image. Sums are kept, so that entries can come in any
-batches.
+Padding does not count: a cell has the weight of the part of it that is image. The classes below keep sums, so that
+entries can be added in batches of any size.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Classifier = Callable[[Tensor], Tensor]
-"""The teacher's own: (N, D, h, w) features -> (N, C, h, w) logits."""
+"""The teacher's own classifier: (N, D, h, w) float32 features -> (N, C, h, w) float32 logits."""
 
-LOGIT_TARGETS = ("logits", "aux")  # those that are judged as logits; the others are features
+LOGIT_TARGETS = ("logits", "aux")  # compared as logits; all other targets are compared as features
 
-_TEMPERATURE = 4.0  # of the second KL, and CWD's and DKD's own
+_TEMPERATURE = 4.0  # of the second KL; also the temperature of CWD and DKD in their papers
 _NCKD_WEIGHT = 8.0  # DKD's beta
 
 
@@ -30,7 +30,7 @@ def pixel_kl(
     stored: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """T^2 KL(exact || stored) of the softmax over classes, per cell, (N, h, w)."""
+    """T^2 KL(exact || stored) of the softmax over classes, in nats, for each cell: (N, h, w)."""
     log_exact, log_stored = (F.log_softmax(logits / temperature, dim=1) for logits in (exact, stored))
     return temperature**2 * (log_exact.exp() * (log_exact - log_stored)).sum(dim=1)
 
@@ -43,6 +43,7 @@ def channel_kl(
     """CWD's divergence (arXiv 2011.13256): T^2 KL of the softmax over cells at T = 4, mean over classes, (N,)."""
     outside = (weights == 0)[:, None]
     log_exact, log_stored = (
+        # -1e4 and not -inf: the difference of two logarithms at padding must be 0, not NaN.
         F.log_softmax((logits / _TEMPERATURE).masked_fill(outside, -1e4).flatten(2), dim=2)
         for logits in (exact, stored)
     )
@@ -54,7 +55,7 @@ def class_correlation_loss(
     stored: Tensor,
     weights: Tensor,  # (N, h, w)
 ) -> Tensor:
-    """DIST's intra-class part (arXiv 2205.10536): 1 - Pearson's correlation of each class over cells, mean, (N,)."""
+    """DIST's intra-class part (arXiv 2205.10536): 1 - Pearson's correlation of each class over cells, class mean, (N,)."""
     probabilities = [F.softmax(logits, dim=1) * (weights > 0)[:, None] for logits in (exact, stored)]
     centred = [p.flatten(2) - p.flatten(2).mean(dim=2, keepdim=True) for p in probabilities]
     return 1 - F.cosine_similarity(centred[0], centred[1], dim=2, eps=1e-8).mean(dim=1)
@@ -65,20 +66,21 @@ def decoupled_kl(
     stored: Tensor,
     weights: Tensor,  # (N, h, w)
 ) -> Tensor:
-    """DKD's loss (arXiv 2203.08679), TCKD + 8 NCKD at T = 4, with the class that the teacher finds for a label, (N,).
+    """DKD's loss (arXiv 2203.08679), TCKD + 8 NCKD at T = 4, with the teacher's top class as the target class, (N,).
 
-    As the paper shows, KL = TCKD + (1 - p) NCKD, with the KL between the other classes alone for NCKD.
+    The paper shows that KL = TCKD + (1 - p) NCKD, where NCKD is the KL between the other classes alone.
     """
     found = exact.argmax(dim=1, keepdim=True)
     p = F.softmax(exact / _TEMPERATURE, dim=1).gather(1, found)[:, 0]
     others = [logits.scatter(1, found, -1e4) for logits in (exact, stored)]
     between_others = pixel_kl(others[0], others[1], _TEMPERATURE)
+    # TCKD is thus KL - (1 - p) NCKD, so TCKD + 8 NCKD = KL + (7 + p) NCKD: no cancellation of large numbers.
     return _mean(pixel_kl(exact, stored, _TEMPERATURE) + (_NCKD_WEIGHT - 1 + p) * between_others, weights)
 
 
-# What a distillation method sees of an error in the logits, (N,) by entry, whose mean weighs entries by their area.
-# Methods that normalise over cells see shifts of all classes of a cell, which KL over classes does not. DKD sees errors
-# between classes that the teacher rules out: a KL gives them next to no weight where the teacher is sure.
+# What each distillation method sees of an error in the logits: (N,), one value for each entry. Their mean weights entries
+# by area. Methods that normalise over cells see a shift of all classes of a cell, which a KL over classes ignores. DKD
+# sees errors between classes that the teacher rules out; a KL gives them hardly any weight where the teacher is sure.
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "logit": lambda exact, stored, weights: _mean(pixel_kl(exact, stored), weights),
     "cwd": channel_kl,
@@ -89,7 +91,7 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 @dataclass(slots=True)
 class LogitFidelity:
-    """Of logits; `add` entries, then read `result`."""
+    """The fidelity of logits: `add` entries, then read `result`."""
 
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -97,7 +99,7 @@ class LogitFidelity:
         self,
         exact: Tensor,  # (N, C, h, w) float32
         stored: Tensor,  # the same, decoded
-        weights: Tensor,  # (N, h, w) the part of every cell that counts
+        weights: Tensor,  # (N, h, w) float: the part of each cell that counts
     ) -> None:
         classes = exact.argmax(dim=1)
         kept = (classes == stored.argmax(dim=1)) * weights
@@ -113,14 +115,15 @@ class LogitFidelity:
             by_class=_by_class(classes, weights, exact.shape[1]),
             by_class_kept=_by_class(classes, kept, exact.shape[1]),
             divergence=torch.stack(
+                # Means of entries, weighted by their area, so that a crop that is mostly padding counts little.
                 [(of(exact, stored, weights) * weights.sum(dim=(1, 2))).sum() for of in DIVERGENCES.values()]
             ),
             **_error_sums(exact, stored, weights),
         )
 
     def result(self) -> dict[str, Any]:
-        """JSON values: kl, kl_t4, agreement (share of cells that keep their class), the same near a boundary and by
-        class (None where no cell has it), relative_error (squared, of the values' variance), divergence by method."""
+        """JSON values: kl, kl_t4, agreement (fraction of cells that keep their class), the same near a boundary and by
+        class (None if no cell has the class), relative_error (squared error / variance), and divergence by method."""
         s = self._sums
         return {
             "kl": _ratio(s["kl"], s["cells"]),
@@ -140,7 +143,7 @@ class LogitFidelity:
 
 @dataclass(slots=True)
 class FeatureFidelity:
-    """Of features; with the teacher's `classifier`, (N, D, h, w) -> logits, also what it makes of them."""
+    """The fidelity of features. With the teacher's `classifier` also what it makes of the decoded ones."""
 
     classifier: Classifier | None = None
     _sums: dict[str, Tensor] = field(default_factory=dict)
@@ -158,47 +161,47 @@ class FeatureFidelity:
             _add(self._sums, kl=(pixel_kl(logits, of_stored) * weights).sum(), kept=kept.sum())
 
     def result(self) -> dict[str, Any]:
-        """JSON values: relative_error; kl and agreement of the classifier, None without one."""
+        """JSON values: relative_error, and kl and agreement of the classifier's logits (None without a classifier)."""
         s = self._sums
-        judged = {"kl": "kl", "agreement": "kept"}
+        of_logits = {"kl": "kl", "agreement": "kept"}
         return {
-            **{name: _ratio(s[key], s["cells"]) if key in s else None for name, key in judged.items()},
+            **{name: _ratio(s[key], s["cells"]) if key in s else None for name, key in of_logits.items()},
             "relative_error": _relative_error(s),
         }
 
 
 def fidelity_of(target: str, classifier: Classifier | None = None) -> LogitFidelity | FeatureFidelity:
-    """The measure for a target by name; `classifier` is the teacher's, and for its features alone."""
+    """A new measure for a target, by name. `classifier` is the teacher's; only features use it."""
     if target in LOGIT_TARGETS:
         return LogitFidelity()
     return FeatureFidelity(classifier if target == "features" else None)
 
 
 def headline(result: Mapping[str, Any]) -> dict[str, float]:
-    """The few numbers of a result that stand in a commit record."""
+    """The few numbers of a result that go into a commit record."""
     names = ("kl", "kl_t4", "agreement", "relative_error")
     return {name: result[name] for name in names if result.get(name) is not None}
 
 
 def _mean(cells: Tensor, weights: Tensor) -> Tensor:
-    """By entry, (N,)."""
+    """Weighted mean over cells, for each entry: (N,)."""
     return (cells * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp_min(1e-9)
 
 
 def _is_boundary(classes: Tensor) -> Tensor:
-    """Cells with a cell of another class next to them, (N, h, w) bool."""
+    """True for cells with a cell of another class next to them, (N, h, w) bool."""
     maps = classes.float()[:, None]
     highest, lowest = (F.max_pool2d(m, 3, stride=1, padding=1) for m in (maps, -maps))
     return (highest != -lowest)[:, 0]
 
 
 def _by_class(classes: Tensor, weights: Tensor, count: int) -> Tensor:
-    """Weight of the cells of each class, (C,)."""
+    """Total weight of the cells of each class, (C,) float64."""
     return torch.bincount(classes.flatten(), weights.flatten().double(), minlength=count)
 
 
 def _error_sums(exact: Tensor, stored: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """What the relative error is made of: squared errors, squares, and sums by channel."""
+    """The sums from which the relative error follows: squared errors, squares, and values by channel."""
     w = weights[:, None]
     return {
         "error": ((stored - exact).square() * w).sum(),
@@ -218,5 +221,6 @@ def _ratio(part: Tensor, whole: Tensor) -> float | None:
 
 def _add(sums: dict[str, Tensor], **more: Tensor) -> None:
     for name, value in more.items():
+        # In float64: sums over millions of cells lose small errors in float32.
         found = value.detach().to("cpu", torch.float64)
         sums[name] = sums[name] + found if name in sums else found

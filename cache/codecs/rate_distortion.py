@@ -1,4 +1,4 @@
-"""Rate against error: every codec with several steps, on one sample of a teacher's outputs."""
+"""Size against error: every codec with several steps, on one sample of a teacher's outputs."""
 
 import math
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ from kdcache.cache.codecs.range_coder import RangeDct
 from kdcache.cache.codecs.scalar import Delta, Fp16, Uniform
 from kdcache.cache.codecs.transform import DctStatistics, Pca
 
-_FINEST, _COARSEST = -9, 0  # steps, as powers of two of the values' deviation
+_FINEST, _COARSEST = -9, 0  # steps, as powers of two of the standard deviation
 _CHANNELS_PER_COMPONENT = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RatePoint:
-    """A codec, and what it comes to on a sample."""
+    """A codec, and its size and loss on a sample."""
 
     codec: Codec
-    fidelity: dict[str, Any]  # see choose.measure
+    fidelity: dict[str, Any]  # as choose.measure returns it
 
     @property
     def request(self) -> str:
-        """How the codec is asked for, its step with it."""
+        """The request that gives this codec, with its step."""
         summary = self.codec.summary()
         parts = {"fp16": (), "pca": ("components", "step")}.get(self.codec.name, ("step",))
         return ":".join([self.codec.name, *(f"{summary[part]:g}" for part in parts)])
 
 
 def rate_curve(sample: CalibrationSample) -> Iterator[RatePoint]:
-    """All codecs on a sample, one family after the other, from fine to coarse; those whose range is too small are left out."""
+    """All codecs on a sample, one family after the other, from fine to coarse. Skips those that overflow on it."""
     for codec in _ladder(sample):
-        if not any(bool(codec.encode(batch)[1].any()) for batch in sample.judged):
+        if not any(bool(codec.encode(batch)[1].any()) for batch in sample.held_out):
             yield RatePoint(codec=codec, fidelity=measure(codec, sample))
 
 

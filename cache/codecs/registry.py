@@ -5,11 +5,11 @@
     delta[:STEP]           the same, then differences of neighbours before the lossless stage
     pca:K[:STEP]           K principal components of the channels, one step
     dct[:STEP[:K]]         principal components, an 8x8 DCT, one step
-    dct-range[:STEP[:K]]   the same behind a range coder: smaller, and opaque to other readers
-    auto:MAX_KL[:METHODS]  the smallest that keeps a promise and that every reader can open, see choose.py
+    dct-range[:STEP[:K]]   the same with a range coder: smaller, but other readers cannot decode it
+    auto:MAX_KL[:METHODS]  the smallest of them that loses at most MAX_KL and that every Zarr reader opens, see choose.py
 
-A request goes into a store's key. Encoding and decoding are torch on whichever device the data is; what is stored are
-plain numbers under standard Zarr codecs.
+A request is part of a store's key. Encoding and decoding are done in torch, on the device where the data is. What is
+stored are plain numbers under standard Zarr codecs.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Fp16, Uniform,
 
 
 def canonical_request(request: str, channels: int | None = None) -> str:
-    """`request` in the one form that goes into a store's key.
+    """`request` in the one form that becomes part of a store's key.
 
     Raises:
-        UsageError: it is unknown or malformed, or asks for more components than a target has `channels`.
+        UsageError: it is unknown or malformed, or asks for more components than the target has `channels`.
     """
     if request.partition(":")[0] == AUTO:
         return str(Promise.parse(request.partition(":")[2]))
@@ -55,16 +55,16 @@ def fit_codec(
     request: str,
     sample: Sequence[Tensor],  # each (N, C, h, w) float32
 ) -> Codec:
-    """The codec that `request` names, fitted to a sample of the teacher's outputs; not for `auto`."""
+    """The codec that `request` names, fitted to a sample of the teacher's outputs. Does not accept `auto`."""
     name, argument = _split(canonical_request(request))
     return CODECS[name].fit(argument, sample)
 
 
 def resolve_codec(request: str, sample: CalibrationSample) -> Codec:
-    """The codec that a request comes to, `auto` included, on a sample of the teacher's outputs.
+    """The codec for a request, `auto` included, fitted to a sample of the teacher's outputs.
 
     Raises:
-        TeacherError: no codec keeps what `auto` promises.
+        TeacherError: no codec loses as little as `auto` promises.
     """
     name, _, argument = request.partition(":")
     if name == AUTO:
@@ -73,14 +73,14 @@ def resolve_codec(request: str, sample: CalibrationSample) -> Codec:
 
 
 def codec_from_dict(fields: dict[str, Any]) -> Codec:
-    """The codec that a store's calibration describes. Raises StoreDamagedError for one that cannot be."""
+    """The codec that a store's calibration describes. Raises StoreDamagedError for an unknown or malformed one."""
     try:
         return CODECS[fields["name"]].from_dict(fields)
     except MALFORMED as error:
         known = ", ".join(CODECS)
         raise StoreDamagedError(
-            f"the calibration names a codec that cannot be used: {repr(error)[:200]} (known: {known})",
-            hint="the store may need a newer kdcache",
+            f"the calibration names an unusable codec: {repr(error)[:200]} (known: {known})",
+            hint="a newer kdcache may know this codec; if yours is the newest, kdcache verify lists what is damaged",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Scalar codecs: every number by itself, and differences of neighbours before the lossless stage."""
+"""Scalar codecs: every number is quantised by itself; `delta` then takes differences of neighbours."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from kdcache.cache.codecs.codec import Codec, Packing, Shape, find_faults, requi
 from kdcache.cache.errors import UsageError
 
 INT16_MAX = 32767
-_STEPS_PER_DEVIATION = 32  # without a step: 32 to 64 steps a standard deviation, relative MSE <= 8e-5
-# The codes of a channel lie around this one: their high bytes are all zero then and cost nothing behind the byte
-# shuffle, where around 0 they would change with the sign (0.65 against 0.56 bytes a value on CamVid's logits).
+_STEPS_PER_DEVIATION = 32  # of a fitted step: 32 to 64 steps per standard deviation, relative MSE <= 8e-5
+# The codes of a channel are centred here, not at 0: then their high bytes are nearly always zero and compress to nothing.
+# Around 0 they would change with every sign (0.65 against 0.56 bytes a value on CamVid's logits).
 _MIDDLE = 128
 
 _MAP_AXES = ("channel", "y", "x")
@@ -63,14 +63,14 @@ class Uniform(Codec):
     """Uniform scalar quantisation: one step for the whole store, one offset a channel, int16 codes.
 
     The step is a power of two and the offsets are multiples of it, so x / step and (code + offset) * step are exact
-    in float32 and |error| <= step / 2 holds to the bit. int16 spans some 500 standard deviations to either side
-    of the offset.
+    in float32, and |error| <= step / 2 is strictly true. int16 covers some 500 standard deviations on either side of
+    the offset.
     """
 
     name: ClassVar[str] = "uniform"
 
     step: float
-    offsets: tuple[int, ...]  # in steps, one a channel
+    offsets: tuple[int, ...]  # in steps, one for each channel
 
     @classmethod
     def check(cls, argument: str | None, channels: int | None = None) -> str | None:
@@ -80,7 +80,7 @@ class Uniform(Codec):
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> Self:
         means, deviation = channel_statistics(sample)
         step = fitted_step(deviation, _STEPS_PER_DEVIATION) if argument is None else float(argument)
-        offsets = (means / step).round() - _MIDDLE
+        offsets = (means / step).round() - _MIDDLE  # whole steps, so that adding them back is exact
         return cls(step=step, offsets=tuple(int(o) for o in offsets.tolist()))
 
     def fits(self, shape: Shape) -> bool:
@@ -92,6 +92,7 @@ class Uniform(Codec):
     def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
         codes = (target / self.step).round_() - self._offsets(target.device)
         faults = find_faults(target, inside=codes.abs() <= INT16_MAX)
+        # Rows with a fault are refused later. They are made valid here so that the cast is defined on every device.
         return codes.clamp_(-INT16_MAX, INT16_MAX).nan_to_num_(0.0).to(torch.int16), faults
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class Uniform(Codec):
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         step, offsets = float(fields["step"]), tuple(int(o) for o in fields["offsets"])
-        if any(abs(o) >= 2**23 for o in offsets):
+        if any(abs(o) >= 2**23 for o in offsets):  # beyond it code + offset is not exact in float32
             raise ValueError(f"{cls.name} codec with offsets {offsets[:4]}...")
         return cls(step=require_step(cls.name, step), offsets=offsets)
 
@@ -119,9 +120,9 @@ class Uniform(Codec):
 
 @dataclass(frozen=True, slots=True)
 class Delta(Uniform):
-    """`uniform`, then differences to the left and to the upper neighbour, in int16 that wraps, zigzag.
+    """`uniform`, then differences to the left and the upper neighbour, in wrapping int16, then zigzag.
 
-    A map is smooth, so differences are small, and sums that wrap undo differences that wrapped.
+    Maps are smooth, so the differences are small. Differences that wrap are undone by sums that wrap.
     """
 
     name: ClassVar[str] = "delta"
@@ -135,18 +136,20 @@ class Delta(Uniform):
     def decode(self, codes: Tensor) -> Tensor:
         sums = unzigzag(codes)
         for axis in (2, 3):
-            sums = sums.cumsum(dim=axis, dtype=torch.int32).to(torch.int16)
+            sums = sums.cumsum(dim=axis, dtype=torch.int32).to(torch.int16)  # the cast wraps, as encode did
         return Uniform.decode(self, sums)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(
+    maxsize=16
+)  # a copy from pageable memory waits for all work that the device has queued: copy only once
 def _offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """(C, 1, 1) float32; on the device once, since a copy from ordinary memory waits for all work before it."""
+    """The offsets on a device, (C, 1, 1) float32."""
     return torch.tensor(offsets, dtype=torch.float32, device=device)[:, None, None]
 
 
 def parse_step(codec: str, text: str) -> float:
-    """A step out of a request. Raises UsageError for one that is no power of two from 2^-16 to 2^16."""
+    """The step in a request. Raises UsageError unless it is a power of two from 2^-16 to 2^16."""
     try:
         step = float(text)
         exact = math.isfinite(step) and step > 0 and math.frexp(step)[0] == 0.5
@@ -155,7 +158,7 @@ def parse_step(codec: str, text: str) -> float:
     if not exact or not 2.0**-16 <= step <= 2.0**16:
         raise UsageError(
             f"codec {codec}: the step must be a power of two from 2^-16 to 2^16, got {text!r}",
-            hint=f"for example {codec}:0.125, or {codec} to have the step measured",
+            hint=f"for example {codec}:0.125; {codec} without a step chooses one for this teacher",
         )
     return step
 
@@ -163,17 +166,18 @@ def parse_step(codec: str, text: str) -> float:
 def channel_statistics(
     sample: Sequence[Tensor],  # each (N, C, h, w)
 ) -> tuple[Tensor, float]:
-    """Means by channel, (C,) float64, and the deviation of all values from them."""
+    """The mean of each channel, (C,) float64, and the standard deviation of all values around them."""
     batches = [batch.detach().to("cpu") for batch in sample]
     values = sum(batch.numel() for batch in batches)
-    # Batch by batch: a sample of features in float64 at once would take gigabytes.
+    # One batch at a time: all features of a sample in float64 would take gigabytes.
     totals = torch.stack([batch.sum(dim=(0, 2, 3), dtype=torch.float64) for batch in batches]).sum(dim=0)
     means = totals * len(totals) / values
     squares = [(batch.double() - means[:, None, None]).square().sum() for batch in batches]
     deviation = math.sqrt(float(torch.stack(squares).sum()) / values)
-    return means, max(deviation, 2.0**-10 * max(1.0, float(means.abs().max())))  # a constant has none
+    # A constant target has deviation 0, which no step fits.
+    return means, max(deviation, 2.0**-10 * max(1.0, float(means.abs().max())))
 
 
 def fitted_step(deviation: float, steps_per_deviation: float) -> float:
-    """The largest power of two that leaves at least so many steps to a standard deviation."""
+    """The largest power of two with at least `steps_per_deviation` steps in a standard deviation."""
     return 2.0 ** math.floor(math.log2(deviation / steps_per_deviation))

@@ -1,9 +1,9 @@
-"""Shards: the Zarr v3 arrays of a pass, one entry an inner chunk, one unit a shard.
+"""Shards: the Zarr v3 arrays of a pass, with one inner chunk for each entry and one shard for each unit.
 
-They hold standard codecs only: bytes, blosc (zstd behind a byte or bit shuffle), crc32c, sharding_indexed. zarr-python encodes,
-into memory, because a shard must be whole, hashed and created once; its own stores neither sync nor refuse to
-overwrite. Decoding is done here, by what the standard says of those codecs: zarr-python takes a missing inner chunk for
-zeros, and lets a blosc header say how much memory to take.
+The arrays use standard codecs only: bytes, blosc (zstd after a byte or bit shuffle), crc32c, sharding_indexed. zarr-python
+encodes a shard, but into memory, because a shard must be complete, hashed and created once; zarr's own stores neither sync
+nor refuse to overwrite. Decoding is done here, strictly by the standard: zarr-python reads a missing inner chunk as
+zeros, and lets a blosc header decide how much memory to allocate.
 """
 
 import json
@@ -23,22 +23,24 @@ from zarr.storage import MemoryStore
 from kdcache.cache.codecs.codec import Packing, Shuffle
 from kdcache.cache.errors import StoreDamagedError
 
-# blosc's own threads, by default on in a process's main thread, would fight with the readers' over cores, and are
-# not there after a fork. zarr turns them off when it is imported; it is said here, because the reader counts on it.
+# blosc's own threads, on by default in a process's main thread, would compete with the reader's for cores, and they do
+# not exist after a fork. zarr switches them off on import; it is repeated here because the reader relies on it.
 blosc.use_threads = False
 
 EMPTY = 2**64 - 1  # offset and size of an inner chunk that was not written
 
-# zstd sets up 160 kB of state for every block. Blosc's own choice, 32 kB at this level, spends half the time of unpacking
-# on that; 256 kB stay in a core's cache, and take the same room within half a percent.
+# zstd sets up 160 kB of state for every block. With blosc's own choice, 32 kB at this level, that is half the time of
+# unpacking. 256 kB still fit a core's cache, and change the size by less than half a percent.
 _BLOCK_BYTES = 2**18
 
-# Fields of a zarr.json that may be left out where they say nothing.
+# Fields of a zarr.json that a writer may omit if they are empty.
 _OPTIONAL = ("attributes", "storage_transformers", "consolidated_metadata")
 
 _BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
-_CHECKSUM_RESIDUE = 0x48674BC7  # of any bytes with their CRC-32C behind them: checked without cutting it off
+_CHECKSUM_RESIDUE = (
+    0x48674BC7  # the CRC-32C of any bytes followed by their own CRC-32C: a check without a copy
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +48,11 @@ class ArrayLayout:
     """Shape and type of one array of a pass."""
 
     name: str
-    rows: int  # entries a pass
+    rows: int  # entries in a pass
     row_shape: tuple[int, ...]  # of one entry
     dtype: str
     unit_entries: int
-    dimensions: tuple[str, ...]  # a name for each axis, the first is "entry"
+    dimensions: tuple[str, ...]  # one name for each axis; the first is "entry"
     shuffle: Shuffle = "shuffle"  # blosc's filter before zstd
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,23 +63,24 @@ class ArrayLayout:
         packing: Packing,
         *,
         rows: int,
-        unit_entries: int | None = None,  # as many as there are rows
+        unit_entries: int | None = None,  # default: as many as `rows`
         attributes: Mapping[str, Any] | None = None,
     ) -> "ArrayLayout":
-        """The array that a codec's rows are stored in."""
+        """The layout of the array for a codec's rows."""
         return cls(
             name=name,
             rows=rows,
             row_shape=packing.shape,
             dtype=packing.dtype,
             unit_entries=unit_entries or rows,
-            dimensions=("entry", *(f"{name}_{axis}" for axis in packing.axes)),  # xarray: one size for a name
+            # xarray gives all axes of one name one size, so names of other axes start with the array's name.
+            dimensions=("entry", *(f"{name}_{axis}" for axis in packing.axes)),
             shuffle=packing.shuffle,
             attributes=attributes or {},
         )
 
     def shard_path(self, unit: int) -> str:
-        """Path of the shard under the array: Zarr's default chunk keys."""
+        """Path of a unit's shard within the array, by Zarr's default chunk keys."""
         return "/".join(["c", str(unit), *("0" for _ in self.row_shape)])
 
     def metadata(self) -> bytes:
@@ -88,16 +91,17 @@ class ArrayLayout:
         self,
         rows: np.ndarray,  # (n, *row_shape) of dtype, n <= unit_entries
     ) -> bytes:
-        """The shard that holds `rows`, the same bytes at whichever position it stands."""
+        """The shard with these rows. Its bytes do not depend on its position in the array."""
         assert (
             rows.dtype == self.dtype
             and rows.shape[1:] == self.row_shape
             and 0 < len(rows) <= self.unit_entries
         )
+        # Encoded as the only shard of a short array: the same bytes, and only this unit's memory.
         return _files_of(self, rows=len(rows), values=rows)[self.shard_path(0)]
 
     def decode(self, shard: bytes, n: int) -> np.ndarray:
-        """The first `n` rows of a shard, every one checked and decoded. Raises StoreDamagedError."""
+        """The first `n` rows of a shard, (n, *row_shape) of dtype, each checked. Raises StoreDamagedError."""
         where = f"array {self.name}"
         index = self.read_index(shard[-self.index_bytes :], len(shard), where)
         rows = self.empty_rows(n)
@@ -106,34 +110,35 @@ class ArrayLayout:
         return rows
 
     def empty_rows(self, n: int) -> np.ndarray:
-        """Room for `n` rows, (n, *row_shape) of dtype."""
+        """An uninitialised array for `n` rows, (n, *row_shape) of dtype."""
         return np.empty((n, *self.row_shape), dtype=self.dtype)
 
     @property
     def index_bytes(self) -> int:
-        """The index at the end of a shard: an offset and a size for each row, and a checksum."""
+        """Size of the index at the end of a shard: an offset and a size for each row, and a checksum."""
         return 16 * self.unit_entries + _CHECKSUM_BYTES
 
     @property
     def max_shard_bytes(self) -> int:
-        """No shard is larger: rows that do not compress stand as they are, with what their codecs put around them."""
+        """Upper limit for a shard: rows that do not compress are stored as they are, plus headers and checksums."""
         return self.unit_entries * (self.row_bytes + 2 * _BLOSC_HEADER_BYTES) + self.index_bytes
 
     @property
     def row_bytes(self) -> int:
-        """Of one row, unpacked."""
+        """Bytes of one row, unpacked."""
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     def read_index(self, tail: bytes, shard_bytes: int, where: str) -> np.ndarray:
-        """Offsets and sizes of a shard's rows, (unit_entries, 2) uint64, from the last `index_bytes` bytes of it.
+        """Offsets and sizes of a shard's rows in bytes, (unit_entries, 2) uint64, from its last `index_bytes` bytes.
 
         Raises:
-            StoreDamagedError: naming `where`, for an index that is cut off, damaged, or points outside the shard or
-                to one place twice.
+            StoreDamagedError: names `where`. The index is truncated or damaged, or points outside the shard, or rows
+                overlap.
         """
         if len(tail) != self.index_bytes or not _sum_fits(tail):
             raise StoreDamagedError(f"{where}: the shard's index is damaged or cut off")
         index = np.frombuffer(tail, dtype="<u8", count=2 * self.unit_entries).reshape(-1, 2)
+        # Compared in an order that cannot overflow uint64: offset + size of a hostile index could wrap around.
         written = index[index[:, 0] != EMPTY]
         offsets, sizes = written[written[:, 0].argsort()].T
         last_starts = shard_bytes - np.minimum(sizes, shard_bytes)
@@ -146,20 +151,22 @@ class ArrayLayout:
     def unpack(
         self,
         packed: bytes,
-        row: np.ndarray,  # row_shape of dtype, contiguous: where it is unpacked to, outside the GIL
+        row: np.ndarray,  # row_shape of dtype, contiguous: filled without holding the GIL
         where: str,
     ) -> None:
-        """One row from its inner chunk. Raises StoreDamagedError, naming `where`."""
+        """Unpack one row from its inner chunk into `row`. Raises StoreDamagedError, which names `where`."""
         if len(packed) < _BLOSC_HEADER_BYTES + _CHECKSUM_BYTES or not _sum_fits(packed):
             raise StoreDamagedError(f"{where} is missing or does not match its checksum")
-        # The header of a blosc buffer says how much it unpacks to, and from how much; blosc takes its word for both.
+        # A blosc header says how many bytes it unpacks to, and from how many; blosc itself trusts both.
         unpacked_bytes, _, packed_bytes = struct.unpack_from("<3I", packed, 4)
         if (unpacked_bytes, packed_bytes) != (self.row_bytes, len(packed) - _CHECKSUM_BYTES):
             raise StoreDamagedError(f"{where} does not unpack to {self.row_bytes} bytes")
         try:
-            blosc.decompress(packed, row)  # stops before the checksum; cutting that off would be a copy
+            blosc.decompress(
+                packed, row
+            )  # ignores the checksum at the end; cutting it off would copy the row
         except RuntimeError as error:
-            raise StoreDamagedError(f"{where} cannot be unpacked: {error}") from None
+            raise StoreDamagedError(f"{where} does not decompress: {error}") from None
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> bytes:
@@ -170,7 +177,7 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
 
 
 def same_metadata(mine: bytes, theirs: bytes) -> bool:
-    """Whether two zarr.json texts mean the same: key order and optional fields differ between writers."""
+    """True if two zarr.json texts mean the same. Writers differ in key order and in the fields they omit."""
 
     def meaning(text: bytes) -> Any:
         document = json.loads(text)
@@ -179,7 +186,7 @@ def same_metadata(mine: bytes, theirs: bytes) -> bool:
 
     try:
         return bool(meaning(mine) == meaning(theirs))
-    except (ValueError, AttributeError, RecursionError):  # not JSON, or no object
+    except (ValueError, AttributeError, RecursionError):  # not JSON, or not an object
         return False
 
 
@@ -205,7 +212,7 @@ def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = Non
         ],
         dimension_names=layout.dimensions,
         attributes=dict(layout.attributes),
-        config={"write_empty_chunks": True},  # a row of zeros is a value, not an absence
+        config={"write_empty_chunks": True},  # a row of zeros is data; zarr would leave it out
     )
     if values is not None:
         array[:] = values
@@ -213,5 +220,5 @@ def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = Non
 
 
 def _sum_fits(data: bytes) -> bool:
-    """Whether the crc32c codec's checksum, the last four bytes, is that of the rest."""
+    """True if the last four bytes are the CRC-32C of the others."""
     return bool(google_crc32c.value(data) == _CHECKSUM_RESIDUE)

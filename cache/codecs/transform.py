@@ -1,9 +1,9 @@
-"""Transform codecs: channels along the store's principal components, space by an 8x8 DCT, one step for all.
+"""Transform codecs: channels become the store's principal components, space an 8x8 DCT, with one step for everything.
 
-An orthonormal transform keeps squared errors, so one uniform step for all coefficients spends an error where it saves
-the most bits. Codes lie coefficient-major: a plane holds one coefficient of one component for all blocks, planes
-stand by falling activity in the calibration sample. Behind a bit shuffle, zstd then meets long stretches of like
-statistics, and comes to within some 15 % of the planes' entropy.
+An orthonormal transform preserves squared errors, so one step for all coefficients gives the fewest bits for a given
+error. Codes are ordered by plane, which is one coefficient of one component for all blocks; planes are ordered by
+falling activity in the calibration sample. After a bit shuffle, zstd finds long runs of similar statistics and comes
+within about 15 % of the entropy of the planes.
 """
 
 import base64
@@ -27,13 +27,15 @@ BLOCK = 8  # cells a side
 PLANES = BLOCK * BLOCK  # coefficients of a block
 
 _PCA_STEPS_PER_DEVIATION = 32
-_DCT_STEPS_PER_DEVIATION = 8
-_ROUNDING = 2.0**-17  # float32 sums over thousands of terms, as a part of the largest value
+_DCT_STEPS_PER_DEVIATION = (
+    8  # coarser than for pca: most coefficients are near 0 and lose less than half a step
+)
+_ROUNDING = 2.0**-17  # relative error of float32 sums over thousands of terms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pca(Codec):
-    """The first K principal components of the channels, each number by itself: `pca:K` or `pca:K:STEP`."""
+    """The first K principal components of the channels, each number quantised by itself: `pca:K` or `pca:K:STEP`."""
 
     name: ClassVar[str] = "pca"
 
@@ -93,8 +95,8 @@ class Pca(Codec):
 class Dct(Codec):
     """Principal components of the channels, then an orthonormal 8x8 DCT, then one step: `dct`, `dct:STEP`, `dct:STEP:K`.
 
-    Maps are padded to whole blocks by repeating their last row and column. Without K, components whose coefficients
-    would nearly all be zero are left out.
+    Maps are padded to whole blocks by repeating their last row and column. Without K, components are dropped if nearly
+    all of their coefficients would become zero.
     """
 
     name: ClassVar[str] = "dct"
@@ -102,15 +104,15 @@ class Dct(Codec):
     basis: ChannelBasis
     step: float
     size: tuple[int, int]  # (h, w) of the map
-    order: bytes  # uint32 by plane: which coefficient it holds, component * 64 + row * 8 + column
+    order: bytes  # uint32 for each plane: which coefficient it contains, component * 64 + row * 8 + column
 
     @classmethod
     def check(cls, argument: str | None, channels: int | None = None) -> str | None:
         if argument is None:
             return None
         first, _, second = argument.partition(":")
-        _, step = parse_arguments(cls.name, f"1:{first}", "dct:0.25 or dct:0.25:64")
-        components, _ = parse_arguments(cls.name, second or None, "dct:0.25:64")
+        _, step = parse_arguments(cls.name, f"1:{first}", "dct:0.25 or dct:0.25:64", argument)
+        components, _ = parse_arguments(cls.name, second or None, "dct:0.25:64", argument)
         require_channels(cls.name, components, channels)
         return repr(step) if components is None else f"{step!r}:{components}"
 
@@ -139,13 +141,13 @@ class Dct(Codec):
         planes[:, self._order(codes.device)] = unzigzag(codes).to(torch.float32) * self.step
         blocks = planes.reshape(len(codes), -1, BLOCK, BLOCK, *_blocks(self.size))
         dct = dct_matrix(codes.device)
-        # The channels last: fewer components than channels go through the inverse DCT.
+        # The basis comes last: so the inverse DCT runs on K components, not on the more numerous channels.
         maps = torch.einsum("iy,jx,nkijab->nkaybx", dct, dct, blocks).flatten(4, 5).flatten(2, 3)
         return self.basis.synthesise(maps[:, :, : self.size[0], : self.size[1]])
 
     def error_bound(self, target: Tensor) -> Tensor:
         dct = dct_matrix(torch.device("cpu"))
-        gain = float(dct.abs().sum(dim=0).max()) ** 2  # a cell is a sum over its block's 64 coefficients
+        gain = float(dct.abs().sum(dim=0).max()) ** 2  # a cell is a sum over the 64 coefficients of its block
         quantisation = self.basis.largest_error(self.step / 2 * gain)[:, None, None].to(target.device)
         return truncation_error(self.basis, target) + quantisation
 
@@ -170,11 +172,11 @@ class Dct(Codec):
         if min(height, width) < 1:
             raise ValueError(f"{cls.name} codec for maps of {height}x{width}")
         if planes != list(range(basis.components * PLANES)):
-            raise ValueError(f"{cls.name} codec whose planes are no permutation")
+            raise ValueError(f"{cls.name} codec whose order of planes is not a permutation")
         return cls(basis=basis, step=require_step(cls.name, step), size=(height, width), order=order)
 
     def _coefficients(self, target: Tensor) -> Tensor:
-        """(N, K * 64, blocks) float32, in the order of the planes."""
+        """The coefficients (N, K * 64, blocks) float32, in the order of the planes."""
         return _transform(self.basis.analyse(target)).flatten(1, 3)[:, self._order(target.device)].flatten(2)
 
     def _order(self, device: torch.device) -> Tensor:
@@ -183,11 +185,11 @@ class Dct(Codec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DctStatistics:
-    """What a sample says of a target, from which `dct` codecs of any step follow."""
+    """Statistics of a target's sample, from which `dct` codecs of any step follow without another look at it."""
 
     basis: ChannelBasis  # all components
     activity: Tensor  # (C, 64) root mean square of every coefficient
-    deviation: float  # of all values from their channel's mean
+    deviation: float  # standard deviation of all values around their channel's mean
     size: tuple[int, int]  # (h, w)
 
     @classmethod
@@ -205,17 +207,20 @@ class DctStatistics:
         )
 
     def codec(self, step: float, components: int | None = None) -> Dct:
-        """The codec with that step; without a number of components, those in which anything would remain."""
+        """The codec with this step. Without a number of components it drops those that would become all zero."""
         if components is None:
             active = (self.activity.amax(dim=1) >= step / 2).nonzero().flatten().tolist()
             components = max([1, *(component + 1 for component in active)])
         basis = self.basis.first(components)
+        # Stable: equal activities, as of zeros, must give one order on every machine, for it is stored.
         order = self.activity[: basis.components].flatten().argsort(descending=True, stable=True)
         return Dct(basis=basis, step=step, size=self.size, order=order.numpy().astype("<u4").tobytes())
 
 
-def parse_arguments(codec: str, argument: str | None, example: str) -> tuple[int | None, float | None]:
-    """(components, step) of "K", "K:STEP" or nothing. Raises UsageError."""
+def parse_arguments(
+    codec: str, argument: str | None, example: str, typed: str | None = None
+) -> tuple[int | None, float | None]:
+    """(components, step) from "K", "K:STEP" or None. Raises UsageError, which quotes `typed` (default: `argument`)."""
     if argument is None:
         return None, None
     first, _, second = argument.partition(":")
@@ -224,20 +229,24 @@ def parse_arguments(codec: str, argument: str | None, example: str) -> tuple[int
     except ValueError:
         components, step = 0, None
     if not 1 <= components <= 2**14 or not (step is None or 2.0**-16 <= step <= 2.0**16):
-        raise UsageError(f"codec {codec}: {argument!r} cannot be", hint=f"for example {example}")
+        raise UsageError(
+            f"codec {codec}: {(typed or argument)!r} needs 1 to 16384 components and a step from 2^-16 to 2^16",
+            hint=f"for example {example}",
+        )
     return components, step
 
 
 def require_channels(codec: str, components: int | None, channels: int | None) -> None:
-    """Raises UsageError for more components than channels."""
+    """Raises UsageError if there are more components than channels."""
     if components is not None and channels is not None and components > channels:
         raise UsageError(
-            f"codec {codec}: {components} components of {channels} channels", hint=f"{channels} or fewer"
+            f"codec {codec}: {components} components, but the target has only {channels} channels",
+            hint=f"use {channels} or fewer",
         )
 
 
 def truncation_error(basis: ChannelBasis, target: Tensor) -> Tensor:
-    """What the components that are left out hold, and what float32 may round, at each element of a target."""
+    """The error from dropped components and from float32 rounding, at each element of a target (N, C, h, w)."""
     exact = target.double()
     left_out = (basis.synthesise(basis.analyse(target)).double() - exact).abs()
     largest = exact.abs().amax(dim=(1, 2, 3), keepdim=True) + 1
@@ -246,7 +255,7 @@ def truncation_error(basis: ChannelBasis, target: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def dct_matrix(device: torch.device) -> Tensor:
-    """The orthonormal DCT-II of length 8, (frequency, place) float32."""
+    """The orthonormal DCT-II of length 8, (frequency, position) float32."""
     k = torch.arange(BLOCK, dtype=torch.float64)[:, None]
     angles = (2 * torch.arange(BLOCK, dtype=torch.float64) + 1) * k * math.pi / (2 * BLOCK)
     matrix = angles.cos() * math.sqrt(2 / BLOCK)
@@ -255,7 +264,7 @@ def dct_matrix(device: torch.device) -> Tensor:
 
 
 def _blocks(size: Sequence[int]) -> tuple[int, int]:
-    """Blocks down and across a map."""
+    """Number of blocks down and across a map."""
     return -(-size[0] // BLOCK), -(-size[1] // BLOCK)
 
 
@@ -273,7 +282,7 @@ def _transform(
 
 
 def _activity(basis: ChannelBasis, sample: Sequence[Tensor]) -> Tensor:
-    """Root mean square of every coefficient over a sample, (K, 64)."""
+    """Root mean square of every coefficient over a sample, (K, 64) float64."""
     squares, blocks = torch.zeros(basis.components, PLANES, dtype=torch.float64), 0
     for batch in sample:
         coefficients = _transform(basis.analyse(batch.detach().to("cpu"))).flatten(2, 3)

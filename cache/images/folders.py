@@ -1,8 +1,8 @@
-"""A dataset of image files in one folder and label files of the same ids in another.
+"""A dataset of image files in one folder and label files with the same ids in another.
 
-Every layout in `kdcache.cache.images.datasets` comes down to this. torchvision's Cityscapes and VOCSegmentation are
-not wrapped, since they would leave all of the work here: Cityscapes lists in the order of the file system and
-gives raw label ids; neither has image ids, misses a label before it is read, or names the folder that is not there.
+Every layout in datasets.py is such a dataset. torchvision's Cityscapes and VOCSegmentation are not used, because nearly
+all of the work would remain: Cityscapes lists files in the order of the file system and returns raw label ids; neither
+has image ids, notices a missing label before it is read, or names the folder that is missing.
 """
 
 import hashlib
@@ -23,32 +23,32 @@ from kdcache.cache.images.files import read_image, read_label, read_size
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_FILE_CLASSES = 254
 
-_OUTSIDE = 254  # in a label map: a value that stands for nothing; class ids end below
+_OUTSIDE = 254  # marks an invalid value in a label map; class ids are smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of one kind: in `folder`, each id with its ending."""
+    """The files of one kind: their folder, and for each id the ending of its file name."""
 
     folder: Path
     endings: Mapping[str, str]
 
     def path(self, image_id: str) -> Path:
-        """Where the file of an id stands."""
+        """Path of the file of an id."""
         return self.folder / (image_id + self.endings[image_id])
 
     def only(self, image_ids: Iterable[str]) -> "Listing":
-        """The files of some ids, in that order. Raises KeyError for one that is not listed."""
+        """The files of some ids, in that order. Raises KeyError for an id that is not listed."""
         return Listing(self.folder, {image_id: self.endings[image_id] for image_id in image_ids})
 
 
 def list_files(folder: Path, suffixes: Iterable[str], *, nested: bool = False) -> Listing:
-    """The files of a folder whose names end in one of the suffixes, in any case; hidden ones do not count.
+    """The files of a folder whose names end in one of the suffixes, in upper or lower case. Hidden files are skipped.
 
-    With `nested` those of its subfolders. An id is the name without its suffix, nested "ulm/ulm_000000_000019".
+    With `nested`, the files of its subfolders. An id is the name without the suffix; nested, "ulm/ulm_000000_000019".
 
     Raises:
-        DataError: the folder cannot be listed, or two files have one id.
+        DataError: the folder is unreadable, or two files have the same id.
     """
     endings: dict[str, str] = {}
     known = tuple(suffixes)
@@ -56,18 +56,22 @@ def list_files(folder: Path, suffixes: Iterable[str], *, nested: bool = False) -
         suffix = next((s for s in known if name.lower().endswith(s.lower())), None)
         if suffix is None:
             continue
+        # Interned, because a list of files has one or two different endings and up to a million names.
         image_id, ending = name[: -len(suffix)], sys.intern(name[-len(suffix) :])
         if image_id in endings:
-            raise DataError(f"{folder / (image_id + endings[image_id])} and {ending}: two files of one image")
+            raise DataError(
+                f"{folder / (image_id + endings[image_id])} and {ending}: two files of one image",
+                hint="remove one of them",
+            )
         endings[image_id] = ending
     return Listing(folder, endings)
 
 
 def list_subfolders(folder: Path) -> list[str]:
-    """Their names, sorted, without hidden ones.
+    """The names of its subfolders, sorted, without hidden ones.
 
     Raises:
-        DataError: the folder cannot be listed.
+        DataError: the folder is unreadable.
     """
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
@@ -75,7 +79,7 @@ def list_subfolders(folder: Path) -> list[str]:
 def label_map(
     classes: ClassSet, trains: Mapping[int, int] | None = None, ignored: Iterable[int] = (IGNORE,)
 ) -> NDArray[np.uint8]:  # (256,)
-    """Train id of each value in a label file; without `trains` the values are the train ids."""
+    """The train id for each value in a label file, as a table. Without `trains` the values are the train ids."""
     table = np.full(256, _OUTSIDE, np.uint8)
     for value, train_id in (trains or {i: i for i in range(len(classes))}).items():
         table[value] = train_id
@@ -84,7 +88,7 @@ def label_map(
 
 
 class FileDataset(SegmentationDataset):
-    """Images and labels of equal ids in two listings."""
+    """A dataset of two listings, images and labels, with the same ids."""
 
     def __init__(
         self,
@@ -97,17 +101,17 @@ class FileDataset(SegmentationDataset):
     ) -> None:
         """
         Raises:
-            DataError: no image, or an image without its label.
+            DataError: there are no images, or an image has no label.
         """
         self.name, self.split, self.classes = name, split, classes
         self.image_ids = tuple(sorted(images.endings))
         if not self.image_ids:
-            raise DataError(f"{name} {split} is empty: no image in {images.folder}")
+            raise DataError(f"{name} {split} is empty: no images in {images.folder}")
         self._images, self._values = images, values
         self._labels: Listing | None = None
         if labels is not None:
             self._check_labels(labels)
-            self._labels = labels.only(self.image_ids)  # the same strings as ids: half the size when pickled
+            self._labels = labels.only(self.image_ids)  # shares its strings with image_ids: half the pickle
 
     def image(self, index: int) -> NDArray[np.uint8]:
         return read_image(self._images.path(self.image_ids[index]))
@@ -124,7 +128,7 @@ class FileDataset(SegmentationDataset):
             image = self._images.path(self.image_ids[index])
             raise DataError(
                 f"{path} is {values.shape[0]}x{values.shape[1]} (height x width), "
-                f"its image {image} {size[0]}x{size[1]}"
+                f"but its image {image} is {size[0]}x{size[1]}"
             )
         label = self._values[values]
         if (label == _OUTSIDE).any():
@@ -133,7 +137,7 @@ class FileDataset(SegmentationDataset):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for image_id in self.image_ids:
+        for image_id in self.image_ids:  # sorted, so that the digest does not depend on the file system
             paths = [files.path(image_id) for files in (self._images, self._labels) if files is not None]
             digest.update("\0".join([image_id, *(str(_size_bytes(path)) for path in paths), ""]).encode())
         return digest.hexdigest()
@@ -144,7 +148,7 @@ class FileDataset(SegmentationDataset):
             image = self._images.path(without[0])
             raise DataError(
                 f"{self.name} {self.split}: {len(without)} of {len(self)} images have no label; "
-                f"the first is {image}, looked for in {labels.folder}"
+                f"the first is {image}; its label was looked for in {labels.folder}"
             )
 
     def _outside(self, path: Path, values: NDArray[np.uint8], label: NDArray[np.uint8]) -> DataError:
@@ -152,7 +156,7 @@ class FileDataset(SegmentationDataset):
         known = _ranges(np.flatnonzero(self._values != _OUTSIDE).tolist())
         return DataError(
             f"{path} has the value {values[row, column]} at row {row}, column {column}; "
-            f"labels of {self.name} hold {known}"
+            f"valid values for {self.name} are {known}"
         )
 
 
@@ -180,7 +184,7 @@ def _size_bytes(path: Path) -> int:
 
 
 def _ranges(values: list[int]) -> str:
-    """ "0 to 11, 255" of 0, 1, ... 11, 255."""
+    """ "0 to 11, 255" for 0, 1, ... 11, 255."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

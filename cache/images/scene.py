@@ -1,9 +1,11 @@
-"""One street scene: a pure function of its size and name in integer arithmetic, the same bytes on every machine.
+"""One street scene. It depends only on its size and name, in integer arithmetic: the same bytes on every machine.
 
 The 19 classes of Cityscapes in perspective, from far to near: sky, skyline, buildings, walls, fences, trees and
-terrain along the road, sidewalks, poles with lights and signs, vehicles, people. Colours of most classes overlap and
-change from scene to scene, so that a network has to learn shape and place; large things come easily, small and rare
-ones do not.
+terrain along the road, sidewalks, poles with lights and signs, vehicles, people. The colours of most classes overlap and
+change from scene to scene, so a network has to learn shape and position. Large things are easy to learn, small and rare
+ones are not.
+
+The order of the calls of `dice` is part of a scene: any change of it, too, must raise streets.DRAWING_VERSION.
 """
 
 from collections.abc import Callable
@@ -39,26 +41,26 @@ _GLASS: Colour = (58, 68, 80)
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something that stands on the ground, drawn when all that is farther away has been."""
+    """Something on the ground. It is drawn after everything that is farther away."""
 
     z: int
     x: int
     draw: Callable[[Canvas, Dice, int, int], None]
 
 
-@lru_cache(maxsize=8)  # image and label of a scene are asked for one after the other
+@lru_cache(maxsize=8)  # callers ask for the image and the label of a scene one after the other
 def draw_scene(height: int, width: int, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image (H, W, 3) uint8 and label (H, W) uint8 of the scene called `name`."""
     dice = Dice(f"streets {name}")
     canvas = Canvas(height, width, dice, background=SKY)
     half_road = dice.between(320, 650)
-    curb = half_road + dice.between(150, 380)  # where the sidewalk ends
+    curb = half_road + dice.between(150, 380)  # outer edge of the sidewalk, centimetres from the middle
     _draw_sky(canvas, dice)
     _draw_ground(canvas, dice, half_road, curb)
     for side in (-1, 1):
         _draw_roadside(canvas, dice, side, curb)
-    standing = _street_furniture(dice, half_road) + _traffic(dice, half_road) + _people(dice, half_road, curb)
-    for thing in sorted(standing, key=lambda thing: -thing.z):
+    things = _street_furniture(dice, half_road) + _traffic(dice, half_road) + _people(dice, half_road, curb)
+    for thing in sorted(things, key=lambda thing: -thing.z):
         thing.draw(canvas, dice, thing.x, thing.z)
     return canvas.develop(dice), canvas.label
 
@@ -97,14 +99,14 @@ def _draw_ground(canvas: Canvas, dice: Dice, half_road: int, curb: int) -> None:
     for lane in (-half_road // 2, 0, half_road // 2) if half_road > 480 else (0,):
         for z in range(near, 5000, 600):  # dashes three metres long
             canvas.polygon(_strip(canvas, lane - 8, lane + 8, z, z + 300), ROAD, canvas.in_haze(mark, z), 6)
-    for _ in range(dice.between(0, 3)):  # the shade of something beside the road
+    for _ in range(dice.between(0, 3)):  # shadows of things beside the road
         z = dice.between(500, 2500)
         x, wide = canvas.x(dice.between(-half_road, half_road), z), 400 * canvas.focal // z
         canvas.darken(x, canvas.y(0, z), wide, wide // 4, dice.between(50, 75))
 
 
 def _strip(canvas: Canvas, left: int, right: int, near: int, far: int) -> list[tuple[int, int]]:
-    """Corners of a piece of ground."""
+    """The corners of a strip of ground along the road."""
     ground = ((left, near), (left, far), (right, far), (right, near))
     return [(canvas.x(x, z), canvas.y(0, z)) for x, z in ground]
 
@@ -134,7 +136,7 @@ def _draw_building(canvas: Canvas, dice: Dice, x: int, near: int, far: int) -> N
     colour = dice.near(dice.choose(_STONES), 25)
     end = canvas.x(x, near)
     left, right = (0, end) if x < 0 else (end, canvas.width)
-    red, green, blue = (c * 82 // 100 for c in colour)  # the face towards the camera lies in shade
+    red, green, blue = (c * 82 // 100 for c in colour)  # the face towards the camera is in the shade
     canvas.rectangle(left, canvas.y(height, near), right, canvas.y(0, near), BUILDING, (red, green, blue), 14)
     canvas.facade(x, near, far, height, BUILDING, colour, 14)
     glass = dice.near((70, 80, 95), 30) if dice.chance(75) else dice.near((200, 190, 150), 25)
@@ -166,7 +168,7 @@ def _street_furniture(dice: Dice, half_road: int) -> list[Thing]:
 
 
 def _traffic(dice: Dice, half_road: int) -> list[Thing]:
-    """Vehicles on the lanes and at the curbs, rarer kinds now and then."""
+    """Vehicles on the lanes and at the curbs; rare kinds appear in some scenes only."""
     things = []
     kinds = [_draw_car] * dice.between(2, 6)
     for draw, percent in ((_draw_truck, 28), (_draw_bus, 28), (_draw_train, 24)):
@@ -180,7 +182,7 @@ def _traffic(dice: Dice, half_road: int) -> list[Thing]:
 
 
 def _people(dice: Dice, half_road: int, curb: int) -> list[Thing]:
-    """Pedestrians on the sidewalks and crossing, two-wheelers parked or ridden."""
+    """Pedestrians on the sidewalks and on the road; two-wheelers, some with a rider."""
     things = []
     for _ in range(dice.between(1, 6)):
         on_road = dice.chance(20)
@@ -237,7 +239,7 @@ def _draw_car(canvas: Canvas, dice: Dice, x: int, z: int) -> None:
     canvas.rectangle(*box.part(0, 42, 100, 88), CAR, paint, 6)
     canvas.polygon(box.corners((6, 44), (18, 0), (82, 0), (94, 44)), CAR, paint, 6)
     canvas.polygon(box.corners((13, 42), (22, 8), (78, 8), (87, 42)), CAR, canvas.in_haze(_GLASS, z), 10)
-    lamp = (190, 40, 35) if x > 0 else (240, 235, 205)  # seen from behind on our side of the road
+    lamp = (190, 40, 35) if x > 0 else (240, 235, 205)  # on our side of the road we see the car from behind
     for left in (4, 82):
         canvas.rectangle(*box.part(left, 50, left + 14, 62), CAR, canvas.in_haze(lamp, z), 4)
 
@@ -247,7 +249,7 @@ def _draw_truck(canvas: Canvas, dice: Dice, x: int, z: int) -> None:
     box.shade(canvas)
     canvas.rectangle(*box.part(5, 85, 95, 103), TRUCK, (35, 35, 38), 6)
     canvas.rectangle(*box.part(0, 0, 100, 78), TRUCK, canvas.in_haze(dice.any_colour(), z), 10)
-    if x < 0:  # the cabin comes towards us
+    if x < 0:  # oncoming: we see the cabin
         canvas.rectangle(*box.part(6, 30, 94, 88), TRUCK, canvas.in_haze(dice.any_colour(), z), 6)
         canvas.rectangle(*box.part(12, 36, 88, 58), TRUCK, _GLASS, 8)
     else:
@@ -260,7 +262,7 @@ def _draw_bus(canvas: Canvas, dice: Dice, x: int, z: int) -> None:
     canvas.rectangle(*box.part(6, 88, 94, 103), BUS, (32, 32, 35), 4)
     canvas.rectangle(*box.part(0, 0, 100, 94), BUS, canvas.in_haze(dice.any_colour(), z), 6)
     canvas.rectangle(*box.part(6, 16, 94, 54), BUS, canvas.in_haze(_GLASS, z), 14)
-    canvas.rectangle(*box.part(25, 4, 75, 12), BUS, (235, 170, 60), 4)  # its number
+    canvas.rectangle(*box.part(25, 4, 75, 12), BUS, (235, 170, 60), 4)  # the sign with the line's number
 
 
 def _draw_train(canvas: Canvas, dice: Dice, x: int, z: int) -> None:
@@ -318,7 +320,7 @@ def _draw_rider(canvas: Canvas, dice: Dice, x: int, z: int) -> None:
 
 
 class _Box:
-    """An upright box of the picture, `width` x `height` centimetres, seen at (x, z); its parts are in percent."""
+    """An upright box of `width` x `height` centimetres, seen at (x, z). Its parts are given in percent of it."""
 
     def __init__(self, canvas: Canvas, x: int, z: int, width: int, height: int, lift: int = 0) -> None:
         self.left = canvas.x(x - width // 2, z)
@@ -331,16 +333,16 @@ class _Box:
         return [(self.left + wide * x // 100, self.top + high * y // 100) for x, y in points]
 
     def part(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-        """Sides of a rectangle: left, top, right, bottom."""
+        """The sides of a rectangle in pixels: left, top, right, bottom."""
         (x0, y0), (x1, y1) = self.corners((left, top), (right, bottom))
         return x0, y0, x1, y1
 
     def oval(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-        """Centre and half axes of the ellipse that fills a rectangle."""
+        """Centre and half axes, in pixels, of the ellipse that fills a rectangle."""
         x0, y0, x1, y1 = self.part(left, top, right, bottom)
         return (x0 + x1) // 2, (y0 + y1) // 2, (x1 - x0) // 2, (y1 - y0) // 2
 
     def shade(self, canvas: Canvas) -> None:
-        """The shadow on the ground."""
+        """Paint its shadow on the ground."""
         wide = self.right - self.left
         canvas.darken((self.left + self.right) // 2, self.bottom, wide * 6 // 10, max(wide // 8, 1), 60)

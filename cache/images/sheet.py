@@ -1,12 +1,12 @@
-"""Picture sheets: rows of panels with titles, captions and a class legend, drawn with Pillow into one PNG.
+"""Picture sheets: rows of panels with titles, captions and a legend of classes, drawn with Pillow into one PNG.
 
-`draw_sheet` shows entries of a store as `kdcache view` does: the crop, its label, the teacher's classes, how unsure it
-is (entropy), and its features as colours (their first three principal components as red, green and blue). One look
-at it finds what a number hides: shifted targets, swapped classes, a teacher fed with the wrong normalisation.
+`draw_sheet` draws entries of a store for `kdcache view`: the crop, its label, the teacher's classes, the teacher's
+uncertainty (entropy), and its features as colours (the first three principal components as red, green and blue). It
+shows errors that numbers hide: shifted targets, swapped classes, a teacher with the wrong normalisation.
 
-Maps are enlarged to the crop by nearest neighbour, so that a cell looks like the cell that is stored. Scales are
-shared over the sheet: the same colour means the same entropy, or the same direction in feature space, in every row.
-Nothing here knows of stores: all inputs are arrays.
+Maps are enlarged by nearest neighbour, so that you see the stored cells. All rows share one scale: a colour means the
+same entropy, or the same direction in feature space, everywhere on the sheet. All inputs are arrays; nothing here
+depends on stores.
 """
 
 from collections.abc import Sequence
@@ -37,18 +37,18 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SheetRow:
-    """One entry. A target that is not there is None; a column that no row can fill is left out."""
+    """One entry. A missing target is None; a column is omitted if no row has its target."""
 
     caption: str
     image: Array  # (H, W, 3) uint8 RGB
-    valid_size: tuple[int, int]  # height and width of the part that is not padding, crop pixels
-    label: Array | None = None  # (H, W) uint8, 255 where there is no class
+    valid_size: tuple[int, int]  # height and width in pixels of the part that is not padding
+    label: Array | None = None  # (H, W) uint8, 255 for pixels without a class
     logits: Array | None = None  # (C, h, w) float
     features: Array | None = None  # (D, h, w) float
 
 
 def draw_sheet(rows: Sequence[SheetRow], classes: ClassSet, header: str) -> Image.Image:
-    """The sheet of some entries, an RGB image; `header` is a line or several above it."""
+    """The sheet of some entries, an RGB image, with the lines of `header` at the top."""
     columns: dict[str, list[Array | None]] = {"crop": [row.image for row in rows]}
     present: set[int] = set()
     if any(row.label is not None for row in rows):
@@ -70,21 +70,21 @@ def draw_sheet(rows: Sequence[SheetRow], classes: ClassSet, header: str) -> Imag
 
 
 def draw_grid(
-    columns: dict[str, list[Array | None]],  # title -> one (H, W, 3) uint8 panel a row, or None for a gap
+    columns: dict[str, list[Array | None]],  # title -> one (H, W, 3) uint8 panel for each row, None for a gap
     *,
     captions: Sequence[str],
     header: str = "",
     legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
 ) -> Image.Image:
-    """Panels in a grid: header, column titles, a caption above every row, and the legend below; an RGB image.
+    """Panels in a grid, as an RGB image: header, column titles, a caption above every row, and the legend at the bottom.
 
-    The first column holds photographs, which are reduced smoothly. The others keep their exact colours.
+    The first column contains photographs, which are scaled down smoothly. The other columns keep their exact colours.
     """
     font = ImageFont.load_default(size=TEXT_PX)
     width = 2 * MARGIN_PX + len(columns) * (PANEL_WIDTH_PX + GAP_PX) - GAP_PX
     inner = width - 2 * MARGIN_PX
     lines = [line for text in header.splitlines() for line in _wrap(text, font, inner)]
-    places, legend_height = _flow(legend, font, inner)
+    positions, legend_height = _flow(legend, font, inner)
     panels = [
         [_fit(column[row], photograph=number == 0) for number, column in enumerate(columns.values())]
         for row in range(len(captions))
@@ -107,7 +107,7 @@ def draw_grid(
             if panel is not None:
                 sheet.paste(panel, (left, top + LINE_PX))
         top += LINE_PX + height + GAP_PX
-    for (name, colour), (x, y) in zip(legend, places, strict=True):
+    for (name, colour), (x, y) in zip(legend, positions, strict=True):
         box = (MARGIN_PX + x, top + y + 2, MARGIN_PX + x + SWATCH_PX, top + y + 2 + SWATCH_PX)
         draw.rectangle(box, fill=colour, outline=MUTED_RGB)
         draw.text((box[2] + 6, top + y), name, TEXT_RGB, font)
@@ -115,10 +115,10 @@ def draw_grid(
 
 
 def colour_classes(
-    ids: Array,  # (H, W) integer class ids, 255 where there is no class
+    ids: Array,  # (H, W) integer class ids, 255 for pixels without a class
     classes: ClassSet,
 ) -> Array:
-    """The dataset's palette, (H, W, 3) uint8; unlabelled pixels are light grey."""
+    """The label in the dataset's palette, (H, W, 3) uint8; pixels without a class are light grey."""
     table = np.full((256, 3), NO_LABEL_RGB, np.uint8)
     table[: len(classes.palette)] = classes.palette
     coloured: Array = table[ids]
@@ -126,7 +126,7 @@ def colour_classes(
 
 
 def legend_of(present: set[int], classes: ClassSet) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colours of the class ids that a picture shows, in the order of the classes."""
+    """Names and colours of the class ids in `present`, in the order of the classes."""
     shown = [(name, classes.palette[i]) for i, name in enumerate(classes.names) if i in present]
     return [*shown, ("no label", NO_LABEL_RGB)] if IGNORE in present else shown
 
@@ -134,8 +134,8 @@ def legend_of(present: set[int], classes: ClassSet) -> list[tuple[str, tuple[int
 def entropy(
     logits: Array,  # (C, h, w) float
 ) -> Array:
-    """Entropy of the softmax per cell in nats, (h, w) float64 from 0 to ln C."""
-    shifted = logits.astype(np.float64) - logits.max(axis=0)
+    """Entropy of the softmax of each cell in nats, (h, w) float64 from 0 to ln C."""
+    shifted = logits.astype(np.float64) - logits.max(axis=0)  # so that exp does not overflow
     normaliser = np.exp(shifted).sum(axis=0)
     expected = (np.exp(shifted) * shifted).sum(axis=0) / normaliser
     cells: Array = np.log(normaliser) - expected
@@ -145,16 +145,16 @@ def entropy(
 def feature_colours(
     maps: Sequence[Array],  # (D, h, w) float, any h and w
 ) -> list[Array]:
-    """First three principal components over all cells of all maps as RGB, (h, w, 3) uint8 each.
+    """The first three principal components over all cells of all maps, as RGB: (h, w, 3) uint8 each.
 
-    A component runs from its 2nd to its 98th percentile. Its sign is such that its largest weight is positive, so
-    that equal features give equal pictures.
+    Each component is scaled from its 2nd to its 98th percentile. Its sign makes its largest weight positive, so that
+    equal features give equal pictures.
     """
     cells = np.concatenate([m.reshape(len(m), -1).T for m in maps]).astype(np.float64)
     mean = cells.mean(axis=0)
     centred = cells - mean
     _, vectors = np.linalg.eigh(centred.T @ centred)
-    basis = vectors[:, ::-1][:, :3]
+    basis = vectors[:, ::-1][:, :3]  # eigh sorts by rising variance
     basis = basis * np.sign(np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0))
     low, high = np.percentile(centred @ basis, (2, 98), axis=0)
     pictures = []
@@ -184,10 +184,10 @@ def _feature_column(rows: Sequence[SheetRow]) -> list[Array | None]:
 
 
 def _on_crop(
-    cells: Array,  # (h, w) class ids or (h, w, 3) colours
+    cells: Array,  # (h, w) class ids, or (h, w, 3) colours
     row: SheetRow,
 ) -> Array:
-    """The map at the crop's size, nearest neighbour, with the padding marked as carrying no class."""
+    """The map at the size of the crop, by nearest neighbour; padding is marked as having no class."""
     height, width = row.image.shape[:2]
     down = np.arange(height) * cells.shape[0] // height
     across = np.arange(width) * cells.shape[1] // width
@@ -230,10 +230,10 @@ def _shorten(text: str, font: Any, width_px: int) -> str:
 def _flow(
     legend: Sequence[tuple[str, tuple[int, int, int]]], font: Any, width_px: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """Top left corners of the legend's items in equal columns, and the height of them all."""
+    """Top left corners of the legend's items, arranged in equal columns, and the height of the whole legend."""
     if not legend:
         return [], 0
     item_px = int(max(font.getlength(name) for name, _ in legend)) + SWATCH_PX + 24
-    a_line = max(1, width_px // item_px)
-    places = [(i % a_line * item_px, i // a_line * LINE_PX) for i in range(len(legend))]
-    return places, GAP_PX + (places[-1][1] + LINE_PX)
+    per_line = max(1, width_px // item_px)
+    positions = [(i % per_line * item_px, i // per_line * LINE_PX) for i in range(len(legend))]
+    return positions, GAP_PX + (positions[-1][1] + LINE_PX)

@@ -1,6 +1,6 @@
-"""`streets`: street scenes drawn by the program itself, so that everything runs with no download.
+"""`streets`: street scenes that the program draws itself, so that everything can be tried without a download.
 
-streets[:HxW[:COUNT[:SEED]]]        such as streets:96x192:200; 256x512 and 400 by default
+streets[:HxW[:COUNT[:SEED]]]        for example streets:96x192:200; by default 256x512 and 400 images
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from kdcache.cache.images.classes import CITYSCAPES_19
 from kdcache.cache.images.dataset import SegmentationDataset
 from kdcache.cache.images.scene import draw_scene
 
-DRAWING_VERSION = 1  # part of the fingerprint: change it with anything that changes a pixel
+DRAWING_VERSION = 1  # part of the fingerprint: raise it with any change that changes a pixel
 DEFAULT_SIZE_PX = (256, 512)
 DEFAULT_IMAGES = 400
 
 
 class Streets(SegmentationDataset):
-    """Splits `train`, with the images asked for, and `val`, with a quarter of them, at least eight.
+    """The splits are `train`, with the number of images asked for, and `val`, with a quarter of that but at least 8.
 
     Raises:
-        UsageError: a name that cannot be read, a size below 32x64, an unknown split.
+        UsageError: a malformed name, a size below 32x64 or above 4096x4096, an unknown split.
     """
 
     def __init__(self, name: str, split: str) -> None:
@@ -35,7 +35,7 @@ class Streets(SegmentationDataset):
         self.image_ids = tuple(f"{split}_{index:05d}" for index in range(counts[split]))
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        return self._scene(index)[0].copy()
+        return self._scene(index)[0].copy()  # the original is in a cache; a caller may change its copy
 
     def label(self, index: int) -> NDArray[np.uint8]:
         return self._scene(index)[1].copy()
@@ -52,11 +52,12 @@ class Streets(SegmentationDataset):
 
 
 def parse_name(name: str) -> tuple[tuple[int, int], int, int]:
-    """(height, width), images and seed in a name such as "streets:96x192:200:1". Raises UsageError."""
+    """(height, width), number of images and seed from a name such as "streets:96x192:200:1". Raises UsageError."""
     match = re.fullmatch(r"streets(?::(\d{1,5})x(\d{1,5})(?::(\d{1,7})(?::(\d{1,9}))?)?)?", name)
     if match is None:
         raise UsageError(
-            f"cannot read {name!r}", hint="streets, streets:HxW, streets:HxW:COUNT or streets:HxW:COUNT:SEED"
+            f"malformed dataset name {name!r}",
+            hint="streets, streets:HxW, streets:HxW:COUNT or streets:HxW:COUNT:SEED",
         )
     height, width, images, seed = (None if group is None else int(group) for group in match.groups())
     size = (height, width) if height is not None and width is not None else DEFAULT_SIZE_PX
@@ -65,5 +66,5 @@ def parse_name(name: str) -> tuple[tuple[int, int], int, int]:
             f"{name}: the size must be from 32x64 to 4096x4096", hint="for example streets:96x192"
         )
     if images == 0:
-        raise UsageError(f"{name}: at least one image", hint="for example streets:96x192:200")
+        raise UsageError(f"{name}: the count must be at least 1", hint="for example streets:96x192:200")
     return size, DEFAULT_IMAGES if images is None else images, seed or 0

@@ -1,8 +1,8 @@
-"""Documents: the JSON objects of a store, read as what they are: data that a stranger may have written.
+"""Documents: the JSON objects of a store, read as data that a stranger may have written.
 
-Nothing is taken in before its size is known to be small; what is not plain JSON, or nests without end, is damage. What
-a builder wrote has one text, so every reader also writes back what it understood and compares: a field too many, a
-number of another type or a key that stands twice cannot hide.
+No document is parsed before its size is known to be small. Text that is not plain JSON, or that nests too deeply, counts
+as damage. A builder writes each document in exactly one way, so every reader writes back what it understood and compares
+the bytes. An extra field, a number of another type or a repeated key cannot slip through.
 """
 
 import json
@@ -13,15 +13,16 @@ from kdcache.cache.storage.objects import Objects
 
 MAX_DOCUMENT_BYTES = 64 * 2**20  # a million image ids, or a manifest of a hundred thousand units
 
-# What taking a document apart raises where it is not what it should be.
+# What code that reads fields from a document raises if the document is malformed.
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 _Document = TypeVar("_Document", dict[str, Any], list[Any])
 
 
 def read_document(objects: Objects, path: str) -> bytes:
-    """The object's bytes. Raises FileNotFoundError, and StoreDamagedError for more than MAX_DOCUMENT_BYTES of them."""
+    """The bytes of the object. Raises FileNotFoundError, and StoreDamagedError if they exceed MAX_DOCUMENT_BYTES."""
     try:
+        # One byte more than allowed shows that an object is too large, without a request for its size.
         data = objects.read_range(path, 0, MAX_DOCUMENT_BYTES + 1)
     except KDCacheError:  # S3 refuses a range of an object that is empty
         if objects.size(path):
@@ -33,18 +34,20 @@ def read_document(objects: Objects, path: str) -> bytes:
 
 
 def require_document(objects: Objects, path: str) -> bytes:
-    """`read_document` of what something else depends on: StoreDamagedError where it is missing."""
+    """As `read_document`, for an object that must exist. Raises StoreDamagedError if it is missing."""
     try:
         return read_document(objects, path)
     except FileNotFoundError:
         raise StoreDamagedError(
-            f"{objects.url}/{path} is missing", hint="kdcache verify says what else is, and --repair mends it"
+            f"{objects.url}/{path} is missing",
+            hint=f"`kdcache verify {objects.url}` lists all damage, and with --repair repairs it",
         ) from None
 
 
 def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
-    """A JSON object or list. Raises StoreDamagedError, naming `where`, for anything else."""
+    """The JSON object or list in `data`. Raises StoreDamagedError, which names `where`, for anything else."""
     try:
+        # Python's json accepts NaN and Infinity, which JSON does not have.
         document = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise StoreDamagedError(f"{where} is not JSON") from None
@@ -54,7 +57,7 @@ def parse_json(data: bytes, where: str, kind: type[_Document]) -> _Document:
 
 
 def require_same_text(written: bytes, data: bytes) -> None:
-    """Raises ValueError where what was understood of a document does not write back to its bytes."""
+    """Raises ValueError if `written`, the document as it was understood, differs from the bytes that were read."""
     if written != data:
         raise ValueError("it does not write back to the same bytes")
 

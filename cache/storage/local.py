@@ -1,8 +1,8 @@
 """Local objects: files of a local or NFS folder.
 
-An object comes as a temporary file, fsync and a hard link: it is either absent or whole, and of two writers one wins.
-A store is data: a link in it is not followed and a pipe is not waited for. The folder itself may be a link, which its
-user made.
+A new object is written to a temporary file, synced, and then linked to its name. It is either absent or complete, and of
+two writers exactly one wins. A store is untrusted data: links in it are not followed, and pipes are not waited for. The
+folder of the store itself may be a link, because its user made it.
 """
 
 import errno
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kdcache.cache.errors import StoreDamagedError
-from kdcache.cache.storage.objects import ByteRange, Objects, Stored, failure, reading
+from kdcache.cache.storage.objects import ByteRange, ListedObject, Objects, failure, reading
 from kdcache.cache.storage.writers import is_left_behind, writer_name
 
 
 def open_plain(root: Path | str, path: str) -> int:
-    """A descriptor of the file to read from. Raises StoreDamagedError for anything but a plain one, and OSError."""
+    """A descriptor for reading the file. Raises StoreDamagedError if it is not a regular file, and OSError."""
     require_inside(root, path)
     try:
-        # Without waiting: a pipe without a writer would hold us for ever.
+        # O_NONBLOCK: opening a pipe that nobody writes to would block without end.
         descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link (from O_NOFOLLOW), a socket
             raise _no_object(root, path) from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -38,7 +38,7 @@ def open_plain(root: Path | str, path: str) -> int:
 
 
 def plain_size(root: Path | str, path: str) -> int:
-    """Bytes of the file. Raises as `open_plain`."""
+    """Size of the file in bytes. Raises as `open_plain`."""
     require_inside(root, path)
     found = os.lstat(f"{root}/{path}")
     if not stat.S_ISREG(found.st_mode):
@@ -47,26 +47,29 @@ def plain_size(root: Path | str, path: str) -> int:
 
 
 def require_inside(root: Path | str, path: str) -> None:
-    """Raises StoreDamagedError where a folder on the way to `path` is a link. Costs a look, 1 us, for each."""
+    """Raises StoreDamagedError if a folder on the way to `path` is a link. Costs about 1 us for each folder."""
+    # O_NOFOLLOW protects the last part of a path only, so every folder before it is checked here.
     start = 0
     while (end := path.find("/", start)) >= 0:
         try:
             if stat.S_ISLNK(os.lstat(f"{root}/{path[:end]}").st_mode):
                 raise _no_object(root, path[:end])
         except (FileNotFoundError, NotADirectoryError):
-            return  # nothing is there, so nothing leads elsewhere
+            return  # the path does not exist, so it cannot lead out of the store
         start = end + 1
 
 
 def _no_object(root: Path | str, path: str) -> StoreDamagedError:
     return StoreDamagedError(
-        f"{root}/{path} is a link or no plain file: a store holds plain files in plain folders alone",
-        hint="put what it stands for in its place; the store's own folder may be a link",
+        f"{root}/{path} is a link or not a regular file: a store contains only regular files in regular folders",
+        hint="replace it with the file or folder that it refers to; only the store's own folder may be a link",
     )
 
 
-TEMP_FOLDER = "kd/tmp"  # half-written objects, by `writer_name`
-MAX_OPEN_FILES = 64  # that ranges are read from; a pool of 8 units with 3 arrays has 24
+TEMP_FOLDER = (
+    "kd/tmp"  # half-written objects, named by `writer_name`; on the store's disk, as links need one disk
+)
+MAX_OPEN_FILES = 64  # for reading ranges; a pool of 8 units with 3 arrays uses 24
 
 _LARGE_READ_BYTES = 2**20
 
@@ -74,8 +77,8 @@ _LARGE_READ_BYTES = 2**20
 class LocalObjects(Objects):
     """Objects as files. Needs a file system with hard links.
 
-    Files that ranges are read from stay open, the last MAX_OPEN_FILES of them: opening costs more than reading a small
-    entry, over NFS a round trip. Copies, also in other processes, open their own.
+    The last MAX_OPEN_FILES files that ranges were read from stay open: opening a file costs more than reading a small
+    entry from it, and over NFS one more round trip. Copies, also in other processes, open their own files.
     """
 
     creates_once = True
@@ -83,9 +86,11 @@ class LocalObjects(Objects):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+        # A cache for each instance: one for the method would keep every instance alive.
         self._open = lru_cache(MAX_OPEN_FILES)(_OpenFile)
 
     def __reduce__(self) -> tuple[type["LocalObjects"], tuple[Path]]:
+        # A DataLoader's workers get a copy. Open descriptors mean nothing in another process.
         return LocalObjects, (self.root,)
 
     def get(self, path: str) -> bytes:
@@ -101,9 +106,10 @@ class LocalObjects(Objects):
             _write_through(temp, data)
             temp.replace(target)
             sync_folder(target.parent)
-        self._open.cache_clear()  # a file that is open would go on giving the old bytes
+        self._open.cache_clear()  # an open descriptor would continue to give the old bytes
 
     def overwrite(self, path: str, data: bytes) -> None:
+        # No fsync: nothing depends on a lease, and its builder renews it soon.
         with self._writing(path) as (temp, target):
             with _new_file(temp) as file:
                 file.write(data)
@@ -111,7 +117,7 @@ class LocalObjects(Objects):
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[tuple[Path, Path]]:
-        """A temporary file's place and the object's, in folders that exist; errors of the block with hints."""
+        """Paths of a temporary file and of the object, in folders that exist. Errors in the block get hints."""
         target = self.root / path
         name = f"{TEMP_FOLDER}/{writer_name()}"
         temp = self.root / name
@@ -146,8 +152,8 @@ class LocalObjects(Objects):
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         if len(ranges) > 1 and hasattr(os, "posix_fadvise"):
-            # The disk fetches all of them while the first is waited for: 16 cold entries in half the time, warm ones
-            # for 2 us more each. Merging neighbours would gain nothing: shuffled entries seldom are.
+            # The disk fetches all ranges while we wait for the first: 16 cold entries take half the time; warm ones
+            # cost 2 us more each. Merging neighbouring ranges would gain nothing: shuffled entries are rarely neighbours.
             for path, start, length in ranges:
                 with reading(self.url, path):
                     file = self._file(path)
@@ -155,16 +161,18 @@ class LocalObjects(Objects):
         return [self._read(*each) for each in ranges]
 
     def _read(self, path: str, start: int, length: int) -> bytes:
-        # No memory map: it would save a copy, a fiftieth of what unpacking costs, and a file that is cut off under it
-        # ends the process with SIGBUS.
+        # Not a memory map: it would save one copy, a fiftieth of the cost of unpacking, but if the file is truncated
+        # while mapped, the process dies of SIGBUS.
         with reading(self.url, path):
-            file = self._file(path)  # held here, or another thread could push it out and close it
-            if length > _LARGE_READ_BYTES:  # room is made for all that is asked for
+            file = self._file(
+                path
+            )  # keep the reference: another thread could push it out of the cache, closing it
+            if length > _LARGE_READ_BYTES:  # pread allocates `length` bytes first, however short the file is
                 length = min(length, os.fstat(file.descriptor).st_size)
             return os.pread(file.descriptor, length, start)
 
     def _file(self, path: str) -> "_OpenFile":
-        # The process is part of the key: a fork shares no descriptor with its parent.
+        # The process id is part of the key: a forked process must not share descriptors with its parent.
         return self._open(self.url, path, os.getpid())
 
     def size(self, path: str) -> int:
@@ -179,16 +187,19 @@ class LocalObjects(Objects):
         except FileNotFoundError:
             return []
 
-    def walk(self, folder: str) -> list[Stored]:
+    def walk(self, folder: str) -> list[ListedObject]:
         require_inside(self.root, f"{folder}/" if folder else "")
         found = []
-        for place, _, names in os.walk(self.root / folder):
+        for folder_path, _, names in os.walk(self.root / folder):
             for name in names:
-                path = Path(place, name)
-                with suppress(FileNotFoundError), reading(self.url, folder):  # it may go meanwhile
+                path = Path(folder_path, name)
+                with (
+                    suppress(FileNotFoundError),
+                    reading(self.url, folder),
+                ):  # another process may delete it meanwhile
                     status = path.lstat()
                     found.append(
-                        Stored(path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
+                        ListedObject(path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
                     )
         return sorted(found)
 
@@ -196,16 +207,16 @@ class LocalObjects(Objects):
         with reading(self.url, ""):
             return shutil.disk_usage(self.nearest_folder()).free
 
-    def hurry(self) -> None:
-        """Nothing to do: a disk that fails is not waited for."""
+    def stop_retrying(self) -> None:
+        """Nothing to do: errors of a disk are never retried."""
 
     def nearest_folder(self) -> Path:
-        """The root, or the folder above it that exists."""
+        """The root, or its nearest parent folder that exists."""
         return next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
 
 
 class _OpenFile:
-    """A file to read from, closed when nobody holds it any more."""
+    """A file open for reading. It is closed when the last reference to it is gone."""
 
     def __init__(self, root: str, path: str, process: int) -> None:
         self.descriptor = open_plain(root, path)
@@ -213,33 +224,36 @@ class _OpenFile:
 
 
 _ELSEWHERE = "choose another --home or --store"
+_FREE_SPACE = "free some space and run the same command again: it continues after the last committed unit"
 _WRITE_HINTS = {
     errno.EPERM: f"the file system must support hard links; {_ELSEWHERE}",
     errno.EOPNOTSUPP: f"the file system must support hard links; {_ELSEWHERE}",
     errno.EACCES: f"check the folder's permissions, or {_ELSEWHERE}",
     errno.EROFS: _ELSEWHERE,
-    errno.EEXIST: f"a file stands where a folder has to be; {_ELSEWHERE}",
-    errno.ENOTDIR: f"a file stands where a folder has to be; {_ELSEWHERE}",
-    errno.ENOSPC: "free some space; what is committed stays, and the same command goes on from there",
-    errno.EDQUOT: "free some space; what is committed stays, and the same command goes on from there",
+    errno.EEXIST: f"a file is in the place of a folder; remove it, or {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file is in the place of a folder; remove it, or {_ELSEWHERE}",
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
 }
 
 
 def _link_new(temp: Path, target: Path, data: bytes) -> bool:
     try:
         _write_through(temp, data)
-        os.link(temp, target)
+        os.link(temp, target)  # unlike rename, a link fails if the name exists: one writer wins
         created = True
     except FileExistsError:
-        created = temp.stat().st_nlink == 2  # over NFS the reply to our own link may have been lost
+        created = (
+            temp.stat().st_nlink == 2
+        )  # over NFS the reply to our own successful link may be lost and retried
     finally:
         temp.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    sync_folder(target.parent)  # also for the loser, who then commits what the winner wrote
     return created
 
 
 def _write_through(file: Path, data: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
+    """Write a new file. Its bytes are on the disk when this returns."""
     with _new_file(file) as opened:
         opened.write(data)
         opened.flush()
@@ -247,7 +261,7 @@ def _write_through(file: Path, data: bytes) -> None:
 
 
 def _new_file(temp: Path) -> BinaryIO:
-    """A file that nobody had a hand in: what stands there is of a killed writer, or a stranger's link."""
+    """A new, empty file. One of that name was left by a killed writer, or is a link that somebody planted: remove it."""
     temp.unlink(missing_ok=True)
     return open(temp, "xb")
 
@@ -255,12 +269,14 @@ def _new_file(temp: Path) -> BinaryIO:
 def _make_folder(folder: Path) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
+    for (
+        made
+    ) in missing:  # a new folder is an entry in its parent, which a power failure loses unless it is synced
         sync_folder(made.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that came into `folder` last through a power failure."""
+    """Make new names in `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

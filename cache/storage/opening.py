@@ -1,7 +1,7 @@
-"""Storage: what a URL names, a local folder or a remote place, opened as objects, and what that place can do.
+"""Storage: a URL (a local folder or a remote place) opened as objects, and a probe of what that place guarantees.
 
-Builders rely on one promise of a bucket: of many writers of an object one wins. Some servers take `If-None-Match: *`
-and ignore it, so a probe tries it. What a probe leaves where nobody may delete is in `kd/probes/`.
+Builders rely on one guarantee of a bucket: of many writers of one object exactly one wins. Some servers accept
+`If-None-Match: *` and ignore it, so a probe tries it out. If the probe may not delete its object, it stays in `kd/probes/`.
 """
 
 import logging
@@ -14,19 +14,19 @@ from pathlib import Path
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.storage.local import LocalObjects
 from kdcache.cache.storage.objects import Objects
-from kdcache.cache.storage.patience import refusal_code
 from kdcache.cache.storage.remote import RemoteObjects
+from kdcache.cache.storage.retries import refusal_code
 from kdcache.cache.storage.s3 import S3Objects
 from kdcache.cache.storage.urls import join_url, require_no_credentials
 from kdcache.cache.storage.writers import writer_name
 
-PROBE_PREFIX = ".kdcache-probe-"  # of the folders of `open_probe`
+PROBE_PREFIX = ".kdcache-probe-"  # of the folders that `open_probe` makes
 
 
 def open_objects(url: str) -> Objects:
-    """The objects under a local folder, a file:// URL or any URL that fsspec knows.
+    """The objects under a local folder, a file:// URL or any URL that fsspec supports.
 
-    Raises UsageError for a URL with credentials in it, or of an unknown scheme.
+    Raises UsageError for a URL that contains credentials, or an unknown scheme.
     """
     require_no_credentials(url)
     for scheme in ("file://", "local://"):
@@ -38,9 +38,10 @@ def open_objects(url: str) -> Objects:
 
 @contextmanager
 def open_probe(url: str) -> Iterator[Objects]:
-    """An empty prefix of its own under `url`, which goes with all that was put there.
+    """A new, empty prefix under `url`, deleted afterwards with everything in it.
 
-    Where a local `url` does not exist yet it lies in the nearest folder that does, on the same disk: no folder stays.
+    If a local `url` does not exist yet, the prefix is in its nearest parent folder that does. That is on the same disk,
+    and no new folder stays behind.
     """
     home = open_objects(url)
     place = str(home.nearest_folder()) if isinstance(home, LocalObjects) else url
@@ -50,12 +51,15 @@ def open_probe(url: str) -> Iterator[Objects]:
     finally:
         try:
             objects.remove_all()
-        except KDCacheError as error:  # some buckets let nobody delete; what was measured still holds
-            logger.warning("%s; delete it by hand", error)
+        except KDCacheError as error:  # some buckets forbid deleting; the measurement is still good
+            logger.warning("%s; please delete it yourself", error)
 
 
 def storage_time_s(url: str) -> float:
-    """The time since 1970 by the clock of the storage at `url`: an object's that is written there and removed."""
+    """Seconds since 1970 by the clock of the storage at `url`: the age of objects must not depend on this host's clock.
+
+    Writes one object and removes it.
+    """
     with open_probe(url) as objects:
         objects.put_new("now", b"now")
         return objects.walk("")[0].modified_s
@@ -68,12 +72,13 @@ _WRITERS = 4
 
 
 def probe_creation(objects: Objects) -> bool:
-    """Prove by concurrent puts that objects are created once; else `objects` will not rely on it.
+    """Test with concurrent puts that objects are created only once; if not, `objects` stops relying on it.
 
-    Seventeen small requests at most; none where the answer is known. Puts alone are tried, for nothing is put in parts.
+    Sends at most 17 small requests, and none to storage whose answer is known. Only simple puts are tested, because
+    nothing here is uploaded in parts.
 
     Raises:
-        KDCacheError: nothing can be written there.
+        KDCacheError: writing is impossible there.
     """
     if isinstance(objects, RemoteObjects) and objects.creates_once:
         objects.creates_once = _one_wins(objects)
@@ -89,6 +94,7 @@ def _one_wins(objects: RemoteObjects) -> bool:
         late = objects.put_new(path, b"too late")
         return won.count(True) == 1 and not late and objects.get(path) == bodies[won.index(True)]
     except KDCacheError as error:
+        # A server that does not know the header at all refuses the put: one builder at a time then.
         if error.__cause__ and refusal_code(error.__cause__) == "NotImplemented":
             return False
         raise
@@ -96,4 +102,4 @@ def _one_wins(objects: RemoteObjects) -> bool:
         try:
             objects.remove(path)
         except KDCacheError as error:
-            logger.warning("%s; anybody may delete it", error)
+            logger.warning("%s; you can delete it at any time", error)

@@ -1,6 +1,6 @@
-"""Remote objects: behind any file system of fsspec, which creates an object by looking whether one stands, then writing.
+"""Remote objects, behind any file system of fsspec. An object is created by looking whether it exists, then writing.
 
-Whatever a remote storage does for a moment, 500, 503, timeouts, resets, bodies cut short, is waited out here.
+Transient failures of a remote storage (500, 503, timeouts, resets, truncated bodies) are retried here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,22 +12,22 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 
 from kdcache.cache.errors import KDCacheError, UsageError
-from kdcache.cache.storage.objects import ByteRange, Objects, Stored, failure, reading
-from kdcache.cache.storage.patience import Patience, is_transient, refusal_code, try_again
+from kdcache.cache.storage.objects import ByteRange, ListedObject, Objects, failure, reading
+from kdcache.cache.storage.retries import RetryPolicy, is_transient, refusal_code, retry
 from kdcache.cache.storage.urls import redact
 
 _Result = TypeVar("_Result")
 
 
 class RemoteObjects(Objects):
-    """Objects behind any fsspec file system; endpoint and credentials come the way its users set them."""
+    """Objects behind any fsspec file system. Endpoint and credentials come from that file system's usual settings."""
 
-    patience = Patience()
+    retry_policy = RetryPolicy()
     creates_once = False
-    _put_options: Mapping[str, Any] = MappingProxyType({})  # of the file system's `pipe_file`
+    _put_options: Mapping[str, Any] = MappingProxyType({})  # more arguments for the file system's `pipe_file`
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
-        """`options` are the file system's. Raises UsageError for a scheme that nobody here knows."""
+        """`options` go to the file system. Raises UsageError for an unknown scheme."""
         self.url = redact(url)
         try:
             self.fs, self.prefix = url_to_fs(url, **(options or {}))
@@ -40,7 +40,7 @@ class RemoteObjects(Objects):
                 f"{self.url}: {error}",
                 hint="a local path, s3://, gs://, memory:// or another scheme of fsspec",
             ) from None
-        self._answered = self._hurries = False
+        self._answered = self._gives_up = False
 
     def get(self, path: str) -> bytes:
         with reading(self.url, path):
@@ -48,6 +48,7 @@ class RemoteObjects(Objects):
 
     def put_new(self, path: str, data: bytes) -> bool:
         def put() -> bool:
+            # Look and write are two requests: another builder may write in between. Hence `creates_once` is False.
             if not self.creates_once and self._info(path) is not None:
                 return False
             mode = "create" if self.creates_once else "overwrite"
@@ -57,16 +58,17 @@ class RemoteObjects(Objects):
         with self._changing("write", path):
             try:
                 return self._ask(put)
-            except Exception as error:  # every file system has errors of its own
+            except Exception as error:  # every file system of fsspec has its own error types
                 if not was_refused(error):
                     raise
-        return self._holds(path, data)  # a retry after a lost reply meets its own object
+        # After a lost reply the retry is refused because of the object that the first attempt created.
+        return self._has_bytes(path, data)
 
-    def _holds(self, path: str, data: bytes) -> bool:
-        """Whether the object that stands has these bytes; after a refused put they decide whose it is."""
+    def _has_bytes(self, path: str, data: bytes) -> bool:
+        """True if the existing object has these bytes. After a refused put that tells whether it is our own."""
         try:
             return self.get(path) == data
-        except FileNotFoundError:  # a lease, which its holder has removed meanwhile
+        except FileNotFoundError:  # it was a lease, and its owner has removed it since
             return False
 
     def replace(self, path: str, data: bytes) -> None:
@@ -85,18 +87,19 @@ class RemoteObjects(Objects):
             self._ask(lambda: self.fs.rm(self.prefix, recursive=True))
 
     def remove_leftovers(self) -> None:
-        """Nothing to do: an object appears whole or not at all."""
+        """Nothing to do: an object appears complete or not at all."""
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         found: dict[int, bytes | Exception] = {}
 
         def read() -> None:
+            # A retry asks only for the ranges that failed; those that arrived are kept.
             missing = [n for n in range(len(ranges)) if isinstance(found.get(n, OSError()), Exception)]
             asked = [ranges[n] for n in missing]
             paths = [self._full(each.path) for each in asked]
             starts = [each.start for each in asked]
             ends = [each.start + each.length for each in asked]
-            # At once, where the file system can: S3 can, one round trip for all.
+            # All at once: on S3 their round trips overlap.
             answers = self.fs.cat_ranges(paths, starts, ends, on_error="return")
             found.update(zip(missing, answers, strict=True))
             for answer in answers:
@@ -124,16 +127,16 @@ class RemoteObjects(Objects):
                 found = [str(name).rstrip("/") for name in self._ask(lambda: self.fs.ls(full, detail=False))]
         except FileNotFoundError:
             return []
-        # Some clients put an object for a folder itself; a listing has it too.
+        # Some clients create an object for a folder itself, and then it is in the folder's listing.
         return sorted(name.rsplit("/", 1)[-1] for name in found if name.strip("/") != full.strip("/"))
 
-    def walk(self, folder: str) -> list[Stored]:
+    def walk(self, folder: str) -> list[ListedObject]:
         full = self._full(folder)
         try:
             with reading(self.url, folder):
                 found = self._ask(lambda: self.fs.find(full, detail=True)).values()
                 return sorted(
-                    Stored(
+                    ListedObject(
                         str(info["name"])[len(self.prefix) + 1 :], int(info["size"]), self._modified_s(info)
                     )
                     for info in found
@@ -143,7 +146,7 @@ class RemoteObjects(Objects):
             return []
 
     def _modified_s(self, info: Mapping[str, Any]) -> float:
-        """When an object was put: file systems have names of their own for it."""
+        """When an object was written, in seconds since 1970. Each file system has another name for it."""
         for name in ("LastModified", "mtime", "created"):
             if info.get(name) is not None:
                 return seconds(info[name])
@@ -152,11 +155,11 @@ class RemoteObjects(Objects):
     def free_bytes(self) -> int | None:
         return None
 
-    def hurry(self) -> None:
-        self._hurries = True
+    def stop_retrying(self) -> None:
+        self._gives_up = True
 
     def _info(self, path: str) -> Mapping[str, Any] | None:
-        """What the file system says of an object; None where none stands. In one try, for use within `ask`."""
+        """What the file system says about an object; None if it does not exist. Does not retry: for use within `_ask`."""
         try:
             found: Mapping[str, Any] = self.fs.info(self._full(path))
         except FileNotFoundError:
@@ -164,33 +167,33 @@ class RemoteObjects(Objects):
         return found
 
     def _ask(self, request: Callable[[], _Result]) -> _Result:
-        """What a request of the file system returns, asked again while its errors pass."""
-        result = try_again(request, self._limit_s, pauses=self.patience, where=self.url)
+        """What a request to the file system returns, retried while its errors are transient."""
+        result = retry(request, self._limit_s, policy=self.retry_policy, where=self.url)
         self._answered = True
         return result
 
     def _limit_s(self) -> float:
-        if self._hurries:
+        if self._gives_up:
             return 0.0
-        return self.patience.later_s if self._answered else self.patience.first_s
+        return self.retry_policy.later_s if self._answered else self.retry_policy.first_s
 
     def _full(self, path: str) -> str:
-        """The file system's own name of an object or a folder."""
+        """The file system's own name for an object or a folder."""
         return f"{self.prefix}/{path}" if path else str(self.prefix)
 
     @contextmanager
     def _changing(self, what: str, path: str = "") -> Iterator[None]:
-        """KDCacheError for every error of the block, which does `what` (a verb) to the object."""
+        """Errors in the block, which does `what` (a verb) to the object, become KDCacheError."""
         try:
             yield
         except KDCacheError:
             raise
-        except Exception as error:  # every file system has errors of its own
+        except Exception as error:  # every file system of fsspec has its own error types
             raise failure(what, f"{self.url}/{path}", error) from error
 
 
 def was_refused(error: Exception) -> bool:
-    """Whether a put was refused for what stands at its place."""
+    """True if a put was refused because an object of that name exists."""
     return isinstance(error, FileExistsError) or refusal_code(error) == "PreconditionFailed"
 
 

@@ -1,15 +1,15 @@
 """The shard cache: whole objects of remote stores on this host's disk, shared by all its processes and runs.
 
-    objects/3f/3f9a...    an object; its name is the sha256 that the ledger states
-    partial/3f9a...       one that is being fetched, locked by whoever fetches it
+    objects/3f/3f9a...    an object, named by the sha256 that the ledger records
+    partial/3f9a...       an object that is being fetched, locked by the process that fetches it
     used                  bytes of all of them, changed under a lock on this file
 
-The name is the content, so nothing here can be stale, and two stores with an object in common keep it once. Size and
-sha256 are compared when an object comes in; later its size alone, since a reader checks every row that it takes by the
-row's own checksum. The file's time of modification is that of its last use, by which objects are evicted.
+The name is the content, so nothing here can be out of date, and an object of two stores is kept once. Size and sha256 are
+compared when an object arrives; later only its size, because a reader checks every row by the row's own checksum. The
+modification time of a file is the time of its last use; the least recently used objects are evicted first.
 
-Locks are the kernel's and end with their process, so a killed one is in nobody's way: the next that wants its object
-fetches it over what was left, and evicting clears away leftovers that nobody wants.
+The kernel releases locks when their process ends, so a killed process blocks nobody: the next one that needs its object
+overwrites the partial file, and eviction deletes partial files that nobody is fetching.
 """
 
 import errno
@@ -28,13 +28,13 @@ from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.storage.local import LocalObjects
 from kdcache.cache.storage.objects import ByteRange, ObjectRecord, Objects, sha256
 
-_DIGITS = 19  # of the account
-_SPARE = 20  # evicting leaves a 20th of the limit free, so that it is not done for every object
-_DOWNLOADS = 2  # of an object whose bytes are wrong
-_LOOK_S = (
-    10.0  # between looks at a file, which mark it as used: two calls, where reading a small row takes three
+_DIGITS = 19  # of the number in `used`: enough for any 64-bit size
+_SPARE_DIVISOR = 20  # eviction frees a 20th of the limit at once, so that it is not needed for every object
+_MAX_DOWNLOADS = 2  # of an object that arrives with wrong bytes: the first may have been damaged on the way
+_RECHECK_S = (
+    10.0  # how long a file is assumed to be still there; a check costs two calls, reading a small row three
 )
-_EVICTED_MEANWHILE = 5  # times in a row that an object is fetched and gone again before it was read
+_MAX_REFETCHES = 5  # times in a row that an object is evicted by others between its fetch and its read
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +43,24 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class ShardCache:
-    """The objects in `folder`. Processes with different limits share it; each evicts by its own."""
+    """The objects in `folder`. Processes with different limits may share it; each evicts by its own limit."""
 
     folder: Path
     limit_bytes: int
 
-    def place(self, digest: str) -> str:
-        """Where an object stands under the folder, once it was fetched and until it is evicted."""
+    def relative_path(self, digest: str) -> str:
+        """Path of an object in `folder`. The file exists from its fetch until its eviction."""
         return f"objects/{digest[:2]}/{digest}"
 
     def fetch(self, objects: Objects, path: str, record: ObjectRecord, *, wait: bool = True) -> bool:
-        """Have the object here, and marked as used now; False where another process is still fetching it.
+        """Make sure the object is here, and mark it as used now. False if another process is still fetching it.
 
         Args:
-            wait: for another process that is fetching it; without, it is left to that one.
+            wait: for the other process to finish; if False, return at once.
 
         Raises:
-            StoreDamagedError: it is missing, or twice was not what `record` says.
-            KDCacheError: it cannot be fetched, or the disk is full.
+            StoreDamagedError: it is missing, or arrived twice with other bytes than `record` says.
+            KDCacheError: fetching failed, or the disk is full.
         """
         with _disk_errors(self.folder):
             if self._use(record):
@@ -69,49 +69,54 @@ class ShardCache:
             with _locked(partial, wait=wait) as descriptor:
                 if descriptor is None:
                     return False
-                if self._use(record):  # it came while this one waited
+                if self._use(record):  # another process finished it while we waited for the lock
                     os.unlink(partial)
                     return True
                 try:
                     self._reserve(descriptor, record.size)
+                    # Not synced, because a sync for every object is slow. After a power failure the
+                    # rows' checksums find a file of zeros, and it is fetched again.
                     _write(descriptor, _download(objects, path, record))
-                    _in_folder(lambda target: os.replace(partial, target), self._target(record))
+                    # Renamed while locked: a process that waits for this lock then finds the object in its place.
+                    _with_folder(lambda target: os.replace(partial, target), self._target(record))
                     return True
-                except BaseException:
+                except (
+                    BaseException
+                ):  # also an interrupt: otherwise its bytes would count as used until an eviction
                     with suppress(FileNotFoundError):
                         os.unlink(partial)
                     self._release(record.size)
                     raise
 
     def discard(self, record: ObjectRecord) -> None:
-        """Forget an object: what stands here turned out to be wrong."""
+        """Delete an object whose bytes turned out to be wrong."""
         with _disk_errors(self.folder):
             try:
                 os.unlink(self._target(record))
             except FileNotFoundError:
-                return  # another did, and gave the room back
+                return  # another process deleted it and has subtracted its size
             self._release(record.size)
 
     @property
     def usable_bytes(self) -> int:
-        """What one process can count on holding at once, as far as the limit goes."""
-        return self.limit_bytes - self.limit_bytes // _SPARE
+        """Bytes that one process can rely on to stay here together, as far as the limit allows."""
+        return self.limit_bytes - self.limit_bytes // _SPARE_DIVISOR
 
     def limit_for(self, size: int) -> int:
-        """The least limit with so many usable bytes."""
-        return -(-size * _SPARE // (_SPARE - 1))
+        """The smallest limit with `size` usable bytes."""
+        return -(-size * _SPARE_DIVISOR // (_SPARE_DIVISOR - 1))
 
     def disk_bytes(self) -> int:
-        """What the disk has for the cache: free, or the cache's already."""
+        """Bytes of the disk that the cache could use: those that are free and those that it uses now."""
         nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
         return shutil.disk_usage(nearest).free + sum(size for _, size, _ in self._scan())
 
     def _use(self, record: ObjectRecord) -> bool:
-        """Mark the object as used now; False where it is not here, or not whole."""
+        """Mark the object as used now. False if it is missing or has the wrong size; then it is deleted."""
         target = self._target(record)
         try:
             if os.stat(target).st_size == record.size:
-                os.utime(target)
+                os.utime(target)  # not the access time: most systems mount disks with relatime or noatime
                 return True
             os.unlink(target)
         except FileNotFoundError:
@@ -119,23 +124,22 @@ class ShardCache:
         return False
 
     def _target(self, record: ObjectRecord) -> str:
-        return f"{self.folder}/{self.place(record.sha256)}"
+        return f"{self.folder}/{self.relative_path(record.sha256)}"
 
     def _reserve(self, descriptor: int, size: int) -> None:
-        """Give an empty partial file its size, within limit and disk, for which the least recently used objects go."""
+        """Give an empty partial file its full size. Evicts the least recently used objects if limit or disk demand it."""
         with self._account() as account:
-            used, room = account.read(), shutil.disk_usage(self.folder).free
-            if used + size > self.limit_bytes or room < size:
-                os.truncate(descriptor, 0)
-                spare = self.limit_bytes // _SPARE
-                used = self._evict(to_bytes=self.limit_bytes - spare - size, to_free=size - room)
+            used, free = account.read(), shutil.disk_usage(self.folder).free
+            if used + size > self.limit_bytes or free < size:
+                os.truncate(descriptor, 0)  # what a killed process left in it must not be counted twice
+                spare = self.limit_bytes // _SPARE_DIVISOR
+                used = self._evict(to_bytes=self.limit_bytes - spare - size, to_free=size - free)
                 if used + size > self.limit_bytes or shutil.disk_usage(self.folder).free < size:
                     raise KDCacheError(
-                        f"no room for {size} bytes in the cache {self.folder}",
-                        hint=f"free some space, or a larger --cache-limit (now {self.limit_bytes} bytes)",
+                        f"the cache {self.folder} has no space for {size} bytes",
+                        hint=f"free some disk space, or raise --cache-limit (now {self.limit_bytes} bytes)",
                     )
-            # Evicting counts it from now on. A file of that size may hold zeros after a power failure, as one that was
-            # renamed and never synced: its rows' checksums tell, and it is fetched again.
+            # From now on an eviction by another process counts these bytes too.
             os.truncate(descriptor, size)
             account.write(used + size)
 
@@ -144,7 +148,7 @@ class ShardCache:
             account.write(max(0, account.read() - size))
 
     def _evict(self, *, to_bytes: int, to_free: int) -> int:
-        """Delete the least recently used until at most `to_bytes` are left and `to_free` are freed; what is left."""
+        """Delete least recently used objects until at most `to_bytes` remain and `to_free` are freed; bytes that remain."""
         self._clear_leftovers()
         found = sorted(self._scan())
         left = sum(size for _, size, _ in found)
@@ -152,7 +156,9 @@ class ShardCache:
         for _, size, path in found:
             if left <= to_bytes:
                 break
-            if path.parent.name != "partial":
+            if (
+                path.parent.name != "partial"
+            ):  # somebody is fetching it, or _clear_leftovers would have deleted it
                 path.unlink(missing_ok=True)
                 left -= size
         return left
@@ -161,11 +167,11 @@ class ShardCache:
         for name in _names(self.folder / "partial"):
             path = f"{self.folder}/partial/{name}"
             with _locked(path, wait=False, create=False) as descriptor:
-                if descriptor is not None:  # nobody fetches it
+                if descriptor is not None:  # nobody has it locked, so nobody is fetching it
                     os.unlink(path)
 
     def _scan(self) -> Iterator[tuple[int, int, Path]]:
-        """(time of last use in ns, bytes, path) of every object, and of those on their way."""
+        """(time of last use in ns, bytes, path) of every object and every partial file."""
         folders = [self.folder / "objects" / name for name in _names(self.folder / "objects")]
         for folder in (*folders, self.folder / "partial"):
             for name in _names(folder):
@@ -184,7 +190,7 @@ class ShardCache:
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """Bytes in the cache, as far as its processes told. Whoever was killed did not; evicting counts anew."""
+    """The number of bytes in the cache. A killed process does not subtract its bytes; the next eviction counts anew."""
 
     cache: ShardCache
     descriptor: int
@@ -193,98 +199,101 @@ class _Account:
         text = os.pread(self.descriptor, 2 * _DIGITS, 0)
         if text.isdigit():
             return int(text)
-        os.truncate(self.descriptor, 0)
+        os.truncate(self.descriptor, 0)  # empty at first, or damaged: count
         return sum(size for _, size, _ in self.cache._scan())
 
     def write(self, used: int) -> None:
-        # Of one length, so that nothing is cut off: for a file that was, ext4 writes to the disk when it is closed, 3 ms.
+        # Always the same length, so that the file is never truncated: ext4 flushes a truncated file on close, 3 ms.
         os.pwrite(self.descriptor, b"%0*d" % (_DIGITS, used), 0)
 
 
 class CachedShards:
-    """The shards of one store by way of the cache: what a reader reads from in place of the store's objects."""
+    """The shards of one store, read through the cache. A reader uses this in place of the store's objects."""
 
     def __init__(self, objects: Objects, cache: ShardCache) -> None:
         self.url = objects.url
         self.records: dict[str, ObjectRecord] = {}
-        """By path: what the ledger says of every shard that may be asked for."""
+        """What the ledger says about every shard that may be read, by path."""
         self._objects = objects
         self._cache = cache
         self._files = LocalObjects(cache.folder)
-        self._looked: dict[str, float] = {}  # by path: when it was last seen to be there
+        self._seen_s: dict[str, float] = {}  # by path: when it was last found here
 
     def get(self, path: str) -> bytes:
         """The whole shard."""
         return self.read_ranges([ByteRange(path, 0, self.records[path].size)])[0]
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """As Objects.read_ranges; what is not here yet is fetched. Raises as ShardCache.fetch."""
-        places = {each.path: self._cache.place(self.records[each.path].sha256) for each in ranges}
-        local = [ByteRange(places[path], start, length) for path, start, length in ranges]
-        for _ in range(_EVICTED_MEANWHILE):
-            for path in places:
+        """As Objects.read_ranges; shards that are not here are fetched first. Raises as ShardCache.fetch."""
+        paths = {each.path: self._cache.relative_path(self.records[each.path].sha256) for each in ranges}
+        local = [ByteRange(paths[path], start, length) for path, start, length in ranges]
+        for _ in range(_MAX_REFETCHES):
+            for path in paths:
                 self.fetch(path)
             try:
                 return self._files.read_ranges(local)
-            except FileNotFoundError:
-                self._looked.clear()
+            except FileNotFoundError:  # another process evicted it since `fetch` looked
+                self._seen_s.clear()
         raise KDCacheError(
-            f"the cache {self._cache.folder} is too small for all who use it: what is fetched is evicted at once",
-            hint="a larger --cache-limit, or another KDCACHE_CACHE for some of them",
+            f"the cache {self._cache.folder} is too small for all its users: objects are evicted before they are read",
+            hint="raise --cache-limit, or give some of the users another KDCACHE_CACHE folder",
         )
 
     def fetch(self, path: str, *, wait: bool = True) -> None:
-        """Have a shard in the cache, see ShardCache.fetch; one that was there a moment ago is taken to be still."""
+        """Make sure a shard is in the cache, see ShardCache.fetch. One that was found a moment ago is not looked for."""
         now = time.monotonic()
-        if now - self._looked.get(path, -_LOOK_S) < _LOOK_S:
+        if now - self._seen_s.get(path, -_RECHECK_S) < _RECHECK_S:
             return
         if self._cache.fetch(self._objects, path, self.records[path], wait=wait):
-            self._looked[path] = now
+            self._seen_s[path] = now
 
     def discard(self, paths: Iterable[str]) -> None:
-        """Fetch these again when they are asked for next."""
+        """Delete these shards here, so that the next read fetches them again."""
         for path in paths:
             self._cache.discard(self.records[path])
-        self._looked.clear()
-        self._files = LocalObjects(self._cache.folder)  # the one before holds the files open
+        self._seen_s.clear()
+        self._files = LocalObjects(self._cache.folder)  # the old one has the deleted files still open
 
 
 def default_folder() -> Path:
-    """$KDCACHE_CACHE/shards, else ~/.cache/kdcache/shards."""
+    """$KDCACHE_CACHE/shards, or ~/.cache/kdcache/shards if the variable is not set."""
     chosen = os.environ.get("KDCACHE_CACHE")
     return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdcache") / "shards"
 
 
 def _download(objects: Objects, path: str, record: ObjectRecord) -> bytes:
-    """The object's bytes, compared with the ledger; once more where they differ, for what went wrong on the way."""
-    for _ in range(_DOWNLOADS):
+    """The object's bytes, compared with the ledger. Downloaded twice if they differ, in case of damage on the way."""
+    for _ in range(_MAX_DOWNLOADS):
         try:
-            # A range, since whole objects are asked for their size first; one byte more, to see that they end there.
+            # A range, because fsspec asks for the size before it reads a whole object: one request more. One byte more
+            # than recorded shows an object that is too long.
             data = objects.read_range(path, 0, record.size + 1)
         except FileNotFoundError:
             raise StoreDamagedError(
-                f"{objects.url}/{path} is missing", hint="the ledger lists it: restore it from a copy"
+                f"{objects.url}/{path} is missing",
+                hint=f"`kdcache verify {objects.url} --repair` computes it again; or restore it from a copy",
             ) from None
         if len(data) == record.size and sha256(data) == record.sha256:
             return data
-        logger.warning("%s/%s came with other bytes than the ledger states", objects.url, path)
+        logger.warning("%s/%s arrived with other bytes than the ledger records", objects.url, path)
     raise StoreDamagedError(
-        f"{objects.url}/{path} is not what the ledger states: {len(data)} bytes with sha256 {sha256(data)[:12]}, "
+        f"{objects.url}/{path} is not what the ledger records: {len(data)} bytes with sha256 {sha256(data)[:12]}, "
         f"not {record.size} with {record.sha256[:12]}",
-        hint="`kdcache verify` lists all that is damaged; restore the object from a copy and this run can go on",
+        hint=f"`kdcache verify {objects.url}` lists all damage, and with --repair repairs it; then run this command again",
     )
 
 
 @contextmanager
 def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[int | None]:
-    """The file, open for reading and writing under a lock of its own; None where another has it, or it is not there.
+    """A descriptor of the file for reading and writing, exclusively locked.
 
-    A descriptor, not a file object: eight threads fetch at once, and each call into the system hands Python's lock over.
+    None if another process has the lock (without `wait`), or if the file does not exist (without `create`). Not a file
+    object: eight threads fetch at once, and each of its many calls would release and retake Python's lock.
     """
     while True:
         try:
             if create:
-                descriptor = _in_folder(lambda made: os.open(made, os.O_RDWR | os.O_CREAT, 0o666), path)
+                descriptor = _with_folder(lambda made: os.open(made, os.O_RDWR | os.O_CREAT, 0o666), path)
             else:
                 descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -296,7 +305,8 @@ def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[in
             if not _lock(descriptor, wait=wait):
                 yield None
                 return
-            if _is_at(path, descriptor):  # else who had it before renamed or removed it
+            # The owner before us may have renamed or deleted the file. Then our lock is on a file without a name: retry.
+            if _is_at(path, descriptor):
                 yield descriptor
                 return
         finally:
@@ -304,7 +314,7 @@ def _locked(path: str, *, wait: bool = True, create: bool = True) -> Iterator[in
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Whether the lock is had now; without waiting another may have it."""
+    """True if the lock is ours now; False, without `wait`, if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -314,16 +324,16 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 
 def _write(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
-    while rest:  # Linux writes 2 GiB at once
+    while rest:  # Linux writes at most 2 GiB at once
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _in_folder(work: Callable[[str], _Result], path: str) -> _Result:
-    """What `work` gives for a path, whose folder is made where that is what it lacks."""
+def _with_folder(work: Callable[[str], _Result], path: str) -> _Result:
+    """What `work` returns for a path. If it fails because the folder is missing, the folder is made first."""
     try:
         return work(path)
     except FileNotFoundError:
-        pass
+        pass  # try first: the folder is missing only once, and looking for it would cost a call each time
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return work(path)
 
@@ -350,5 +360,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise KDCacheError(
             f"cannot write into the cache {folder}: {error.strerror}",
-            hint="free some space" if full else "point KDCACHE_CACHE to another folder",
+            hint="free some disk space" if full else "set KDCACHE_CACHE to another folder",
         ) from None

@@ -17,8 +17,8 @@ from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.storage.documents import MALFORMED, parse_json, require_same_text
 from kdcache.cache.views.crops import REPLAY, canonical_inputs, crop_packings
 from kdcache.cache.views.maps import TARGETS
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import ENTRY_COLUMNS
-from kdcache.cache.views.view import ViewPolicy
 
 FORMAT_VERSION = 1
 VIEWS = "views"  # the array of view parameters and crop digests

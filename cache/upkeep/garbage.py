@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kdcache.cache.build.leases import LEASES
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError
 from kdcache.cache.storage.local import TEMP_FOLDER
-from kdcache.cache.storage.objects import Objects, Stored, Upload
+from kdcache.cache.storage.objects import ListedObject, Objects, Upload
 from kdcache.cache.storage.opening import PROBE_PREFIX, PROBES, open_objects, storage_time_s
 from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.store import SPEC
@@ -27,7 +27,7 @@ class Garbage:
     """Something that nobody needs."""
 
     kind: str
-    found: Stored | Upload  # its path is under the place that was searched
+    found: ListedObject | Upload  # its path is under the place that was searched
     age_s: float
 
     @property
@@ -55,7 +55,7 @@ def find_garbage(url: str, grace_s: float) -> list[Garbage]:
     if not _is_store(objects, "", places[""]):
         places |= {f"{name}/": objects.names(name) for name in places[""]}
     stores = tuple(prefix for prefix, names in places.items() if _is_store(objects, prefix, names))
-    candidates: list[tuple[str, Stored | Upload]] = [
+    candidates: list[tuple[str, ListedObject | Upload]] = [
         ("probe", stored)
         for prefix, names in places.items()
         for name in names
@@ -77,7 +77,7 @@ def find_garbage(url: str, grace_s: float) -> list[Garbage]:
 def remove_garbage(url: str, garbage: Sequence[Garbage]) -> None:
     """Remove what `find_garbage` found at `url`; what is gone already is no error."""
     objects = open_objects(url)
-    objects.remove_many([each.path for each in garbage if isinstance(each.found, Stored)])
+    objects.remove_many([each.path for each in garbage if isinstance(each.found, ListedObject)])
     for each in garbage:
         if isinstance(each.found, Upload):
             objects.abort(each.found)
@@ -97,5 +97,5 @@ def _is_store(objects: Objects, prefix: str, top: Sequence[str]) -> bool:
     return folder in top and name in objects.names(f"{prefix}{folder}")
 
 
-def _since(found: Stored | Upload) -> float:
+def _since(found: ListedObject | Upload) -> float:
     return found.begun_s if isinstance(found, Upload) else found.modified_s

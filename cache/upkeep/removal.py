@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kdcache.cache.build.leases import LEASES
 from kdcache.cache.errors import KDCacheError, StoreNotFoundError, UsageError
 from kdcache.cache.progress import Progress, silent
-from kdcache.cache.storage.objects import Objects, Stored, Upload
+from kdcache.cache.storage.objects import ListedObject, Objects, Upload
 from kdcache.cache.storage.opening import open_objects, storage_time_s
 from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.opening import open_store, other_names
@@ -31,7 +31,7 @@ class Removal:
     """All objects and unfinished uploads under a store's prefix, listed before they go."""
 
     objects: Objects
-    stored: tuple[Stored, ...]
+    stored: tuple[ListedObject, ...]
     uploads: tuple[Upload, ...]
     entries: int | None  # committed; None where the ledger does not say
     newest_age_s: float | None  # of the newest lease or commit, by the storage's clock

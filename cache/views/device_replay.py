@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.views.pixels import COLOUR_BITS, colour_map
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import check_fit
-from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.cache.views.view import View
 
 _NO_LABEL = -1  # in place of a label's offset
 _FIELDS = 7 + 1 + 9  # offsets of pixels and label, box size, valid size, flip; bias and matrix of the colours

@@ -1,8 +1,8 @@
-"""Geometry of stride-8 maps over crops: which part of a cell counts, and one map at the size of another.
+"""Geometry of stride-8 maps over crops: how much of a cell counts, and how to resize one map to another's size.
 
-A cell of an (h, w) map stands for its share of an (H, W) crop, H/h x W/w pixels, also where these are not whole
-(713 -> 90). With align_corners the outer cells are centred on the border pixels; the shares are then an approximation
-by less than half a cell.
+A cell of an (h, w) map covers its part of an (H, W) crop, H/h x W/w pixels, also if these are not integers (713 -> 90).
+With align_corners the outer cells are centred on the border pixels. Then these areas are an approximation, by less than
+half a cell.
 """
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from kdcache.cache.images.classes import IGNORE
 
 TARGETS = ("logits", "features", "aux", "backbone")
-"""What a teacher may give for a view, each as such a map."""
+"""What a teacher can give for a view, each as such a map."""
 
 
 def cell_weights(
-    valid_size: Tensor,  # (N, 2) integer: height and width in crop pixels; the region starts at the crop's top left
+    valid_size: Tensor,  # (N, 2) integer: height and width in crop pixels of the valid region, from the crop's top left
     crop_size: tuple[int, int],  # (H, W)
     map_size: tuple[int, int],  # (h, w)
 ) -> Tensor:
-    """The part of every cell's area that is not padding, (N, h, w) float32 in [0, 1]."""
+    """The part of each cell's area that is not padding, (N, h, w) float32 in [0, 1]."""
     height, width = (
         (
             valid_size[:, axis, None] * (map_size[axis] / crop_size[axis])
@@ -35,7 +35,7 @@ def labelled_cell_weights(
     labels: Tensor,  # (N, H, W) uint8 or int64
     map_size: tuple[int, int],  # (h, w)
 ) -> Tensor:
-    """The part of every cell's area that carries a label, (N, h, w) float32 in [0, 1]; padding carries none."""
+    """The part of each cell's area that has a label, (N, h, w) float32 in [0, 1]. Padding has none."""
     labelled = (labels != IGNORE).float()
     rows = _cell_overlap(labels.shape[-2], map_size[0], labels.device)
     columns = _cell_overlap(labels.shape[-1], map_size[1], labels.device)
@@ -43,14 +43,14 @@ def labelled_cell_weights(
 
 
 def resample(maps: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """(N, C, h, w) maps bilinearly at another size; the very same tensor where the size agrees."""
+    """(N, C, h, w) maps, bilinearly resized. Returns the same tensor if it has that size already."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def working_precision(x: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 as they are."""
+    """The tensor in float32 if it has half precision; float32 and float64 are returned unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,8 +1,8 @@
 """Replay: from a view to the pixels that the teacher saw, and the proof that they are the same pixels.
 
-A store keeps one int32 row a view: which image, the view's parameters, and a digest of the crop that the
-teacher was given. Replay is integer arithmetic, so equal decoded images give equal crops; decoders do differ
-between library versions, and the digest of the replayed crop tells.
+A store keeps one int32 row for each view: which image, the view's parameters, and a digest of the teacher's crop. Replay
+is integer arithmetic, so equal decoded images give equal crops. Image decoders do differ between library versions; the
+digest of the replayed crop detects that.
 """
 
 import hashlib
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.images.classes import IGNORE
+from kdcache.cache.views.drawing import crop_label
 from kdcache.cache.views.pixels import THUMBNAIL_SIDE, distort_colours, resize_image, thumbnail
-from kdcache.cache.views.view import View, ViewPolicy, crop_label
+from kdcache.cache.views.policy import ViewPolicy
+from kdcache.cache.views.view import View
 
 _DIGEST_BYTES = 16
 _THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 _DIGEST_WORDS = (2 * _DIGEST_BYTES + _THUMBNAIL_BYTES) // 4
-# Mean difference of thumbnails: decoders and resizers stay below 1, other images lie far above.
+# Largest mean difference of thumbnails of one image. Decoders and resizers differ by less than 1, other images by much more.
 _NEAR_LEVELS = 3
 
 ENTRY_COLUMNS: tuple[str, ...] = (
@@ -35,24 +37,24 @@ ENTRY_COLUMNS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """The pixels of a view, padded to the policy's crop size at the right and at the bottom."""
+    """The pixels of a view, padded at the right and at the bottom to the policy's crop size."""
 
     image: NDArray[np.uint8]  # (h, w, 3) RGB, padding 0
-    label: NDArray[np.uint8]  # (h, w) train ids, padding 255; all 255 where the image has no label
+    label: NDArray[np.uint8]  # (h, w) train ids, padding 255; all 255 if the image has no label
     height: int  # the valid region is [:height, :width]
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class CropDigest:
-    """What a crop is recognised by."""
+    """What identifies a crop."""
 
-    image: bytes  # 16: BLAKE2b of the uint8 crop, before normalisation, and of its valid size
-    label: bytes  # 16: the same of the label
-    thumbnail: bytes  # 192: means over 8x8 boxes of the valid region, RGB
+    image: bytes  # 16 bytes: BLAKE2b of the uint8 crop, before normalisation, and of its valid size
+    label: bytes  # 16 bytes: the same of the label
+    thumbnail: bytes  # 192 bytes: means over 8x8 boxes of the valid region, RGB
 
     def to_row(self) -> list[int]:
-        """int32 words, little-endian."""
+        """The digest as int32 words, little-endian."""
         words: list[int] = np.frombuffer(self.image + self.label + self.thumbnail, dtype="<i4").tolist()
         return words
 
@@ -80,10 +82,10 @@ def replay(
     image: NDArray[np.uint8],  # (H, W, 3) RGB
     label: NDArray[np.uint8] | None,  # (H, W) train ids
 ) -> Crop:
-    """The crop of a view, the same bytes for the same image in every process.
+    """The crop of a view. The same image gives the same bytes in every process.
 
     Raises:
-        StoreMismatchError: the image is smaller than the view's box, or the view larger than the policy's crop.
+        StoreMismatchError: the image is smaller than the view's box, or the view is larger than the policy's crop.
     """
     crop_height, crop_width = policy.crop_height_px, policy.crop_width_px
     check_fit(view, (crop_height, crop_width), image.shape[:2])
@@ -97,7 +99,7 @@ def replay(
             saturation_milli=view.saturation_milli,
             hue_degrees=view.hue_degrees,
         )
-    # Only the valid region is mirrored: the padding stays at the right and the bottom, where masks expect it.
+    # Only the valid region is mirrored: the padding stays at the right and at the bottom, where the masks expect it.
     order = slice(None, None, -1 if view.flip else 1)
     crop_image = np.zeros((crop_height, crop_width, 3), np.uint8)
     crop_image[: view.height, : view.width] = pixels[:, order]
@@ -108,7 +110,8 @@ def replay(
 
 
 def crop_digest(crop: Crop) -> CropDigest:
-    """The digest of a crop: 3 ms at 512x1024."""
+    """The digest of a crop; takes 3 ms at 512x1024."""
+    # The sizes are hashed too, or a crop and a narrower one with the same bytes would be equal.
     valid_size = struct.pack("<4i", *crop.image.shape[:2], crop.height, crop.width)
     return CropDigest(
         image=_blake2b(valid_size, crop.image),
@@ -118,9 +121,9 @@ def crop_digest(crop: Crop) -> CropDigest:
 
 
 def compare_digest(stored: CropDigest, found: CropDigest) -> str | None:
-    """None for the same crop, else why not: "another image", "another decoder or resize" or "another label".
+    """None for the same crop; otherwise why not: "another image", "another decoder or resize" or "another label".
 
-    A few edited pixels look like another decoder: the thumbnail is coarse on purpose.
+    A few edited pixels are reported as another decoder: the thumbnail is coarse on purpose.
     """
     if stored.image != found.image:
         mine, theirs = (np.frombuffer(d.thumbnail, np.uint8).astype(np.int64) for d in (stored, found))
@@ -130,22 +133,25 @@ def compare_digest(stored: CropDigest, found: CropDigest) -> str | None:
 
 
 def entry_row(image_index: int, view_index: int, view: View, digest: CropDigest) -> NDArray[np.int32]:
-    """The row of a view in a store, (len(ENTRY_COLUMNS),) int32."""
+    """The row that a store keeps for a view, (len(ENTRY_COLUMNS),) int32."""
     return np.array([image_index, view_index, *view.to_row(), *digest.to_row()], dtype=np.int32)
 
 
 def parse_entry_row(
     row: NDArray[np.int32],  # (len(ENTRY_COLUMNS),)
 ) -> EntryRow:
-    """The inverse of entry_row. Raises StoreDamagedError for values that no view has."""
+    """The inverse of entry_row. Raises StoreDamagedError for values that no view can have."""
     words = row.tolist()
     if len(words) != len(ENTRY_COLUMNS) or min(words[:2]) < 0:
-        raise StoreDamagedError(f"a row of views cannot be: {len(words)} columns, the first {words[:2]}")
+        raise StoreDamagedError(
+            f"invalid row of views: {len(words)} columns, the first {words[:2]}",
+            hint="kdcache verify STORE lists what is damaged",
+        )
     try:
         view = View.from_row(words[2:-_DIGEST_WORDS])
     except ValueError as error:
         raise StoreDamagedError(
-            f"a row of views cannot be: {error}", hint="kdcache verify lists what is damaged"
+            f"invalid row of views: {error}", hint="kdcache verify STORE lists what is damaged"
         ) from None
     return EntryRow(words[0], words[1], view, CropDigest.from_row(words[-_DIGEST_WORDS:]))
 
@@ -155,12 +161,12 @@ def check_fit(view: View, crop_size: tuple[int, int], image_size: tuple[int, ...
     if bottom > image_size[0] or right > image_size[1]:
         raise StoreMismatchError(
             f"the view needs an image of at least {bottom}x{right} pixels, "
-            f"this one is {image_size[0]}x{image_size[1]}",
-            hint="the image is not the one that the view was drawn for",
+            f"but this one has {image_size[0]}x{image_size[1]}",
+            hint="this is not the image that the view was drawn for: check --dataset and --data-root",
         )
     if view.height > crop_size[0] or view.width > crop_size[1]:
         raise StoreMismatchError(
-            f"the view fills {view.height}x{view.width} pixels, the crop is {crop_size[0]}x{crop_size[1]}"
+            f"the view has {view.height}x{view.width} pixels, but the crop only {crop_size[0]}x{crop_size[1]}"
         )
 
 

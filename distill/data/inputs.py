@@ -20,7 +20,7 @@ from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import canonical_json
 from kdcache.cache.store.stored_images import StoredImages
 from kdcache.cache.teachers.teacher import Teacher, load_teacher
-from kdcache.cache.views.view import ViewPolicy, view_policy
+from kdcache.cache.views.policy import ViewPolicy, view_policy
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.data.ahead import bytes_at_once
 from kdcache.distill.data.order import EntryOrder, FreshOrder

@@ -24,8 +24,9 @@ from kdcache.cache.errors import KDCacheError, StoreMismatchError
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.store.reader import Entry, StoreReader
 from kdcache.cache.teachers.teacher import Teacher
+from kdcache.cache.views.drawing import draw_view
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import Crop, EntryRow, compare_digest, crop_digest, replay
-from kdcache.cache.views.view import ViewPolicy, draw_view
 from kdcache.distill.config import CROP_CHECKS
 from kdcache.distill.data.order import EntryOrder, FreshOrder
 

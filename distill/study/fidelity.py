@@ -81,7 +81,7 @@ def study_store(
 
     Raises:
         StoreMismatchError: the teacher is not the store's, or a crop is not the one that it saw.
-        UsageError: fewer than two entries: codecs are fitted to one half and judged on the other.
+        UsageError: fewer than two entries: codecs are fitted to one half and measured on the other.
     """
     entries = read_study_entries(reader, images, teacher, count, progress=progress)
     return Study(
@@ -174,12 +174,12 @@ def _fidelity(
 
 
 def sample_of(teacher: Teacher, entries: Sequence[StudyEntry], target: str) -> CalibrationSample:
-    """The entries for codecs to be fitted to (every other) and to be judged on."""
+    """The entries for codecs to be fitted to (every other) and to be measured on."""
     exact = [entry.exact[target] for entry in entries]
     return CalibrationSample(
         target=target,
         fitted=exact[::2],
-        judged=exact[1::2],
+        held_out=exact[1::2],
         exact=exact[1::2],
         weights=[_weights(entry, target) for entry in entries[1::2]],
         classifier=teacher.classifier,

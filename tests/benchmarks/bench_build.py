@@ -26,7 +26,7 @@ from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.store.opening import create_store
 from kdcache.cache.store.store import CALIBRATION, Store
 from kdcache.cache.teachers.teacher import Teacher, load_teacher
-from kdcache.cache.views.view import ViewPolicy
+from kdcache.cache.views.policy import ViewPolicy
 
 
 def run(*, quick: bool, as_json: bool) -> int:

@@ -23,7 +23,7 @@ from kdcache.cache.store.opening import create_store
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.stored_images import StoredImages
 from kdcache.cache.teachers.teacher import Teacher, load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.students.student import Student, load_student
 from kdcache.distill.study.fidelity import (
@@ -149,10 +149,10 @@ def gradient_rows(subject: Subject, entries: list[StudyEntry], codecs: dict[str,
 
 
 def encoder(codec: Codec, sample: CalibrationSample):  # type: ignore[no-untyped-def]
-    """All judged crops through a codec."""
+    """All held-out crops through a codec."""
 
     def encode() -> None:
-        for batch in sample.judged:
+        for batch in sample.held_out:
             codec.pack(codec.encode(batch)[0].numpy())
 
     return encode

@@ -29,9 +29,11 @@ from kdcache.cache.views.crops import (
     unpack_crop,
     with_decoded,
 )
+from kdcache.cache.views.drawing import crop_label, draw_view
 from kdcache.cache.views.pixels import distort_colours, resize_image
+from kdcache.cache.views.policy import view_policy
 from kdcache.cache.views.replay import Crop, CropDigest, compare_digest, crop_digest, replay
-from kdcache.cache.views.view import View, crop_label, draw_view, view_policy
+from kdcache.cache.views.view import View
 
 SIZE = (1024, 2048)
 POLICY = view_policy("cityscapes")

@@ -38,8 +38,9 @@ from kdcache.cache.store.calibration import Calibration
 from kdcache.cache.store.opening import create_store, open_store
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import CropDigest, entry_row
-from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.cache.views.view import View
 from kdcache.distill.data.ahead import FETCHES, Ahead
 from kdcache.distill.data.loader import BATCHES_AHEAD
 from kdcache.distill.data.order import EntryOrder

@@ -20,7 +20,7 @@ from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.progress import silent
 from kdcache.cache.store.opening import create_store
 from kdcache.cache.teachers.teacher import Teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.clock import WAIT, Clock
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.data.loader import DeviceCopier

@@ -19,7 +19,7 @@ from kdcache.cache.build.builder import BuildOptions
 from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.store.opening import create_store
 from kdcache.cache.teachers.teacher import load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.compare.intervals import paired_difference
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.training.loop import train

@@ -17,7 +17,7 @@ from kdcache.cache.build.build import build_store
 from kdcache.cache.build.leases import LEASES, lease_path
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.storage.opening import PROBES, open_objects, probe_creation
-from kdcache.cache.storage.patience import Patience
+from kdcache.cache.storage.retries import RetryPolicy
 from kdcache.cache.store.opening import open_store
 from kdcache.cache.upkeep.verify import verify_store
 
@@ -172,7 +172,7 @@ def test_a_server_that_is_not_there_is_one_clear_error_soon(bucket, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(
-        "kdcache.cache.storage.remote.RemoteObjects.patience", Patience(first_s=0.2, later_s=600.0)
+        "kdcache.cache.storage.remote.RemoteObjects.retry_policy", RetryPolicy(first_s=0.2, later_s=600.0)
     )
     with pytest.raises(KDCacheError, match=r"cannot read s3://\S+: .*127.0.0.1:9"):
         open_store(bucket)

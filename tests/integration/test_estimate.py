@@ -18,7 +18,7 @@ from kdcache.cache.networks.checkpoints import save_network
 from kdcache.cache.networks.network import build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.teachers.teacher import load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.study.trial import time_student
 
 Run = Callable[..., tuple[int, str, str]]

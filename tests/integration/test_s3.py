@@ -5,10 +5,10 @@ from faultproxy import FaultProxy
 
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.storage.objects import Upload
-from kdcache.cache.storage.patience import Patience
+from kdcache.cache.storage.retries import RetryPolicy
 from kdcache.cache.storage.s3 import S3Objects
 
-QUICK = Patience(first_s=60.0, later_s=60.0, shortest_pause_s=0.001, longest_pause_s=0.01)
+QUICK = RetryPolicy(first_s=60.0, later_s=60.0, shortest_pause_s=0.001, longest_pause_s=0.01)
 ROUNDS = 8
 FAULTS = ("500", "503", "reset", "lost")
 
@@ -17,7 +17,7 @@ FAULTS = ("500", "503", "reset", "lost")
 def objects(bucket: str, faulty: FaultProxy) -> S3Objects:
     """Objects behind the proxy, with short pauses."""
     objects = S3Objects(bucket)
-    objects.patience = QUICK
+    objects.retry_policy = QUICK
     return objects
 
 
@@ -60,7 +60,7 @@ def test_uploads_are_listed_and_aborted_through_faults(objects: S3Objects, fault
 def test_an_upload_that_is_gone_is_no_error_and_not_waited_for(objects: S3Objects) -> None:
     begin_uploads(objects, "a")
     (upload,) = objects.uploads()
-    objects.patience = Patience(first_s=0.0, later_s=0.0)
+    objects.retry_policy = RetryPolicy(first_s=0.0, later_s=0.0)
     for _ in range(2):
         objects.abort(upload)
     objects.abort(Upload("never", upload.id, 0, 0.0))

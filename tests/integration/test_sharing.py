@@ -25,8 +25,9 @@ from kdcache.cache.store.opening import create_store, open_store
 from kdcache.cache.store.spec import DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.store.store import Store
 from kdcache.cache.upkeep.transfer import copy_store
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import CropDigest, entry_row
-from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.cache.views.view import View
 
 Run = Callable[..., tuple[int, str, str]]
 

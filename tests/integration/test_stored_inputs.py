@@ -21,7 +21,7 @@ from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.store.opening import create_store
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.teachers.teacher import load_teacher
-from kdcache.cache.views.view import view_policy
+from kdcache.cache.views.policy import view_policy
 from kdcache.distill.training.loop import train
 
 IMAGES = 5

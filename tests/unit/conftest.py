@@ -14,8 +14,9 @@ from kdcache.cache.store.opening import create_store
 from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSpec
 from kdcache.cache.store.store import Store
 from kdcache.cache.views.crops import CROPS, LABELS, REPLAY, encode_crop, pack_file
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import Crop, CropDigest, entry_row
-from kdcache.cache.views.view import View, ViewPolicy
+from kdcache.cache.views.view import View
 
 SHAPES = {"logits": (3, 4, 6), "features": (5, 4, 6)}
 

@@ -19,12 +19,12 @@ def smooth_maps(n: int, channels: int, *, seed: int, scale: float = 4.0) -> list
 
 
 def make_sample(target: str = "logits", channels: int = 7, **changes) -> CalibrationSample:
-    judged = smooth_maps(3, channels, seed=2)
+    held_out = smooth_maps(3, channels, seed=2)
     parts = {
         "target": target,
         "fitted": smooth_maps(5, channels, seed=1),
-        "judged": judged,
-        "exact": judged,
+        "held_out": held_out,
+        "exact": held_out,
         "weights": [torch.ones(1, 33, 45)] * 3,
         **changes,
     }
@@ -51,7 +51,7 @@ def test_nothing_smaller_keeps_it():
 def test_a_tighter_promise_takes_more():
     sample = make_sample()
     sizes = [
-        stored_bytes(choose_codec(Promise(kl, ("logit",)), sample), sample.judged)
+        stored_bytes(choose_codec(Promise(kl, ("logit",)), sample), sample.held_out)
         for kl in (1e-2, 1e-3, 1e-4)
     ]
     assert sizes == sorted(sizes)
@@ -76,8 +76,8 @@ def test_features_are_bound_by_their_error_and_by_the_classifier():
 
 
 def test_a_teacher_whose_own_precision_breaks_the_promise_is_told():
-    judged = smooth_maps(3, 7, seed=2)
-    sample = make_sample(exact=[target + 0.5 * torch.randn_like(target) for target in judged])
+    held_out = smooth_maps(3, 7, seed=2)
+    sample = make_sample(exact=[target + 0.5 * torch.randn_like(target) for target in held_out])
     with pytest.raises(TeacherError, match=r"no codec keeps auto:0\.001") as caught:
         choose_codec(Promise(1e-3, ("logit",)), sample)
     assert "--max-kl" in str(caught.value.hint)
@@ -87,17 +87,19 @@ def test_a_teacher_whose_own_precision_breaks_the_promise_is_told():
 def test_maps_of_a_few_cells(size):
     generator = torch.Generator().manual_seed(0)
     maps = list(torch.randn(6, 3, *size, generator=generator).split(1))
-    sample = make_sample(fitted=maps[:3], judged=maps[3:], exact=maps[3:], weights=[torch.ones(1, *size)] * 3)
+    sample = make_sample(
+        fitted=maps[:3], held_out=maps[3:], exact=maps[3:], weights=[torch.ones(1, *size)] * 3
+    )
     assert measure(choose_codec(Promise(1e-3, ("logit",)), sample), sample)["kl"] <= 1e-3
 
 
 def test_padding_does_not_buy_bytes():
     """Cells that take no part in a loss may be as wrong as they like."""
-    judged = smooth_maps(3, 7, seed=2)
-    noisy = [target.clone() for target in judged]
+    held_out = smooth_maps(3, 7, seed=2)
+    noisy = [target.clone() for target in held_out]
     for target in noisy:
         target[..., 30:] += 40 * torch.randn_like(target[..., 30:])
     weights = torch.ones(1, 33, 45)
     weights[..., 24:] = 0  # from the block before: a block of the DCT spreads an error over all of its cells
-    sample = make_sample(judged=noisy, exact=noisy, weights=[weights] * 3)
+    sample = make_sample(held_out=noisy, exact=noisy, weights=[weights] * 3)
     assert measure(choose_codec(Promise(1e-3, ("logit",)), sample), sample)["kl"] <= 1e-3

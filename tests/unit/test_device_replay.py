@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from kdcache.cache.errors import StoreMismatchError
 from kdcache.cache.views.device_replay import box_bytes, pack_boxes, replay_boxes
+from kdcache.cache.views.drawing import draw_view
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import replay
-from kdcache.cache.views.view import View, ViewPolicy, draw_view
+from kdcache.cache.views.view import View
 
 POLICY = ViewPolicy(crop_height_px=24, crop_width_px=32, photometric=True)
 

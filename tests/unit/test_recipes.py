@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kdcache.cache.networks.network import NETWORKS
-from kdcache.cache.views.view import POLICIES, view_policy
+from kdcache.cache.views.policy import POLICIES, view_policy
 from kdcache.cli.distill import command, make_config
 from kdcache.cli.output import Console
 from kdcache.distill.config import TrainConfig

@@ -5,9 +5,9 @@ import pytest
 from kdcache.cache.errors import KDCacheError, UsageError
 from kdcache.cache.storage.objects import ByteRange
 from kdcache.cache.storage.opening import open_objects
-from kdcache.cache.storage.patience import Patience
+from kdcache.cache.storage.retries import RetryPolicy
 
-QUICK = Patience(first_s=0.05, later_s=0.05, shortest_pause_s=0.001, longest_pause_s=0.001)
+QUICK = RetryPolicy(first_s=0.05, later_s=0.05, shortest_pause_s=0.001, longest_pause_s=0.001)
 
 
 def refusal(code):
@@ -38,7 +38,7 @@ def test_refused_puts_are_retried_or_compared(monkeypatch, tmp_path, refusals, s
         if code := next(answers):
             raise refusal(code)
 
-    objects.creates_once, objects.patience = True, QUICK
+    objects.creates_once, objects.retry_policy = True, QUICK
     monkeypatch.setattr(objects.fs, "pipe_file", pipe_file, raising=False)
     assert objects.put_new("x", b"mine") == won
     assert next(answers, "all taken") == "all taken"
@@ -48,7 +48,7 @@ def test_ranges_that_failed_are_asked_for_again_and_no_others(monkeypatch, tmp_p
     objects = open_objects(f"memory://{tmp_path.name}-ranges")
     objects.put_new("a", b"0123")
     objects.put_new("b", b"4567")
-    objects.patience = QUICK
+    objects.retry_policy = QUICK
     asked = []
     cat_ranges = objects.fs.cat_ranges
 
@@ -71,7 +71,7 @@ def test_ranges_that_failed_are_asked_for_again_and_no_others(monkeypatch, tmp_p
 )
 def test_errors_that_stay_end_with_what_to_do(monkeypatch, tmp_path, error, hint):
     objects = open_objects(f"memory://{tmp_path.name}-stays")
-    objects.patience = QUICK
+    objects.retry_policy = QUICK
 
     def fail(*_, **__):
         raise error

@@ -17,6 +17,8 @@ from PIL import Image
 
 from kdcache.cache.errors import StoreDamagedError, StoreMismatchError
 from kdcache.cache.views import replay as replay_module
+from kdcache.cache.views.drawing import draw_view
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import (
     ENTRY_COLUMNS,
     CropDigest,
@@ -27,7 +29,7 @@ from kdcache.cache.views.replay import (
     parse_entry_row,
     replay,
 )
-from kdcache.cache.views.view import View, ViewPolicy, draw_view
+from kdcache.cache.views.view import View
 
 POLICY = ViewPolicy(crop_height_px=48, crop_width_px=64, photometric=True)
 WHOLE = View(scale_milli=1000, top=0, left=0, box_height=40, box_width=60, height=40, width=60, flip=0)

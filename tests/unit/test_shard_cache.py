@@ -49,7 +49,7 @@ def record(path: str) -> ObjectRecord:
 
 
 def stands(cache: ShardCache, path: str) -> bool:
-    return (cache.folder / cache.place(record(path).sha256)).exists()
+    return (cache.folder / cache.relative_path(record(path).sha256)).exists()
 
 
 def used(cache: ShardCache) -> int:
@@ -67,7 +67,7 @@ def test_an_object_is_fetched_once_and_then_stands_by_its_digest(cache):
     for _ in range(3):
         cache.fetch(remote, "a", record("a"))
     assert remote.gets == ["a"]
-    assert (cache.folder / cache.place(record("a").sha256)).read_bytes() == content("a")
+    assert (cache.folder / cache.relative_path(record("a").sha256)).read_bytes() == content("a")
     assert used(cache) == SIZE and not os.listdir(cache.folder / "partial")
 
 
@@ -75,7 +75,7 @@ def test_an_object_is_fetched_once_and_then_stands_by_its_digest(cache):
 def test_wrong_bytes_are_fetched_again_once_and_then_named(cache, answer):
     remote = Remote()
     remote.answers["a"] = answer
-    with pytest.raises(StoreDamagedError, match="fake://store/a is not what the ledger states"):
+    with pytest.raises(StoreDamagedError, match="fake://store/a is not what the ledger records"):
         cache.fetch(remote, "a", record("a"))
     assert remote.gets == ["a", "a"] and not stands(cache, "a")
     assert used(cache) == 0
@@ -92,10 +92,10 @@ def test_a_missing_object_is_named(cache):
 def test_a_file_that_was_cut_off_is_fetched_again(cache):
     remote = Remote()
     cache.fetch(remote, "a", record("a"))
-    os.truncate(cache.folder / cache.place(record("a").sha256), 10)
+    os.truncate(cache.folder / cache.relative_path(record("a").sha256), 10)
     cache.fetch(remote, "a", record("a"))
     assert remote.gets == ["a", "a"]
-    assert (cache.folder / cache.place(record("a").sha256)).read_bytes() == content("a")
+    assert (cache.folder / cache.relative_path(record("a").sha256)).read_bytes() == content("a")
 
 
 def test_the_least_recently_used_go(cache):
@@ -202,9 +202,9 @@ def test_a_full_disk_costs_old_objects_first_and_is_then_one_clear_error(cache, 
     monkeypatch.setattr(
         shard_cache.shutil, "disk_usage", lambda folder: shutil_usage(folder)._replace(free=5)
     )
-    with pytest.raises(KDCacheError, match="no room for 1000 bytes in the cache") as caught:
+    with pytest.raises(KDCacheError, match="has no space for 1000 bytes") as caught:
         cache.fetch(remote, "e", record("e"))
-    assert "free some space" in caught.value.hint
+    assert "free some disk space" in caught.value.hint
     monkeypatch.setattr(shard_cache.shutil, "disk_usage", shutil_usage)
     cache.fetch(remote, "e", record("e"))
 
@@ -214,7 +214,7 @@ def test_a_full_disk_costs_old_objects_first_and_is_then_one_clear_error(cache, 
     monkeypatch.setattr(shard_cache.os, "replace", refuse)
     with pytest.raises(KDCacheError, match="No space left on device") as caught:
         cache.fetch(remote, "f", record("f"))
-    assert caught.value.hint == "free some space" and not os.listdir(cache.folder / "partial")
+    assert caught.value.hint == "free some disk space" and not os.listdir(cache.folder / "partial")
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_a_bit_that_flips_in_the_store_is_found_and_one_in_the_cache_is_mended(
     reader = StoreReader(remote_store.url, ["logits"], cache=cache)
     clean = codes_of(reader)
     path = next(path for path in reader.shards(0, 1) if array in path)
-    kept = cache.folder / cache.place(reader.cached.records[path].sha256)
+    kept = cache.folder / cache.relative_path(reader.cached.records[path].sha256)
     data = bytearray(kept.read_bytes())
     for place in range(0, len(data), max(1, len(data) // 16)):
         data[place] ^= 4
@@ -259,7 +259,7 @@ def test_a_bit_that_flips_in_the_store_is_found_and_one_in_the_cache_is_mended(
     assert path in gets
     remote_store.objects.fs.pipe_file(remote_store.objects._full(path), bytes(data))
     kept.unlink()
-    with pytest.raises(StoreDamagedError, match=f"{path} is not what the ledger states"):
+    with pytest.raises(StoreDamagedError, match=f"{path} is not what the ledger records"):
         codes_of(StoreReader(remote_store.url, ["logits"], cache=cache))
 
 
@@ -269,11 +269,11 @@ def test_a_cache_that_others_empty_all_the_time_is_one_clear_error(remote_store,
 
     def lost(self, objects, path, record, *, wait=True):
         fetch(self, objects, path, record, wait=wait)
-        (self.folder / self.place(record.sha256)).unlink()
+        (self.folder / self.relative_path(record.sha256)).unlink()
         return True
 
     monkeypatch.setattr(ShardCache, "fetch", lost)
-    with pytest.raises(KDCacheError, match="too small for all who use it"):
+    with pytest.raises(KDCacheError, match="too small for all its users"):
         reader.entry(0, 0)
 
 

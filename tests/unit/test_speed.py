@@ -60,4 +60,4 @@ def test_a_bucket_that_lets_nobody_delete_is_measured_all_the_same(tmp_path, mon
     monkeypatch.setattr(RemoteObjects, "remove_all", deny)
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
     assert measure_storage(f"memory://{tmp_path.name}", object_bytes=10, piece_bytes=10).object_bytes == 10
-    assert "cannot remove memory://x: Access Denied; delete it by hand" in caplog.text
+    assert "cannot remove memory://x: Access Denied; please delete it yourself" in caplog.text

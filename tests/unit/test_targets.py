@@ -7,8 +7,9 @@ import torch
 from kdcache.cache.codecs.registry import Uniform
 from kdcache.cache.errors import DataError, StoreMismatchError
 from kdcache.cache.store.reader import Entry
+from kdcache.cache.views.drawing import draw_view
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import EntryRow, crop_digest, replay
-from kdcache.cache.views.view import ViewPolicy, draw_view
 from kdcache.distill.data.loader import read_batches
 from kdcache.distill.data.order import EntryOrder, FreshOrder
 from kdcache.distill.data.targets import CachedTargets, FreshViews, OnlineTargets, StoredViews, ViewDataset

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kdcache.cache.errors import DataError, UsageError
-from kdcache.cache.views.view import (
-    DATASET_POLICIES,
-    POLICIES,
-    View,
-    ViewPolicy,
-    crop_label,
-    draw_view,
-    view_policy,
-)
+from kdcache.cache.views.drawing import crop_label, draw_view
+from kdcache.cache.views.policy import DATASET_POLICIES, POLICIES, ViewPolicy, view_policy
+from kdcache.cache.views.view import View
 
 POLICY = ViewPolicy(crop_height_px=24, crop_width_px=40, photometric=True)
 
@@ -118,7 +112,7 @@ def test_draws_follow_their_distributions() -> None:
 
 
 def test_a_step_gives_that_grid_of_scales() -> None:
-    policy = view_policy("cityscapes", recipe="cirkd")
+    policy = view_policy("cityscapes", policy="cirkd")
     scales = Counter(draw_view(policy, 3, "a", k, (1024, 2048), None).scale_milli for k in range(800))
     assert sorted(scales) == list(range(500, 2001, 100))
 
@@ -179,7 +173,7 @@ def test_one_try_is_kept_where_it_already_fits() -> None:
 
 
 def test_a_label_of_another_size_is_refused() -> None:
-    with pytest.raises(DataError, match="image x is 60x90, its label 60x91"):
+    with pytest.raises(DataError, match="image x is 60x90, but its label is 60x91"):
         draw_view(POLICY, 0, "x", 0, (60, 90), blocks((60, 91)))
 
 
@@ -229,26 +223,26 @@ def test_a_view_outside_every_policy_is_refused(field: str, value: int) -> None:
         replace(draw_view(POLICY, 0, "a", 0, (60, 90), None), **{field: value})
 
 
-def test_recipes_by_dataset_name() -> None:
+def test_policies_by_dataset_name() -> None:
     assert view_policy("cityscapes") == DATASET_POLICIES["cityscapes"]
     small = view_policy("streets:64x128:200:3")
     assert (small.crop_height_px, small.crop_width_px) == (64, 128)
     assert view_policy("streets:64x128", crop_height_px=32, crop_width_px=None).crop_height_px == 32
-    skd = view_policy("cityscapes", recipe="skd", flip_probability=0.0)
+    skd = view_policy("cityscapes", policy="skd", flip_probability=0.0)
     assert (skd.crop_width_px, skd.scale_max, skd.photometric, skd.flip_probability) == (512, 2.1, False, 0.0)
 
 
-@pytest.mark.parametrize("recipe", POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("dataset", DATASET_POLICIES)
-def test_every_recipe_fits_every_dataset(recipe: str, dataset: str) -> None:
-    draw_view(view_policy(dataset, recipe), 0, "a", 0, (400, 600), None)
+def test_every_policy_fits_every_dataset(policy: str, dataset: str) -> None:
+    draw_view(view_policy(dataset, policy), 0, "a", 0, (400, 600), None)
 
 
 @pytest.mark.parametrize(
     ("arguments", "known"),
     [
         ({"dataset_name": "kitti"}, "cityscapes"),
-        ({"dataset_name": "camvid", "recipe": "x"}, "mmseg"),
+        ({"dataset_name": "camvid", "policy": "x"}, "mmseg"),
         ({"dataset_name": "camvid", "crop": 1}, "crop_height_px"),
     ],
 )

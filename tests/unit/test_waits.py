@@ -12,7 +12,7 @@ from kdcache.cache.codecs.registry import CODECS
 from kdcache.cache.networks.network import NETWORKS, NetworkOutput, build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.views.device_replay import Boxes, replay_boxes
-from kdcache.cache.views.view import ViewPolicy
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.distill.losses.adversarial import Holistic
 from kdcache.distill.losses.methods import METHODS, build_method
 from kdcache.distill.losses.region import share_totals
