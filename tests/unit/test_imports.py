@@ -14,7 +14,7 @@ ROOMS = {
     "cache": "",
     "cache.storage": "cache",
     "cache.codecs": "cache cache.storage",
-    "cache.images": "cache",
+    "cache.images": "cache cache.storage",
     "cache.views": "cache cache.codecs cache.images",
     "cache.networks": "cache",
     "cache.teachers": "cache cache.images cache.views cache.networks",
