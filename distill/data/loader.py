@@ -1,33 +1,22 @@
 """The loader: batches, read and cut by worker processes ahead of the steps that use them.
 
-    positions of a step -> worker: entries read, crops cut, one batch in shared memory -> pinned memory -> the device
+    positions of a step -> worker: entries read, crops cut, one batch in shared memory -> the device
 
 The order of the stream is a function of the seed (order.EntryOrder) and a batch is an interval of it, so one loader
 serves a whole run, nothing has to be remembered between steps, and resuming needs only the number of the step.
-
-A worker keeps one core busy and no more: torch gives its workers one thread each, blosc's own threads are off
-(shards.py), and nothing else there has any. So workers and the student's threads do not fight over cores, as long as
-there are no more of them than cores. A worker starts from the fork server with nothing open, and opens what it reads.
 """
 
-import multiprocessing
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing.context import BaseContext
-from threading import Thread
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch import Tensor
 
-from kdcache.cache.errors import TrainingError
 from kdcache.distill.data.ahead import Ahead
-from kdcache.distill.data.targets import Batch, Failure, ViewDataset
-
-BATCHES_AHEAD = 2  # a worker: one that waits while the next is made
+from kdcache.distill.data.targets import Batch, ViewDataset
+from kdcache.distill.data.workers import BATCHES_AHEAD, SLOTS, batches_of_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +28,16 @@ class InFlight:
 
     entries: int  # ready, in the making, and of the batch that is learnt from
     entry_bytes: int  # a crop, its label and its codes
-    bytes: int  # of all; those in the making stand twice, one by one and stacked
+    bytes: int  # of the slots, and of the entries that workers are about to stack
 
     @classmethod
     def of(cls, *, workers: int, batch_entries: int, entry_bytes: int) -> "InFlight":
         batches, in_the_making = max(1, workers * BATCHES_AHEAD) + 1, max(1, workers)
+        slots = workers * SLOTS if workers else batches
         return cls(
             entries=batches * batch_entries,
             entry_bytes=entry_bytes,
-            bytes=(batches + in_the_making) * batch_entries * entry_bytes,
+            bytes=(slots + in_the_making) * batch_entries * entry_bytes,
         )
 
 
@@ -57,6 +47,7 @@ class DeviceCopier:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None  # the last batch has left the host's memory
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -66,6 +57,12 @@ class DeviceCopier:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
             copied = batch.to(self._device)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        # The batch before this one was copied a step ago, so this does not wait; after it workers may write its memory again.
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._copied = event
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in (*copied[:3], *copied.codes.values()):
@@ -86,97 +83,50 @@ def read_batches(
 ) -> Generator[Batch, None, None]:
     """This process's batches from step `start_step` on, without end; close the iterator to stop the workers.
 
+    Workers write a batch's memory again when the second batch after it is taken: use it, copy it to the device or clone
+    it before.
+
     Args:
+        pin_memory: page-lock the memory that batches arrive in, so that copies to CUDA do not wait.
         ahead: is told of every batch that a worker is given, and closed with the iterator.
 
     Raises:
         KDCacheError: as it was raised where the crop was cut.
         TrainingError: a worker process died.
     """
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=_RankBatches(batch_size, start_step, rank, processes, ahead),
-        collate_fn=_collate,
-        num_workers=workers,
-        prefetch_factor=BATCHES_AHEAD if workers else None,
-        multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_end_with_parent,
-        pin_memory=pin_memory,
-    )
+    positions = _positions(batch_size, start_step, rank, processes, ahead)
+    make = BatchMaker(dataset)
     with closing(ahead) if ahead is not None else nullcontext():
-        batches = iter(loader)
-        while True:
-            yield _next_batch(batches, workers)
-
-
-def _next_batch(batches: Iterator[Any], workers: int) -> Batch:
-    try:
-        batch = next(batches)
-    except (RuntimeError, OSError, EOFError) as error:
-        if not workers or not _means_a_death(error):
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TrainingError(
-            f"a process that reads crops died: {reason}",
-            hint="most often memory or /dev/shm ran out: fewer --workers, or 0; then --resume",
-        ) from None
-    if isinstance(batch, Failure):
-        raise batch.error
-    return batch  # type: ignore[no-any-return] # torch's loader says nothing of what it gives
-
-
-def _means_a_death(error: Exception) -> bool:
-    """Whether a worker is gone: torch noticed it, or it was gone while a batch was taken over from it."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    return "in DataLoader worker process" not in str(error)  # so torch marks what a living worker raised
+        if workers == 0:
+            for places in positions:
+                stacks = make(places)
+                yield Batch.of_fields({name: torch.stack(tensors) for name, tensors in stacks.items()})
+        with closing(batches_of_workers(make, positions, workers, pin=pin_memory)) as batches:
+            for fields in batches:
+                yield Batch.of_fields(fields)
 
 
 @dataclass(frozen=True, slots=True)
-class _RankBatches:
-    """Sampler: positions [s B + rank b, s B + (rank + 1) b) for steps s = start, start + 1, ..., with b = B / processes."""
+class BatchMaker:
+    """From positions of the stream to the entries of a batch by field. Raises KDCacheError as the dataset does."""
 
-    batch_size: int
-    start_step: int
-    rank: int
-    processes: int
-    ahead: Ahead | None
+    dataset: ViewDataset
 
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        for step in count(self.start_step):
-            if self.ahead is not None:
-                self.ahead.advance(step)
-            first = step * self.batch_size + self.rank * share
-            yield list(range(first, first + share))
+    def __call__(self, positions: Sequence[int]) -> dict[str, list[Tensor]]:
+        stacks: dict[str, list[Tensor]] = {}
+        for entry in self.dataset.entries(positions):
+            for name, tensor in entry.fields().items():
+                stacks.setdefault(name, []).append(tensor)
+        return stacks
 
 
-def _worker_context() -> BaseContext:
-    # A fork of a process that runs threads (autograd's, a store's) can hang. The fork server runs none; it imports
-    # torch once for all workers, where spawned ones would each take seconds for it.
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _end_with_parent(worker: int) -> None:
-    # torch's own watch looks at the parent process id: a worker's is the fork server, which lives while workers do.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
-
-
-def _collate(items: Sequence[Batch | Failure]) -> Batch | Failure:
-    """One batch. In a worker torch stacks straight into the shared memory that it travels in."""
-    for item in items:
-        if isinstance(item, Failure):
-            return item
-    batch: Batch = default_collate(list(items))
-    return batch
+def _positions(
+    batch_size: int, start_step: int, rank: int, processes: int, ahead: Ahead | None
+) -> Iterator[list[int]]:
+    """Positions [s B + rank b, s B + (rank + 1) b) for steps s = start, start + 1, ..., with b = B / processes."""
+    share = batch_size // processes
+    for step in count(start_step):
+        if ahead is not None:
+            ahead.advance(step)
+        first = step * batch_size + rank * share
+        yield list(range(first, first + share))

@@ -17,10 +17,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from kdcache.cache.codecs.registry import Codec
-from kdcache.cache.errors import KDCacheError, StoreMismatchError
+from kdcache.cache.errors import StoreMismatchError
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.store.reader import Entry, StoreReader
 from kdcache.cache.teachers.teacher import Teacher
@@ -30,6 +29,8 @@ from kdcache.cache.views.replay import Crop, EntryRow, compare_digest, crop_dige
 from kdcache.distill.config import CROP_CHECKS
 from kdcache.distill.data.order import EntryOrder, FreshOrder
 
+_CODES = "codes."
+
 
 class Batch(NamedTuple):
     """One process's part of a step; one entry of it has no first axis."""
@@ -38,6 +39,17 @@ class Batch(NamedTuple):
     label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and where there is no label
     valid_size: Tensor  # (N, 2) int64, height and width of the part that is not padding
     codes: dict[str, Tensor]  # by target, (N, C, h, w) as stored; empty where nothing is read from a store
+
+    def fields(self) -> dict[str, Tensor]:
+        """The tensors by name, those of targets as "codes.NAME"."""
+        codes = {f"{_CODES}{name}": tensor for name, tensor in self.codes.items()}
+        return {"image": self.image, "label": self.label, "valid_size": self.valid_size, **codes}
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Tensor]) -> "Batch":
+        """The inverse of `fields`."""
+        codes = {name.removeprefix(_CODES): t for name, t in fields.items() if name.startswith(_CODES)}
+        return cls(fields["image"], fields["label"], fields["valid_size"], codes)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; from pinned memory the copy does not wait."""
@@ -161,37 +173,31 @@ class FreshViews:
         return f"{images.image_ids[index]} view {view_index}"
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error on its way out of a worker. torch would raise a copy of it with a traceback for a message."""
-
-    error: KDCacheError
-
-
-class ViewDataset(Dataset[Batch | Failure]):
-    """The stream as a torch dataset: an index is a position t, an item one entry of a batch."""
+class ViewDataset:
+    """The stream by position: a position t is one entry of a batch. Travels to worker processes."""
 
     def __init__(self, images: SegmentationDataset, views: ViewSource) -> None:
         self.images = images
         self.views = views
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Batch] | list[Failure]:
-        """torch asks for a batch at once, so that its entries are read together; a failure of one is one of all."""
-        try:
-            return [
-                Batch(
-                    image=torch.from_numpy(crop.image),
-                    label=torch.from_numpy(crop.label),
-                    valid_size=torch.tensor([crop.height, crop.width]),
-                    codes={name: torch.from_numpy(array) for name, array in codes.items()},
-                )
-                for crop, codes in self.views.cut(positions, self.images)
-            ]
-        except KDCacheError as error:
-            return [Failure(error)]
+    def entries(self, positions: Sequence[int]) -> list[Batch]:
+        """The entries of a batch, each without a first axis; asked for together, because they are read together.
 
-    def __getitem__(self, t: int) -> Batch | Failure:
-        return self.__getitems__([t])[0]
+        Raises:
+            KDCacheError: one of them cannot be read, or is not the crop that the teacher saw.
+        """
+        return [
+            Batch(
+                image=torch.from_numpy(crop.image),
+                label=torch.from_numpy(crop.label),
+                valid_size=torch.tensor([crop.height, crop.width]),
+                codes={name: torch.from_numpy(array) for name, array in codes.items()},
+            )
+            for crop, codes in self.views.cut(positions, self.images)
+        ]
+
+    def __getitem__(self, t: int) -> Batch:
+        return self.entries([t])[0]
 
     def describe(self, positions: Sequence[int]) -> str:
         """Entries in words, for a message: image ids and views."""
