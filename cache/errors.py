@@ -6,7 +6,7 @@
     ├── StoreNotFoundError   store-not-found    10
     ├── StoreMismatchError   store-mismatch     11   the store contains something else than was asked for
     ├── StoreDamagedError    store-damaged      12
-    ├── NotFoundError        not-found          13   the dataset or the weights are not in the place that was searched
+    ├── NotFoundError        not-found          13   the dataset or the weights were not found
     ├── DataError            bad-data            1   a file of a dataset is unusable
     ├── WeightsError         bad-weights         1   a checkpoint does not fit
     ├── TeacherError         bad-teacher         1   the outputs of a teacher look wrong
@@ -14,6 +14,9 @@
 
 A message says what is wrong, where, and which value. The hint names the next command. `kind` is stable, for programs.
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class KDCacheError(Exception):
@@ -71,3 +74,18 @@ class TeacherError(KDCacheError):
 
 class TrainingError(KDCacheError):
     kind = "training-failed"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
+    """The error for a name that is not among the `known` ones; its hint offers the closest, then lists all.
+
+    Args:
+        kind: of thing, as in "method" or "--recipe: recipe".
+        more: what else may be given, as in "or package.module:function".
+    """
+    names = list(known)
+    close = get_close_matches(name.lower(), names, n=1)
+    listed = f"one of: {', '.join(names)}" + (f", {more}" if more else "")
+    return UsageError(
+        f"unknown {kind} {name!r}", hint=f"did you mean {close[0]}? {listed}" if close else listed
+    )

@@ -15,7 +15,7 @@ def silent(done: int, total: int, note: str) -> None:
 
 
 class Pace:
-    """A Progress that times its calls and passes them on. What happens before the first call is not counted: warm-up."""
+    """A Progress that times its calls and passes them on. Time before the first call is not counted: it warms up."""
 
     def __init__(self, progress: Progress = silent) -> None:
         self._progress = progress

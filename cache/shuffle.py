@@ -9,9 +9,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-_PERSON = (
-    b"kdcache.order.1"  # raise the number with any change of an order: a resumed run would mix two orders
-)
+# Raise the number with any change of an order: a resumed run would mix two orders
+_PERSON = b"kdcache.order.1"
 
 
 def random_words(name: str, n: int) -> NDArray[np.uint64]:

@@ -4,13 +4,15 @@ kdcache build --dataset streets:96x192:40 --weights teacher.safetensors --views 
 accelerate launch -m kdcache.cli build --dataset cityscapes --views 8
 """
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import UsageError
-from kdcache.cli import options
+from kdcache.cache.errors import NotFoundError, UsageError
+from kdcache.cli import names, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
 from kdcache.distill.units import duration_text, size_text
@@ -20,105 +22,154 @@ if TYPE_CHECKING:
 
     from kdcache.cache.build.build import BuildResult
     from kdcache.cache.build.builder import BuildOptions
-    from kdcache.cache.build.disk_space import Outlook
+    from kdcache.cache.build.disk_space import RemainingWork
     from kdcache.cache.build.plan import BuildPlan
     from kdcache.cache.images.datasets import SegmentationDataset
     from kdcache.cache.store.spec import StoreSpec
     from kdcache.cache.store.store import Store
     from kdcache.cache.teachers.teacher import Teacher
 
-_CODEC = {"metavar": "CODEC", "default": "auto"}
-_CODECS = "auto, or fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[:K]]."
+
+def codec_option(flag: str, what: str) -> Callable[[options.Decorated], options.Decorated]:
+    """How one target is stored."""
+    return option(flag, group="stored", metavar="CODEC", default="auto", help=what)
 
 
-@options.command()
+def kept_for(text: str) -> tuple[str, ...]:
+    """Methods by whose measure `auto` can be bound."""
+    check = options.one_of("method to choose a codec for", names.JUDGED_METHODS)
+    return tuple(check(name) for name in options.names(text))
+
+
+@options.command(
+    examples=[
+        "kdcache build --dataset cityscapes --dry-run",
+        "kdcache build --dataset cityscapes --views 8 --targets logits",
+        "kdcache build --dataset streets:96x192:40 --weights teacher.safetensors",
+        "accelerate launch -m kdcache.cli build --dataset cityscapes",
+    ]
+)
 @options.dataset_options(required=True, split="train")
 @option(
     "--teacher",
+    group="data",
     metavar="NAME",
+    type=options.teacher_name,
     default="pspnet_resnet101",
-    help="A network's name, or package.module:factory.",
+    help=f"The teacher: {names.listed(names.NETWORKS)}; or your own factory, as package.module:function.",
 )
 @option(
     "--weights",
+    group="data",
     metavar="PATH|URL|auto",
     default="auto",
-    help="`auto`: the public checkpoint for the dataset.",
+    help="The teacher's weights: a file, a URL, or `auto` for the public checkpoint for the dataset.",
 )
 @option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    group="machine",
+    type=options.PRECISION,
     default="float32",
-    help="Of the teacher.",
+    help="Precision of the teacher's arithmetic.",
 )
-@option("--views", type=options.COUNT, default=4, help="Views an image: passes over the dataset.")
+@option(
+    "--views",
+    group="views",
+    type=options.COUNT,
+    default=4,
+    help="Number of views of each image. One view of every image is a pass.",
+)
 @options.view_options(*options.VIEW_OPTIONS)
+@option("--seed", group="views", type=options.WHOLE, default=0, help="Seed of the views and of their order.")
 @option(
     "--targets",
+    group="stored",
     type=options.names,
     metavar="NAME,...",
     default="logits,features",
-    help="Among logits, features, aux, backbone.",
+    help=f"Outputs of the teacher to store, among {names.listed(names.TARGETS)}.",
 )
-@option("--logits-codec", **_CODEC, help=f"How logits are stored: {_CODECS}")
-@option("--features-codec", **_CODEC, help="The same for features.")
-@option("--aux-codec", **_CODEC, help="The same for the auxiliary head's logits.")
-@option("--backbone-codec", **_CODEC, help="The same for the backbone's map.")
+@codec_option(
+    "--logits-codec",
+    "How logits are compressed. `auto` measures which codec is the smallest within --max-kl. Others: "
+    "fp16, uniform[:STEP], delta[:STEP], pca:K[:STEP], dct[:STEP[:K]], dct-range[:STEP[:K]].",
+)
+@codec_option("--features-codec", "The same for features.")
+@codec_option("--aux-codec", "The same for the logits of the auxiliary head.")
+@codec_option("--backbone-codec", "The same for the output of the backbone.")
 @option(
     "--max-kl",
+    group="stored",
     type=float,
     metavar="KL",
-    help="What `auto` may lose: KL divergence of the stored logits, or of the teacher's classifier on the stored "
-    "features.",
+    help="Largest loss that `auto` may cause: the KL divergence between exact and stored logits, or between the "
+    "teacher's classifier on exact and on stored features.",
     show_default="0.001",
 )
 @option(
     "--for-methods",
-    type=options.names,
+    group="stored",
+    type=kept_for,
     metavar="NAME,...",
-    help="Methods by whose measure `auto` keeps that bound for logits: logit, cwd, dist.",
+    help="Methods that will learn from the logits. `auto` keeps the bound by the measure of each of them: "
+    f"{names.listed(names.JUDGED_METHODS)}.",
     show_default="logit",
 )
 @option(
     "--inputs",
+    group="stored",
     metavar="FORMAT",
     default="replay",
-    help="replay: readers cut crops from the dataset again. jpeg[:QUALITY] or webp: the store keeps crops and labels, "
-    "and training from it needs no dataset.",
-)
-@option("--seed", type=options.WHOLE, default=0, help="Seed of the views and their order.")
-@option("--store", metavar="URL", help="The store.", show_default="named by its request, under the home")
-@options.home_option
-@option(
-    "--batch-size", type=options.COUNT, default=8, help="Crops that the teacher takes at once, a process."
-)
-@option("--workers", type=options.COUNT, default=4, help="Threads that decode and cut crops.")
-@option(
-    "--threads",
-    type=options.COUNT,
-    help="Threads of the teacher's arithmetic on a CPU.",
-    show_default="torch's",
+    help="Where training finds the crops. `replay`: it cuts them out of the dataset again. `jpeg[:QUALITY]` or `webp`: "
+    "the store keeps crops and labels, and training needs no dataset.",
 )
 @option(
     "--unit-entries",
+    group="stored",
     type=options.COUNT,
-    help="Entries a unit.",
-    show_default="so that a shard is at most 64 MiB",
+    help="Number of entries in a unit, which is what builders share and readers fetch.",
+    show_default="at most 64, in shards of at most 64 MiB",
+)
+@option(
+    "--store",
+    group="data",
+    metavar="URL",
+    help="Folder or URL of the store.",
+    show_default="under the home, named by what was asked for",
+)
+@options.home_option
+@option(
+    "--batch-size",
+    group="machine",
+    type=options.COUNT,
+    default=8,
+    help="Number of crops that the teacher takes at once, in each process.",
+)
+@option("--workers", group="machine", type=options.COUNT, default=4, help="Number of threads that cut crops.")
+@option(
+    "--threads",
+    group="machine",
+    type=options.COUNT,
+    help="Number of threads of the teacher's arithmetic on a CPU.",
+    show_default="torch's",
 )
 @options.device_option
 @option(
-    "--force", is_flag=True, help="Go on although the teacher's outputs look wrong or the disk too small."
+    "--force",
+    is_flag=True,
+    help="Build even if the teacher's outputs look wrong or the disk looks too small.",
 )
-@option("--dry-run", is_flag=True, help="Say what would be written, from a few measured crops.")
+@option("--dry-run", is_flag=True, help="Measure a few crops, say what would be written, and write nothing.")
 @options.json_option
 @click.pass_obj
 def command(console: Console, /, **given: Any) -> None:
     """Run a teacher once over augmented crops and store its outputs.
 
-    The same command again goes on from the last committed unit, or reports the store complete; more --views extend
-    it. Exit codes: 0 complete, 3 units left to another builder, 11 --store is another store, 13 dataset or weights
-    not found.
+    If a build was interrupted, the same command continues from the last committed unit. A larger --views extends a
+    complete store. Exit codes: 0 complete, 3 some units are left to another builder, 11 --store is another store,
+    13 dataset or weights not found.
     """
+    console.starting(f"loading PyTorch and the teacher {given['teacher']} ...")
     from kdcache.cache.build.build import build_store
     from kdcache.cache.storage.opening import open_objects
     from kdcache.cache.storage.urls import redact
@@ -128,6 +179,7 @@ def command(console: Console, /, **given: Any) -> None:
     if given["dry_run"]:
         plan = measure_request(console, request)
         _show_plan(console, redact(request.url), plan, open_objects(request.url).free_bytes())
+        console.next("kdcache", "build", *options.typed(console.args, command, without={"dry_run"}))
         return
     store = create_store(request.url, request.spec, request.dataset.image_ids)
     console.note(f"store {redact(request.url)}")
@@ -141,14 +193,18 @@ def command(console: Console, /, **given: Any) -> None:
             state=request.state,
             progress=progress,
             report=console.note,
-            foresee=lambda outlook: console.note(_outlook_text(outlook)),
+            on_remaining=lambda remaining: console.note(_remaining_text(remaining)),
         )
     _show_result(console, store, request.passes, result)
+    if store.complete_passes():
+        from kdcache.cli.home import distill_words
+
+        console.next("kdcache", "distill", *distill_words(store, given["data_root"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A store that the options ask for, with its dataset and its teacher at hand."""
+    """A store that the options ask for, with its dataset and its teacher opened."""
 
     dataset: "SegmentationDataset"
     teacher: "Teacher"
@@ -166,7 +222,7 @@ def open_request(given: dict[str, Any]) -> Request:
 
     from kdcache.cache.build.build import plan_store
     from kdcache.cache.build.builder import BuildOptions
-    from kdcache.cache.codecs.registry import canonical_request
+    from kdcache.cache.codecs.request import canonical_request
     from kdcache.cache.images.datasets import open_dataset
     from kdcache.cache.storage.urls import join_url
     from kdcache.cache.store.spec import check_target_names
@@ -182,15 +238,19 @@ def open_request(given: dict[str, Any]) -> Request:
     targets = {name: canonical_request(request) for name, request in _with_promise(requests, given).items()}
     state = PartialState(cpu=given["device"] == "cpu")
     dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
-    policy = view_policy(dataset.name, **options.view_overrides(given))
-    teacher = load_teacher(
-        given["teacher"],
-        weights=given["weights"],
-        dataset_name=dataset.name,
-        classes=len(dataset.classes.names),
-        device=state.device,
-        precision=given["precision"],
-    )
+    overrides = options.view_overrides(given)
+    policy = view_policy(dataset.name, overrides.pop("recipe", None), **overrides)
+    try:
+        teacher = load_teacher(
+            given["teacher"],
+            weights=given["weights"],
+            dataset_name=dataset.name,
+            classes=len(dataset.classes.names),
+            device=state.device,
+            precision=given["precision"],
+        )
+    except NotFoundError as error:
+        raise NotFoundError(str(error), hint=_with_data_root(error.hint, given["data_root"])) from None
     spec = plan_store(
         dataset,
         teacher,
@@ -232,13 +292,15 @@ def measure_request(console: Console, request: Request) -> "BuildPlan":
 
 
 def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
-    """The codec requests, `auto` with what --max-kl and --for-methods say of it."""
-    from kdcache.cache.codecs.choose import DEFAULT_MAX_KL, DEFAULT_METHODS
+    """The codec requests, `auto` with its --max-kl and --for-methods."""
+    from kdcache.cache.codecs.request import DEFAULT_MAX_KL, DEFAULT_METHODS
 
     for name in ("max_kl", "for_methods"):
         if given[name] is not None and "auto" not in requests.values():
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is for the codec auto, and none is", hint=f"leave {option} out")
+            raise UsageError(
+                f"{option} needs a target with the codec auto, and none has it", hint=f"leave {option} out"
+            )
     max_kl = DEFAULT_MAX_KL if given["max_kl"] is None else given["max_kl"]
     methods = ",".join(given["for_methods"] or DEFAULT_METHODS)
     return {
@@ -247,11 +309,18 @@ def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, 
     }
 
 
-def _outlook_text(outlook: "Outlook") -> str:
+def _with_data_root(hint: str | None, data_root: str | None) -> str | None:
+    """The hint, in whose command to train a teacher the images are where they are here."""
+    if not (hint and data_root):
+        return hint
+    return hint.replace(" --fresh-views", f" --data-root {shlex.quote(data_root)} --fresh-views")
+
+
+def _remaining_text(remaining: "RemainingWork") -> str:
     """The short form of an estimate, in one line."""
-    left = f"left: {outlook.entries_left} entries, {size_text(outlook.bytes_left)}"
-    time = "" if outlook.seconds_left is None else f", about {duration_text(outlook.seconds_left)}"
-    free = "" if outlook.free_bytes is None else f"; {size_text(outlook.free_bytes)} are free"
+    left = f"left: {remaining.entries_left} entries, {size_text(remaining.bytes_left)}"
+    time = "" if remaining.seconds_left is None else f", about {duration_text(remaining.seconds_left)}"
+    free = "" if remaining.free_bytes is None else f"; {size_text(remaining.free_bytes)} are free"
     return left + time + free
 
 
@@ -280,11 +349,11 @@ def _show_plan(console: Console, url: str, plan: "BuildPlan", free_bytes: int | 
         {
             "store": url,
             "entries": plan.entries,
-            "units": f"{plan.units}, {plan.units_committed} of them there already",
+            "units": f"{plan.units}, of which {plan.units_committed} are built",
             "size": size_text(plan.total_bytes),
             "a view": "\n".join(f"{name}: {size_text(size)}" for name, size in sizes.items()),
-            "memory": f"{size_text(plan.unit_bytes)} a unit in flight",
-            "left": f"{left} with one process" if plan.entries_left else "nothing: it is complete",
+            "memory": f"{size_text(plan.unit_bytes)} for each unit in flight",
+            "left": f"{left} with one process" if plan.entries_left else "nothing: the store is complete",
             "free": free_text(plan.bytes_left, free_bytes),
         }
     )
@@ -293,7 +362,7 @@ def _show_plan(console: Console, url: str, plan: "BuildPlan", free_bytes: int | 
 def free_text(needed_bytes: int, free_bytes: int | None) -> str:
     """What a disk has left, and whether that is enough."""
     if free_bytes is None:
-        return "not said by this storage"
+        return "unknown: this storage does not report it"
     return size_text(free_bytes) + ("" if needed_bytes <= free_bytes else ": not enough, `build` will refuse")
 
 
@@ -319,7 +388,7 @@ def _show_result(console: Console, store: "Store", views: int, result: "BuildRes
     console.fields(
         {
             "store": summary["url"],
-            "holds": f"{passes}, {size_text(summary['bytes'])}",
+            "contains": f"{passes}, {size_text(summary['bytes'])}",
             "built": built if result.units_built or not complete else "nothing, it was complete",
         }
     )

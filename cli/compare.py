@@ -4,28 +4,32 @@
     kdcache compare --methods none,logit --views 1,2,4 --online logit --weights auto --budget 30m
     kdcache compare --methods none,logit,cwd --budget 30m,1h,2h,4h --dry-run
 
-What training itself is asked are the options of `kdcache distill`, with its defaults.
+The options of the training itself are those of `kdcache distill`, with the same defaults.
 """
 
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import IncompleteError, StoreMismatchError, UsageError
-from kdcache.cli import distill, options
+from kdcache.cache.errors import IncompleteError, StoreMismatchError, UsageError, unknown_name
+from kdcache.cli import distill, names, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
+from kdcache.cli.price import ask_about_price, say_price, show_plan
 from kdcache.cli.report import read_teacher_scores
-from kdcache.distill.units import duration_text, parse_duration
+from kdcache.cli.training import config_fields
+from kdcache.distill.units import parse_duration
 
 if TYPE_CHECKING:
     from kdcache.distill.compare.contest import Contest
     from kdcache.distill.compare.standings import Standings
 
-# Options of `distill` that a comparison sets run by run, has of its own, or leaves to the store; --kd-terms says what the
-# last two say.
+# Options of `distill` that a comparison sets run by run, defines itself, or leaves to the store; --kd-terms does what the
+# last two do.
 NOT_SHARED = frozenset(
     {
         *("method", "source", "fresh_views", "passes", "budget", "steps", "epochs", "seed", "out", "resume"),
@@ -52,112 +56,152 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(int(name) for name in found)
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache compare --methods none,logit,feature --budget 20m --dry-run",
+        "kdcache compare --methods none,logit,feature --budget 1h --seeds 3",
+        "kdcache compare --methods none,logit --steps 2000 --views 1,2,4",
+    ]
+)
 @option(
     "--methods",
-    type=options.names,
+    group="method",
+    type=options.method_names,
     metavar="NAME,...",
     required=True,
-    help="As `distill --method` takes them.",
+    help=f"Methods to compare: {names.listed(names.METHODS)}. Name `none` to compare with labels alone.",
 )
 @option(
-    "--budget",
-    type=options.names,
-    metavar="DURATION,...",
-    help="Training time of each run, or several; 8dh are device-hours, shared by --processes.",
+    "--online",
+    group="method",
+    type=options.method_names,
+    metavar="NAME,...",
+    help="Methods to train with the teacher running at every step too, over fresh views.",
 )
 @option(
-    "--steps",
-    type=counts,
-    metavar="N,...",
-    help="Steps of each run, or several.",
-    show_default="what the baseline reaches in each budget",
+    "--seeds",
+    group="method",
+    type=options.COUNT,
+    default=1,
+    help="Number of runs of each method. Runs with the same seed are compared with each other.",
 )
-@option(
-    "--clock",
-    type=options.names,
-    metavar="time,steps",
-    help="Equal time, equal steps, or both.",
-    show_default="both; steps without --budget",
-)
-@option(
-    "--seeds", type=options.COUNT, default=1, help="Runs of each method, paired over methods by their seed."
-)
-@option("--online", type=options.names, metavar="NAME,...", help="Methods whose teacher runs along too.")
 @option(
     "--views",
+    group="views",
     type=counts,
     metavar="N,...",
-    help="Rows of each method with so many passes of the store.",
-    show_default="all passes, in one row",
+    help="Train each method on the first N passes of the store, for each N.",
+    show_default="all passes, once",
 )
 @option(
     "--fresh-views/--no-fresh-views",
+    group="views",
     default=True,
-    help="`none` draws fresh views, and a second row of it has the store's; or the store's alone.",
+    help="Train `none` twice: on fresh views and on the store's. Without fresh views, on the store's alone.",
 )
-@option("--processes", type=options.COUNT, default=1, help="Of each run, one a GPU: `accelerate launch`.")
 @option(
-    "--teacher-run", metavar="RUN|FILE", help="The teacher's scores: its run, or what `evaluate --json` said."
+    "--budget",
+    group="length",
+    type=options.names,
+    metavar="DURATION,...",
+    help="Training time of each run, or several: 30m,1h. 8dh are 8 device-hours, shared by --processes.",
 )
-@option("--recipe", metavar="NAME", help="A whole training recipe, as paper-cityscapes; README lists all.")
+@option(
+    "--steps",
+    group="length",
+    type=counts,
+    metavar="N,...",
+    help="Number of steps of each run, or several.",
+    show_default="those that the baseline reaches in each budget",
+)
+@option(
+    "--clock",
+    group="length",
+    type=options.names,
+    metavar="time,steps",
+    help="Compare at equal time, at equal steps, or both.",
+    show_default="both; steps if there is no --budget",
+)
+@option(
+    "--processes",
+    group="machine",
+    type=options.COUNT,
+    default=1,
+    help="Number of processes of each run, one for each GPU, started by `accelerate launch`.",
+)
+@option(
+    "--teacher-run",
+    group="data",
+    metavar="RUN|FILE",
+    help="The teacher's scores: the folder of its run, or a file with the output of `kdcache evaluate --json`.",
+)
+@option(
+    "--recipe",
+    group="views",
+    metavar="NAME",
+    help=f"Recipe of the training, for a store with views of the same one: {names.listed(names.RECIPES)}.",
+)
 @training_options
-@option("--out", metavar="DIR", default="runs/comparison", help="The comparison's folder.")
-@option("--dry-run", is_flag=True, help="Say what would run, in which order and how long; train nothing.")
+@option("--out", group="output", metavar="DIR", default="runs/comparison", help="Folder of the comparison.")
+@option(
+    "--dry-run", is_flag=True, help="List the runs in their order and say how long they take; train nothing."
+)
+@option("--yes", is_flag=True, help="Start without asking, even if it takes more than an hour.")
 @options.json_option
 @click.pass_obj
-def command(console: Console, /, home: str, dry_run: bool, **given: Any) -> None:
-    """Train every method for the same time and for the same number of steps, and rank them on both clocks.
+def command(console: Console, /, home: str, dry_run: bool, yes: bool, **given: Any) -> None:
+    """Train several methods for the same time and for the same number of steps, and rank them on both clocks.
 
-    Runs are in processes of their own, in an order drawn anew for every seed and length, and the baseline is repeated
-    at the end. The same command again goes on where it was; failed runs are tried once more. With other methods, more
-    seeds or other lengths it extends the comparison in --out: what stands is kept, what is missing is run, and the
-    report covers all. Exit code 3: some failed.
+    Each run is a process of its own. For every seed and length the order is drawn anew, and the baseline is repeated at
+    the end. The same command continues an interrupted comparison and tries failed runs once more. With other methods,
+    more seeds or other lengths it extends the comparison in --out: finished runs are kept, missing ones are trained, and
+    the report covers all. Exit code 3: some runs failed.
     """
-    from kdcache.distill.compare.files import write_standings
-    from kdcache.distill.compare.page import write_page
-    from kdcache.distill.compare.page_samples import TEACHER
+    console.starting("loading PyTorch ...")
     from kdcache.distill.compare.referee import enter, read_contest, run_contest
+    from kdcache.distill.compare.report import TEACHER, write_standings
     from kdcache.distill.report.sample_files import copy_sample_files
 
     out, teacher_run = Path(given.pop("out")), given["teacher_run"]
     asked = make_contest(console, home, given)
+    planned = read_contest(out, asked)
     if dry_run:
-        _show_plan(console, read_contest(out, asked), out)
+        show_plan(console, planned, out)
+        console.next("kdcache", "compare", *options.typed(console.args, command, without={"dry_run"}))
         return
+    say_price(console, planned, out)
+    if not yes:
+        ask_about_price(planned, out)
     contest = enter(out, asked)
-    _say_what_stands(console, contest, asked, out)
+    _say_what_is_done(console, contest, asked, out)
     if teacher_run:
         copy_sample_files(Path(teacher_run), out / TEACHER)
     try:
         run_contest(out, contest, console.note)
     finally:
         standings = write_standings(out)
-        write_page(out, standings)
     _show(console, standings, out)
     if standings.failed:
-        names = ", ".join(outcome.start.name for outcome in standings.failed)
+        failed = ", ".join(account.start.name for account in standings.failed)
         raise IncompleteError(
-            f"{len(standings.failed)} of {len(standings.outcomes)} runs failed: {names}",
+            f"{len(standings.failed)} of {len(standings.accounts)} runs failed: {failed}",
             hint=f"{out}/report.html says why; the same command tries them again",
         )
+    _say_where_to_look(console, out / "report.html")
 
 
 def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Contest":
-    """What the options ask for."""
+    """The contest that the options ask for."""
     from kdcache.cache.store.opening import open_store
     from kdcache.distill.compare.contest import BASELINE, CLOCKS, Ask, Contest, make_contenders, make_rungs
-    from kdcache.distill.losses.methods import find_method
 
     own = ("methods", "budget", "steps", "clock", "seeds", "online", "views", "fresh_views", "processes")
     asked = {name: given.pop(name) for name in own}
     teacher_run = given.pop("teacher_run")
-    for name in (*asked["methods"], *(asked["online"] or ())):
-        find_method(name)
     if unknown := set(asked["clock"] or ()) - set(CLOCKS):
         raise UsageError(f"--clock: unknown clock {min(unknown)!r}", hint="time, steps, or time,steps")
     if BASELINE in (asked["online"] or ()):
-        raise UsageError("--online none: it asks no teacher", hint="--online logit")
+        raise UsageError("--online none: `none` does not use a teacher", hint="--online logit")
     budgets_s = [_budget_s(text, asked["processes"]) for text in asked["budget"] or ()]
     run, needs = _shared_fields(console, home, given, asked["methods"])
     store = open_store(run["store"])
@@ -192,34 +236,32 @@ def _shared_fields(
     console: Console, home: str, given: dict[str, Any], methods: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fields of TrainConfig that all runs have, which are those given, the recipe's and the store's URL; targets they need."""
-    from kdcache.distill.losses.methods import own_options
+    from kdcache.distill.losses.methods import applicable_options
     from kdcache.distill.recipes import RECIPES, recipe_fields
 
-    run = distill.config_fields(given)
+    run = config_fields(given)
     recipe = run.pop("recipe", None)
     if recipe is not None and recipe not in RECIPES:
-        raise UsageError(
-            f"--recipe: no recipe for training is named {recipe!r}", hint=f"one of: {', '.join(RECIPES)}"
-        )
+        raise unknown_name("recipe for training", recipe, RECIPES)
     run |= recipe_fields(recipe or "", run)
     run.pop("steps", None)
     _require_known_terms(run.get("kd_terms", ""), methods)
-    asked = [{**own_options(method, run), "method": method} for method in methods]
+    asked = [{**applicable_options(method, run), "method": method} for method in methods]
     needs = tuple(dict.fromkeys(need for of_method in asked for need in distill.needs(of_method)))
     run["store"] = distill.store_for_run(console, home, run.get("store"), run.get("dataset"), needs)
     return run, needs
 
 
 def _require_known_terms(weights: str, methods: Sequence[str]) -> None:
-    """Each method takes the weights of its own terms; raises UsageError for one that no method has."""
+    """Raises UsageError for a term that none of the methods has. Each method uses the weights of its own terms."""
     from kdcache.distill.config import parse_weights
     from kdcache.distill.losses.methods import find_method
 
     known = dict.fromkeys(term for method in methods for term in find_method(method))
     if unknown := [term for term in parse_weights(weights) if term not in known]:
         raise UsageError(
-            f"--kd-terms: no method has a term {unknown[0]!r}",
-            hint=f"they have: {', '.join(known) or 'none'}",
+            f"--kd-terms: none of these methods has a term {unknown[0]!r}",
+            hint=f"their terms: {', '.join(known) or 'none'}",
         )
 
 
@@ -234,15 +276,15 @@ def _budget_s(text: str, processes: int) -> float:
 
 
 def _build_seconds(store: Any) -> list[float]:
-    """What each complete pass took to build, at the pace that the last unit has on record; empty where none is."""
+    """Seconds that each complete pass took to build, at the recorded pace of the last unit; empty if there is none."""
     from kdcache.cache.build.disk_space import recorded_pace
 
     pace = recorded_pace(store)
     return [] if pace is None else [pace * store.spec.dataset.images for _ in store.complete_passes()]
 
 
-def _say_what_stands(console: Console, contest: "Contest", asked: "Contest", out: Path) -> None:
-    """What was there before this command, where something was."""
+def _say_what_is_done(console: Console, contest: "Contest", asked: "Contest", out: Path) -> None:
+    """What an earlier command has done, if there was one."""
     from kdcache.distill.compare.referee import is_done
 
     starts = contest.starts()
@@ -250,64 +292,26 @@ def _say_what_stands(console: Console, contest: "Contest", asked: "Contest", out
         console.note(f"{done} of {len(starts)} runs are complete in {out}")
     if contest.passes and asked.passes and contest.passes < asked.passes:
         console.note(
-            f"the store has {asked.passes} complete passes by now; the comparison keeps to the {contest.passes} that it "
-            "was begun with"
+            f"the store has {asked.passes} complete passes by now; this comparison keeps to the {contest.passes} that the "
+            "store had when it began"
         )
 
 
-def _show_plan(console: Console, contest: "Contest", out: Path) -> None:
-    from kdcache.distill.compare.referee import is_done
-
-    starts = contest.starts()
-    left = [start for start in starts if not is_done(out, start)]
-    if console.json:
-        runs = [
-            {
-                "name": start.name,
-                "budget_s": start.rung.budget_s,
-                "steps": start.rung.steps,
-                "complete": start not in left,
-            }
-            for start in starts
-        ]
-        console.document({"contest": contest.to_dict(), "runs": runs})
-        return
-    console.table(
-        ["run", "name", "training"],
-        [
-            [number, start.name, _length_text(start.rung) if start in left else "complete"]
-            for number, start in enumerate(starts, start=1)
-        ],
-    )
-    timed = [start.rung.budget_s for start in left if start.rung.budget_s is not None]
-    counted = sum(start.rung.steps is not None for start in left)
-    said = [f"{len(left)} of {len(starts)} runs left"]
-    if timed:
-        longer = ", longer where a step takes longer than the baseline's" if "steps" in contest.clocks else ""
-        said.append(f"about {duration_text(sum(timed))} of training{longer}")
-    if counted:
-        said.append(f"{counted} runs of steps that are not timed yet")
-    console.line("")
-    console.line("; ".join([*said, "start-up and evaluation come on top"]))
-
-
-def _length_text(rung: Any) -> str:
-    if rung.steps is not None:
-        return f"{rung.steps} steps"
-    text = duration_text(rung.budget_s)
-    return text if rung.clock == "time" else f"the baseline's steps in {text}"
+def _say_where_to_look(console: Console, page: Path) -> None:
+    """The command that opens the page, where this machine has one: a server has none."""
+    opener = {"darwin": "open"}.get(sys.platform, "xdg-open")
+    if shutil.which(opener):
+        console.next(opener, page)
+    elif not console.json:
+        console.note(f"next: open {page} in a browser")
 
 
 def _show(console: Console, standings: "Standings", out: Path) -> None:
-    from kdcache.distill.compare.markdown import ranking_table, ranking_title
+    from kdcache.distill.compare.report import make_report
+    from kdcache.distill.report.terminal import show
 
     if console.json:
         console.document({"report": f"{out}/report.html", **standings.to_dict()})
         return
-    for ranking in standings.rankings:
-        console.line(ranking_title(ranking))
-        console.table(*ranking_table(ranking))
-        console.line("")
-    for caution in standings.cautions:
-        console.line(f"mind: {caution}")
+    show(make_report(out, standings), console)
     console.line(f"report: {out}/report.html")

@@ -1,201 +1,63 @@
-"""`kdcache distill`: train a student, from a store or with its teacher running along.
+"""`kdcache distill`: train a student, from a store or with its teacher running at every step.
 
-    kdcache distill --method logit --budget 2h                                  # the home's newest store
-    kdcache distill --method none --dataset streets:96x192:40 --fresh-views --steps 20 --backbone-weights none
-    accelerate launch -m kdcache.cli distill --method feature --store stores/NAME --epochs 40
-
-Every option is a field of distill.config.TrainConfig and has its default; only what is given on the command line or
-by a variable is set here.
+kdcache distill --method logit --budget 2h                                  # the home's newest store
+kdcache distill --method none --dataset streets:96x192:40 --fresh-views --steps 20 --backbone-weights none
+accelerate launch -m kdcache.cli distill --method feature --store stores/NAME --epochs 40
 """
 
-from collections.abc import Callable
+import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import NotFoundError, UsageError
-from kdcache.cli import options
+from kdcache.cache.errors import NotFoundError, StoreNotFoundError, UsageError
+from kdcache.cli import names, options
 from kdcache.cli.output import Console
-from kdcache.distill.config import (
-    CROP_CHECKS,
-    DEFAULT_CACHE_LIMIT_BYTES,
-    DEFAULT_STEPS,
-    EVALUATION_MODES,
-    KD_IGNORES,
-    MIXED_PRECISIONS,
-    OPTIONS,
-    SOURCES,
-    WARM_UPS,
-    TrainConfig,
-)
+from kdcache.cli.training import DEFAULTS, config_fields, train_options
+from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
 from kdcache.distill.recipes import RECIPES, recipe_fields
-from kdcache.distill.schedule import SCHEDULES
-from kdcache.distill.units import bytes_text, duration_text
+from kdcache.distill.units import duration_text
 
 if TYPE_CHECKING:
-    from kdcache.distill.training.outcome import RunResult
+    from kdcache.distill.training.results import RunResult
 
-# Parameters whose name is not their field's. Those of --crop, --flip and --save-every become other fields, see below.
-FIELDS = {text.removeprefix("--").replace("-", "_"): field for field, text in OPTIONS.items()}
 LENGTHS = ("budget_seconds", "steps", "epochs")
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+_UNSCORED = "none: no evaluation was asked for (--eval-split '')"
 
 
-def option(name: str, **attributes: Any) -> Callable[[options.Decorated], options.Decorated]:
-    """An option that stays None where it is not given; the help shows the default of its field."""
-    field = name.partition("/")[0].removeprefix("--").replace("-", "_")
-    default = DEFAULTS.get(FIELDS.get(field, field))
-    shown = (
-        {"show_default": f"{default:g}" if isinstance(default, float) else str(default)} if default else {}
-    )
-    return options.option(name, **{"default": None, "show_default": False, **shown, **attributes})
-
-
-@options.command()
-@option(
-    "--method", metavar="NAME", help="none, logit, feature, cwd, ...; README lists all.", show_default=False
+@options.command(
+    examples=[
+        "kdcache distill --method logit --budget 2h",
+        "kdcache distill --method feature --store stores/NAME --epochs 40 --out runs/feature",
+        "kdcache distill --method none --dataset streets:96x192:40 --fresh-views --steps 20 --backbone-weights none",
+        "kdcache distill --method logit --source online --teacher pspnet_resnet101 --dataset cityscapes --fresh-views",
+        "accelerate launch -m kdcache.cli distill --method logit --budget 2h",
+    ]
 )
-@option(
-    "--source",
-    type=click.Choice(SOURCES),
-    help="Of the teacher's outputs.",
-    show_default="cache; none for method none",
-)
-@option("--store", metavar="URL|NAME", help="The store.", show_default="the newest that fits, under the home")
-@options.home_option
-@options.dataset_options(required=False, split=None)
-@option("--split", metavar="SPLIT", help="Split to train on, where no store says it.")
-@option("--eval-split", metavar="SPLIT", help="Split of the scores; '' for none.")
-@option("--fresh-views", is_flag=True, help="Draw new views for ever; for --source none and online.")
-@option("--passes", type=options.COUNT, help="Take the store's first N passes alone.", show_default="all")
-@option(
-    "--follow",
-    is_flag=True,
-    help="Take in, at an epoch's end, passes that builders have completed since.",
-)
-@options.view_options("recipe", "crop", "scale_min", "scale_max", "flip", "photometric", "cat_max_ratio")
-@option("--teacher", metavar="NAME", help="The teacher of --source online, as `build` takes it.")
-@option("--weights", metavar="PATH|URL|auto", help="Its weights.")
-@option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Its precision.")
-@option("--student", metavar="NAME", help="The network to train.")
-@option(
-    "--preset",
-    metavar="NAME",
-    help="Traits of the student: kdcache, mmseg, cirkd, semseg or skd.",
-    show_default="kdcache",
-)
-@option("--backbone-weights", metavar="imagenet|none|PATH", help="What the student's backbone starts from.")
-@option(
-    "--budget",
-    type=options.duration,
-    metavar="DURATION",
-    help="Train this long; evaluation and checkpoints not counted.",
-)
-@option(
-    "--steps",
-    type=options.COUNT,
-    help="Train so many steps.",
-    show_default=f"{DEFAULT_STEPS}, where no length is given",
-)
-@option("--epochs", type=options.COUNT, help="Train so many epochs, each one view of every image.")
-@option("--batch-size", type=options.COUNT, help="Crops a step, over all processes.")
-@option("--lr", type=float, help="Learning rate at the start.")
-@option("--momentum", type=float, help="Of SGD.")
-@option("--weight-decay", type=float, help="Of SGD.")
-@option("--head-lr-factor", type=float, help="Learning rate of the heads over the backbone's.")
-@option(
-    "--schedule", type=click.Choice(list(SCHEDULES)), help="Of the learning rate, over the fraction spent."
-)
-@option("--power", type=float, help="Exponent of poly.")
-@option("--min-lr", type=float, help="Learning rate at the end.")
-@option("--temperature", type=float, help="Softmax temperature.", show_default="the method's")
-@option("--kd-weight", type=float, help="Factor of all weights of the method.")
-@option(
-    "--kd-terms",
-    metavar="TERM=WEIGHT,...",
-    help="Weights of single terms; 0 leaves a term out.",
-    show_default="the method's",
-)
-@option("--logit-weight", type=float, help="Weight of the logit term.", show_default="the method's")
-@option("--feature-weight", type=float, help="Weight of the feature term.", show_default="the method's")
-@option("--aux-weight", type=float, help="Weight of the auxiliary head's cross-entropy.")
-@option("--kd-ignore", type=click.Choice(KD_IGNORES), help="What distillation leaves out.")
-@option("--mixed-precision", type=click.Choice(MIXED_PRECISIONS), help="Of the student.")
-@option(
-    "--compile",
-    is_flag=True,
-    help="Compile the student's forward pass and loss: minutes, then quicker steps.",
-)
-@option(
-    "--warm-up",
-    type=click.Choice(WARM_UPS),
-    help="What of a start counts as training: the first steps, compiling too (all), or none of it.",
-)
-@option("--device", type=click.Choice(["auto", "cpu"]), help="`auto` takes an accelerator if there is one.")
-@option(
-    "--workers", type=options.WHOLE, help="Processes that read and cut crops.", show_default="by the cores"
-)
-@option(
-    "--seed", type=options.WHOLE, help="Of the student's start, the order and fresh views.", show_default="0"
-)
-@option("--pool-units", type=options.COUNT, help="Units that one shuffle pool spans.")
-@option(
-    "--check-crops",
-    type=click.Choice(list(CROP_CHECKS)),
-    help="Compare replayed crops with the store's digests.",
-)
-@option(
-    "--cache-limit",
-    type=options.byte_count,
-    metavar="SIZE",
-    help="What shards of a store that is not on this host may take of its disk.",
-    show_default=bytes_text(DEFAULT_CACHE_LIMIT_BYTES),
-)
-@option("--profile", is_flag=True, help="Show where a step's time goes, and keep a trace of a few steps.")
-@option("--log-every", type=options.COUNT, metavar="STEPS", help="Steps between lines of metrics.")
-@option(
-    "--gradnorm-every", type=options.WHOLE, metavar="STEPS", help="Steps between gradient norms; 0 for never."
-)
-@option(
-    "--eval-every",
-    type=options.WHOLE,
-    metavar="STEPS",
-    help="Steps between scores.",
-    show_default="once, at the end",
-)
-@option("--eval-mode", type=click.Choice(EVALUATION_MODES), help="Whole image, or sliding windows.")
-@option(
-    "--save-every",
-    type=options.steps_or_duration,
-    metavar="STEPS|DURATION",
-    help="Between checkpoints.",
-    show_default="5m",
-)
-@option("--out", metavar="DIR", help="The run's folder.", show_default="runs/METHOD-STUDENT")
-@options.option(
-    "--resume", is_flag=True, help="Go on with the run in --out; options are its own where not given."
-)
+@train_options
 @options.json_option
 @click.pass_obj
 def command(console: Console, /, home: str, resume: bool, **given: Any) -> None:
-    """Train a student, from a store or with its teacher running along.
+    """Train a student from a store, or with the teacher running at every step.
 
-    One of --budget, --steps and --epochs says how long. Without --store the home's newest store is taken; --dataset
-    narrows the choice. With --fresh-views no store is needed for --method none and --source online. --resume begins
-    the run where there is none yet.
+    Give the length by one of --budget, --steps and --epochs. Without --store the newest store of the home is used, and
+    --dataset narrows the choice. --method none and --source online need no store with --fresh-views. With --resume the
+    run starts from the beginning if --out does not contain one yet.
 
-    Of a store that is not on this host, shards are fetched whole and ahead of their use, checked, and kept under
-    $KDCACHE_CACHE/shards (~/.cache/kdcache/shards) for all runs of the host; beyond --cache-limit the least recently
-    used go.
+    Shards of a store on another host are fetched whole, before they are needed, and checked. They stay under
+    $KDCACHE_CACHE/shards (~/.cache/kdcache/shards) for all runs on this host. Beyond --cache-limit the least recently
+    used ones are removed.
     """
+    console.starting("loading PyTorch ...")
     config = make_config(console, home, resume, given)
     from kdcache.distill.training.loop import train
 
     with console.progress(config.method) as progress:
         result = train(config, resume=resume, progress=progress)
     _show(console, config, result)
+    console.next("kdcache", "report", result.out)
 
 
 def make_config(console: Console, /, home: str, resume: bool, given: dict[str, Any]) -> TrainConfig:
@@ -206,7 +68,7 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         before = {name: value for name, value in before.items() if name not in LENGTHS}
     merged = {**before, **asked}
     if "method" not in merged:
-        raise UsageError("--method is missing", hint="--method none, logit, feature, cwd, ...")
+        raise UsageError("--method is missing", hint=f"one of: {', '.join(names.METHODS)}")
     merged.setdefault("source", "none" if merged["method"] == "none" else "cache")
     merged |= recipe_fields(merged.get("recipe", ""), merged)
     merged.setdefault("out", _default_out(merged))
@@ -214,24 +76,18 @@ def make_config(console: Console, /, home: str, resume: bool, given: dict[str, A
         merged["steps"] = DEFAULT_STEPS
     if "store" in asked or not (merged.get("store") or merged.get("fresh_views")):
         targets = needs(merged) if merged["source"] == "cache" else ()
-        merged["store"] = store_for_run(console, home, asked.get("store"), merged.get("dataset"), targets)
+        try:
+            merged["store"] = store_for_run(console, home, asked.get("store"), merged.get("dataset"), targets)
+        except StoreNotFoundError as error:
+            if merged["source"] == "cache":
+                raise
+            dataset = "" if merged.get("dataset") else " --dataset NAME"
+            hint = f"add{dataset} --fresh-views to train without a store; or {error.hint}"
+            raise StoreNotFoundError(str(error), hint=hint) from None
     if merged.get("store") and merged.get("recipe") in RECIPES:
-        # The views are the store's, and all that it sets for training stands field by field.
+        # The views are the store's, and all that the recipe sets for training is in the other fields by now.
         del merged["recipe"]
     return TrainConfig.from_dict(merged)
-
-
-def config_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of TrainConfig that were given."""
-    given = dict(given)
-    views = options.view_overrides(given)
-    save_every = given.pop("save_every")
-    asked = {FIELDS.get(name, name): value for name, value in given.items() if value is not None}
-    if isinstance(save_every, int):
-        asked |= {"save_every_steps": save_every, "save_every_s": 0.0}
-    elif save_every is not None:
-        asked |= {"save_every_steps": 0, "save_every_s": save_every}
-    return asked | views
 
 
 def _resumed(asked: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +100,10 @@ def _resumed(asked: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         return {**read_json(path), "out": out}
     if "method" not in asked:
-        raise NotFoundError(f"no run in {out} to go on with", hint="with --method one is begun there")
+        raise NotFoundError(
+            f"no run in {out} to continue",
+            hint=f"kdcache distill --method NAME --out {shlex.quote(out)} begins one",
+        )
     return {}
 
 
@@ -255,7 +114,7 @@ def _default_out(values: dict[str, Any]) -> str:
 def store_for_run(
     console: Console, home: str, store: str | None, dataset: str | None, targets: tuple[str, ...]
 ) -> str:
-    """URL of the store that was named, or of the home's newest one, before others one that holds the targets."""
+    """URL of the store that was named, or of the home's newest one; those that contain the targets come first."""
     from kdcache.cli.home import choose_store, describe, find_store
 
     if store is not None:
@@ -287,6 +146,7 @@ def _show(console: Console, config: TrainConfig, result: "RunResult") -> None:
             "run": result.out,
             "steps": _steps_text(config, result),
             **{name: f"{100 * value:.2f} %" for name, value in percent.items() if value is not None},
+            **({} if result.scores else {"score": _UNSCORED}),
             "report": f"{result.out}/report.md",
         }
     )
@@ -308,7 +168,7 @@ def _profile(out: str) -> dict[str, float]:
 def _steps_text(config: TrainConfig, result: "RunResult") -> str:
     text = f"{result.steps} in {duration_text(result.training_s)}"
     if result.was_complete:
-        return f"{text}, nothing was left to do"
+        return f"{text}; the run was complete already"
     if result.ended_by_clock:
-        return f"{text}: the time was up before the {result.planned_steps} that were planned"
-    return text if config.budget_seconds is None else f"{text}; --steps {result.steps} repeats them"
+        return f"{text}: the time was up before the {result.planned_steps} steps that were planned"
+    return text if config.budget_seconds is None else f"{text}; --steps {result.steps} repeats this run"

@@ -1,4 +1,4 @@
-"""`kdcache estimate`: what a store would take to build, to keep and to read, and when it has paid for itself.
+"""`kdcache estimate`: what a store costs to build, to keep and to read, and when it pays off.
 
     kdcache estimate --dataset cityscapes --views 8 --home s3://bucket/stores
     kdcache estimate --dataset streets:96x192:40 --weights teacher.safetensors --force --student-batch-size 2
@@ -7,12 +7,13 @@ It takes the options of `kdcache build`, runs the teacher over a few dozen crops
 under the home, and trains the student for a few steps in memory.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcache.cache.errors import UsageError
-from kdcache.cli import options
+from kdcache.cli import names, options
 from kdcache.cli.build import command as build_command
 from kdcache.cli.build import free_text, measure_request, open_request
 from kdcache.cli.options import option
@@ -27,68 +28,99 @@ if TYPE_CHECKING:
 _USD = click.FloatRange(min=0)
 
 
-@options.command()
-@option("--student", metavar="NAME", default="pspnet_resnet18", help="The network that will be trained.")
-@option("--student-batch-size", type=options.COUNT, default=8, help="Crops a step of the student.")
+def _price(flag: str, default: float, text: str) -> Callable[[options.Decorated], options.Decorated]:
+    return option(flag, group="prices", type=_USD, metavar="USD", default=default, help=text)
+
+
+@options.command(
+    examples=[
+        "kdcache estimate --dataset cityscapes --views 8",
+        "kdcache estimate --dataset cityscapes --home s3://bucket/stores --runs 10 --steps 80000",
+    ]
+)
+@option(
+    "--student",
+    group="student",
+    metavar="NAME",
+    type=options.student_name,
+    default="pspnet_resnet18",
+    help=f"The network that you will train: {names.listed(names.NETWORKS)}.",
+)
+@option(
+    "--student-batch-size",
+    group="student",
+    type=options.COUNT,
+    default=8,
+    help="Number of crops in a step of the student.",
+)
 @option(
     "--method",
+    group="student",
     metavar="NAME",
-    help="What the student will be trained with.",
-    show_default="that which uses the most of --targets",
+    type=options.method_name,
+    help=f"The method that you will train it with: {names.listed(names.METHODS)}.",
+    show_default="the one that uses the most of --targets",
 )
-@option("--mixed-precision", type=click.Choice(MIXED_PRECISIONS), default="no", help="Of the student.")
-@option("--steps", type=options.COUNT, default=DEFAULT_STEPS, help="Steps of a training run.")
-@option("--runs", type=options.COUNT, default=1, help="Training runs that will learn from the store.")
 @option(
+    "--mixed-precision",
+    group="student",
+    type=click.Choice(MIXED_PRECISIONS),
+    default="no",
+    help="Precision of the student's arithmetic; `no` is float32.",
+)
+@option(
+    "--steps",
+    group="length",
+    type=options.COUNT,
+    default=DEFAULT_STEPS,
+    help="Number of steps of each training run that you plan.",
+)
+@option(
+    "--runs",
+    group="length",
+    type=options.COUNT,
+    default=1,
+    help="Number of training runs that will learn from the store.",
+)
+@_price(
     "--usd-gb-month",
-    type=_USD,
-    metavar="USD",
-    default=0.023,
-    help="Price of a GB (2^30 bytes) kept for a month; the default is S3 Standard's in us-east-1.",
+    0.023,
+    "Price of keeping a GB (2^30 bytes) for a month. Default: S3 Standard in us-east-1.",
 )
-@option(
-    "--usd-1000-gets",
-    type=_USD,
-    metavar="USD",
-    default=0.0004,
-    help="Price of 1000 GET requests; the default is S3 Standard's in us-east-1.",
-)
-@option(
-    "--usd-gb-traffic",
-    type=_USD,
-    metavar="USD",
-    default=0.0,
-    help="Price of a GB read; nothing within a region, which is the default.",
-)
+@_price("--usd-1000-gets", 0.0004, "Price of 1000 GET requests. Default: S3 Standard in us-east-1.")
+@_price("--usd-gb-traffic", 0.0, "Price of reading a GB. Default: nothing, as within one region.")
 @click.pass_obj
 def command(console: Console, /, **given: Any) -> None:
-    """Say what a store would take to build, to keep and to read, before anything is built.
+    """Measure what a store costs to build, to keep and to read, before you build it.
 
-    It measures a few dozen crops with the teacher, the disk or bucket, and a few steps of the student, on this
-    machine, and leaves nothing behind. Of a store that stands already only what is left counts as time. The options
-    of `kdcache build` mean the same here.
+    It runs the teacher on a few dozen crops, reads and writes a small object in the disk or bucket, and trains the
+    student for a few steps, all on this machine. It leaves nothing behind. If the store is partly built, the time is that
+    of the rest. The options of `kdcache build` mean the same here.
     """
+    console.starting(f"loading PyTorch and the teacher {given['teacher']} ...")
     from kdcache.cache.storage.urls import redact
     from kdcache.distill.study.trial import check_student, choose_method
 
     method = choose_method(given["method"], given["targets"])  # before anything that takes time
     request = open_request(given)
     if request.state.num_processes > 1:
-        raise UsageError("an estimate is one process's", hint="run it without `accelerate launch`")
+        raise UsageError("an estimate runs in one process", hint="run it without `accelerate launch`")
     check_student(given["student"], len(request.dataset.classes.names), given["student_batch_size"])
     estimate = _measure(console, request, method, given)
     if console.json:
         console.document(_document(redact(request.url), estimate))
     else:
         _show(console, redact(request.url), estimate)
+    console.next("kdcache", "build", *options.typed(console.args, command, into=build_command, without=_OWN))
 
 
-# The options of `build`, the very same, in front of those above.
+# The options of `build`, in front of those above. Those that both have by name (--seed) are `build`'s.
+_OWN = {parameter.name for parameter in command.params if parameter.name != "json"}
 command.params[:0] = [parameter for parameter in build_command.params if parameter.name != "dry_run"]
 
 
 def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
-    """The build, the storage, the student, one after the other: none of them is to slow another."""
+    """The build, the storage and the student, one after the other, so that none slows another."""
     from kdcache.cache.storage.opening import open_objects
     from kdcache.cache.storage.speed import measure_storage
     from kdcache.cache.storage.urls import redact
@@ -97,14 +129,14 @@ def _measure(console: Console, request: "Request", method: str, given: dict[str,
 
     spec, place = request.spec, given["store"] or given["home"]
     plan = measure_request(console, request)
-    console.note(f"measure {redact(place)}")
+    console.note(f"measuring the storage at {redact(place)}")
     row_bytes = sum(plan.bytes_per_entry.values()) // len(plan.bytes_per_entry)
     storage = measure_storage(
         place,
         object_bytes=row_bytes * min(spec.unit_entries, spec.dataset.images),
         piece_bytes=row_bytes,
     )
-    console.note(f"measure {given['student']}, {method}")
+    console.note(f"measuring {given['student']} with method {method}")
     trial = time_student(
         request.dataset,
         spec,
@@ -203,7 +235,7 @@ def _show(console: Console, url: str, estimate: "Estimate") -> None:
     console.fields(
         {
             "store": url,
-            "views": f"{plan.entries}, {plan.entries_left} of them left to make: {size_text(plan.bytes_left)}",
+            "views": f"{plan.entries}, of which {plan.entries_left} are not built yet: {size_text(plan.bytes_left)}",
             "free": free_text(plan.bytes_left, estimate.free_bytes),
             "build": _build_text(estimate),
             "student": _student_text(estimate),
@@ -217,13 +249,15 @@ def _show(console: Console, url: str, estimate: "Estimate") -> None:
 def _build_text(estimate: "Estimate") -> str:
     plan = estimate.plan
     if not plan.entries_left:
-        return "nothing is left: the store is complete"
-    calibration = f", {duration_text(plan.calibration_s)} of it calibration" if plan.calibration_s else ""
-    slower = ", which the storage decides" if estimate.build_s > plan.seconds_left else ""
+        return "nothing: the store is complete"
+    calibration = (
+        f", of which calibration takes {duration_text(plan.calibration_s)}" if plan.calibration_s else ""
+    )
+    slower = ", limited by the storage" if estimate.build_s > plan.seconds_left else ""
     return (
         f"{duration_text(estimate.build_s)} for one process{calibration}{slower}\n"
-        "N processes on N devices take an N-th of what is not calibration; on one device they gain little\n"
-        f"the storage takes {size_text(estimate.storage.write_bytes_per_s)} a second from one writer"
+        "N processes on N devices divide all but the calibration by N; on one device they gain little\n"
+        f"one writer puts {size_text(estimate.storage.write_bytes_per_s)} a second into the storage"
     )
 
 
@@ -231,7 +265,7 @@ def _student_text(estimate: "Estimate") -> str:
     trial = estimate.trial
     return (
         f"{trial.student}, {trial.method}, {trial.batch_size} crops: {duration_text(trial.step_s)} a step\n"
-        f"its teacher running along: {duration_text(trial.teacher_s)} more"
+        f"with the teacher running at every step: {duration_text(trial.teacher_s)} more"
     )
 
 
@@ -239,8 +273,8 @@ def _reading_text(estimate: "Estimate") -> str:
     needed, given = estimate.needed_bytes_per_s, estimate.storage.read_bytes_per_s
     verdict = "enough" if estimate.readers == 1 else f"{estimate.readers} readers keep up with the student"
     return (
-        f"{size_text(needed)} a second at the student's speed\n"
-        f"the storage gave one reader {size_text(given)} a second: {verdict}"
+        f"the student needs {size_text(needed)} a second\n"
+        f"the storage gives one reader {size_text(given)} a second: {verdict}"
     )
 
 
@@ -263,7 +297,7 @@ def _s3_text(estimate: "Estimate") -> str:
 
 
 def _usd(amount: float) -> str:
-    """Small amounts to a hundredth of a cent: requests are that cheap."""
+    """Small amounts to a hundredth of a cent, since requests are that cheap."""
     if 0 < amount < 1e-4:
         return "less than 0.0001 USD"
     return (

@@ -18,37 +18,62 @@ if TYPE_CHECKING:
     from kdcache.distill.scoring.scores import Scores
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache evaluate --checkpoint runs/logit-pspnet_resnet18",
+        "kdcache evaluate --teacher pspnet_resnet101 --dataset cityscapes --json > teacher.json",
+    ]
+)
 @option(
     "--checkpoint",
+    group="student",
     metavar="FILE|RUN",
-    help="A run's folder, or a checkpoint of any layout that `build` takes.",
+    help="What to score: the folder of a run, or a checkpoint file of any code base that `kdcache build` reads.",
 )
-@option("--teacher", metavar="NAME", help="A teacher in its place, as `build` takes it.")
-@option("--weights", metavar="PATH|URL|auto", help="The teacher's weights.", show_default="auto")
+@option(
+    "--teacher",
+    group="data",
+    metavar="NAME",
+    type=options.teacher_name,
+    help="Score this teacher instead, named as for `kdcache build`.",
+)
+@option(
+    "--weights",
+    group="data",
+    metavar="PATH|URL|auto",
+    help="The teacher's weights: a file, a URL, or `auto` for the public checkpoint.",
+    show_default="auto",
+)
 @option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="The teacher's.",
+    group="machine",
+    type=options.PRECISION,
+    help="Precision of the teacher's arithmetic.",
     show_default="float32",
 )
 @options.dataset_options(required=False, split="val")
 @option(
-    "--mode", type=click.Choice(EVALUATION_MODES), default="whole", help="Whole image, or sliding windows."
+    "--mode",
+    group="length",
+    type=click.Choice(EVALUATION_MODES),
+    default="whole",
+    help="Evaluate whole images, or sliding windows.",
 )
-@option("--crop", type=options.size, metavar="HxW", help="Size of a window, for --mode slide.")
-@option("--limit", type=options.COUNT, help="Only the first N images.")
+@option(
+    "--crop", group="length", type=options.size, metavar="HxW", help="Size of a window, for --mode slide."
+)
+@option("--limit", group="length", type=options.COUNT, help="Score the first N images only.")
 @options.device_option
 @options.json_option
 @click.pass_obj
 def command(console: Console, /, **given: Any) -> None:
     """Score a checkpoint, a run or a teacher: mIoU, IoU by class, pixel accuracy.
 
-    --dataset may be left out for a student that kdcache trained: its file names it.
+    A student that kdcache trained names its own dataset, so you can leave --dataset out.
     """
     if (given["checkpoint"] is None) == (given["teacher"] is None):
         raise UsageError(
-            "one of --checkpoint and --teacher says what to score",
+            "give one of --checkpoint and --teacher: what to score",
             hint="--checkpoint RUN, or --teacher pspnet_resnet101 --dataset cityscapes",
         )
     for name in ("weights", "precision"):
@@ -56,6 +81,7 @@ def command(console: Console, /, **given: Any) -> None:
             raise UsageError(f"--{name} is the teacher's", hint="leave it out, or score a --teacher")
     if (given["mode"] == "slide") != (given["crop"] is not None):
         raise UsageError("--mode slide and --crop go together", hint="--mode slide --crop 512x1024")
+    console.starting("loading PyTorch ...")
     scores = _score(console, given)
     if console.json:
         console.document(scores.to_dict())
@@ -75,7 +101,9 @@ def _score(console: Console, given: dict[str, Any]) -> "Scores":
     student = load_student(given["checkpoint"], device) if given["checkpoint"] else None
     name = given["dataset"] or (student and student.meta.get("dataset"))
     if not name:
-        raise UsageError("--dataset is missing, and the checkpoint does not say", hint="--dataset cityscapes")
+        raise UsageError(
+            "--dataset is missing, and the checkpoint does not name one", hint="--dataset cityscapes"
+        )
     dataset = open_dataset(name, given["data_root"], given["split"])
     mode = eval_mode(dataset.name, given["mode"], given["crop"] or (0, 0))
     with console.progress("evaluate") as progress:

@@ -1,4 +1,4 @@
-"""`kdcache gc`: what dead builders left, removed once it is old."""
+"""`kdcache gc`: remove what interrupted builders left, once it is old."""
 
 import click
 
@@ -8,17 +8,23 @@ from kdcache.cli.output import Console
 from kdcache.distill.units import duration_text, size_text
 
 
-@options.command()
+@options.command(examples=["kdcache gc --dry-run", "kdcache gc STORE --grace 2h"])
 @click.argument("store", required=False)
-@option("--grace", type=options.duration, metavar="TIME", default="24h", help="Keep what is younger.")
-@option("--dry-run", is_flag=True, help="List it and remove nothing.")
+@option(
+    "--grace",
+    type=options.duration,
+    metavar="TIME",
+    default="24h",
+    help="Keep everything that is younger than this.",
+)
+@option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
 @options.home_option
 @options.json_option
 @click.pass_obj
 def command(console: Console, store: str | None, grace: float, dry_run: bool, home: str) -> None:
-    """Remove old leases, probes, temporary files and unfinished uploads of STORE, by default of the whole home.
+    """Remove old leases, probes, temporary files and unfinished uploads of STORE, or of the whole home without it.
 
-    Targets, inputs and records stay, committed or not. Ages are by the storage's clock.
+    Targets, inputs and records are kept, committed or not. Ages are measured by the storage's clock.
     """
     from kdcache.cache.storage.urls import redact
     from kdcache.cache.upkeep.garbage import find_garbage, remove_garbage
@@ -41,5 +47,7 @@ def command(console: Console, store: str | None, grace: float, dry_run: bool, ho
             ("kind", "path", "size", "age"),
             [(each.kind, each.path, size_text(each.size), duration_text(each.age_s)) for each in garbage],
         )
-    verb = "would go" if dry_run else "removed"
+    verb = "would be removed" if dry_run else "removed"
     console.line(f"{verb}: {len(garbage)} objects, {size_text(total)}")
+    if dry_run and garbage:
+        console.next("kdcache", "gc", *(word for word in console.args if word != "--dry-run"))

@@ -1,6 +1,7 @@
-"""Stores by name: which store a command means when it is told little or nothing."""
+"""Stores by name: which store a command means when you name none, or only a part of its URL."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 
 from kdcache.cache.errors import StoreDamagedError, StoreNotFoundError, UsageError
@@ -18,7 +19,7 @@ def find_store(home: str, store: str | None, *, dataset: str | None = None) -> S
 
 
 def find_url(home: str, store: str | None) -> str:
-    """Where that store is, which need not be one that can be opened if it is named."""
+    """Where that store is. A store that is named need not exist, or may be damaged."""
     if store is None:
         return choose_store(home).url
     return store_url(home, store)
@@ -37,7 +38,7 @@ def choose_store(
     Args:
         dataset: only stores of the dataset of that name, as `build --dataset` took it.
         trainable: only stores with a complete pass.
-        targets: stores that hold these come before others.
+        targets: stores that contain these come before others.
 
     Raises:
         StoreNotFoundError: there is none.
@@ -45,25 +46,25 @@ def choose_store(
     """
     found = list_stores(home)
     for url, error in found.unreadable.items():
-        logger.warning("passing over %s, which cannot be read: %s", url, error)
+        logger.warning("skipping %s, which cannot be read: %s", url, error)
     fitting = [store for store in found.stores if dataset in (None, store.spec.dataset.name)]
     of_dataset = f" of {dataset}" if dataset else ""
     if not fitting:
         raise StoreNotFoundError(
             f"no store{of_dataset} under {redact(home)}",
-            hint=f"kdcache build --dataset {dataset or 'NAME'}; or name the home: --home, KDCACHE_HOME",
+            hint=f"kdcache build --dataset {shlex.quote(dataset or 'NAME')}; or name another home with --home or KDCACHE_HOME",
         )
     stores = [store for store in fitting if store.complete_passes()] if trainable else fitting
     if not stores:
         raise StoreNotFoundError(
             f"no store{of_dataset} under {redact(home)} has a complete pass yet",
-            hint="run its `kdcache build` again: it goes on where it was",
+            hint="run its `kdcache build` again: it continues where it ended",
         )
     if len({_subject(store) for store in stores}) > 1:
         lines = "\n  ".join(describe(store) for store in stores)
         raise UsageError(
             f"stores of several datasets or teachers under {redact(home)}:\n  {lines}",
-            hint="say which: --dataset NAME or --store URL",
+            hint="choose one: --dataset NAME or --store URL",
         )
     holding = [store for store in stores if _holds(store, targets)]
     return max(holding or stores, key=lambda store: (built_at(store), store.spec.key))
@@ -75,8 +76,16 @@ def describe(store: Store) -> str:
     return f"{redact(store.url)}: {spec.dataset.name} {spec.dataset.split}, {spec.teacher['name']}"
 
 
+def distill_words(store: "Store", data_root: str | None = None) -> list[str]:
+    """What `kdcache distill` needs to train from a store."""
+    targets = store.spec.targets
+    method = "logit" if "logits" in targets else "feature" if "features" in targets else "none"
+    chosen = ["--method", method, "--store", redact(store.url)]
+    return [*chosen, "--data-root", data_root] if data_root else chosen
+
+
 def built_at(store: Store) -> str:
-    """When the first unit of the last begun pass was committed, ISO 8601; empty where nothing is, or it is damaged."""
+    """When the first unit of the newest pass was committed, ISO 8601; empty if none was, or its record is damaged."""
     for pass_index in reversed(store.begun_passes()):
         units = store.committed_units(pass_index)
         try:
@@ -95,6 +104,6 @@ def _holds(store: Store, targets: Sequence[str]) -> bool:
 
 
 def _subject(store: Store) -> bytes:
-    """What a store is about: two stores of one dataset and teacher have the same."""
+    """Dataset, split and teacher: stores that agree in these can stand in for each other."""
     dataset = store.spec.dataset
     return canonical_json([dataset.name, dataset.split, store.spec.teacher])

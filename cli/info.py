@@ -1,4 +1,4 @@
-"""`kdcache info`: what one store holds, from the store alone."""
+"""`kdcache info`: what one store contains, from the store alone."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 LOOK_S = 5.0
 
 
-@options.command()
+@options.command(examples=["kdcache info", "kdcache info STORE --watch"])
 @click.argument("store", required=False)
-@option("--watch", is_flag=True, help="Show how its builders come on, until the store is complete.")
+@option("--watch", is_flag=True, help="Show the progress of its builders until the store is complete.")
 @options.home_option
 @options.json_option
 @click.pass_obj
 def command(console: Console, store: str | None, watch: bool, home: str) -> None:
-    """Show what STORE holds: a URL, or a name under the home as `kdcache ls` prints it.
+    """Show one store: what was asked for, its passes, its size, and the check of its teacher.
 
-    Without STORE, the newest store of the home. With --watch: units done by all builders, their rate, who is at
-    which unit, and when the store will be complete; with --json too, one document a look, each on a line.
+    STORE is a URL, or a name under the home as `kdcache ls` prints it; without it, the newest store of the home. --watch
+    shows the units that all builders have done, their rate, who works on which unit, and when the store will be complete;
+    with --json it writes one document on a line each time.
     """
     from kdcache.cli.home import find_store
 
@@ -84,9 +85,9 @@ def _watch(console: Console, store: "Store") -> None:
     from kdcache.cache.build.watch import StoreWatch
     from kdcache.cache.storage.urls import redact
 
-    looks = StoreWatch(store)
+    watch = StoreWatch(store)
     while True:
-        status = looks.look()
+        status = watch.status()
         if console.json:
             console.document(_status_values(redact(store.url), status), on_one_line=True)
         else:
@@ -142,7 +143,7 @@ def _lease_row(lease: "SeenLease") -> tuple[object, ...]:
     return lease.host, lease.process, lease.pass_index, lease.unit, duration_text(lease.seen_s), beat
 
 
-def holds_text(summary: dict[str, Any]) -> str:
+def contents_text(summary: dict[str, Any]) -> str:
     """How much of a store is here, in one line."""
     text = f"{len(summary['complete_passes'])} of {summary['goal']} passes complete, {size_text(summary['bytes'])}"
     lacking = [name for name in summary["targets"] if name not in summary["bytes_per_view"]]
@@ -150,46 +151,85 @@ def holds_text(summary: dict[str, Any]) -> str:
 
 
 def _render(summary: dict[str, Any]) -> dict[str, str]:
-    dataset, views = summary["dataset"], summary["views"]
+    dataset = summary["dataset"]
     targets = [
-        f"{name}: {'x'.join(map(str, target['shape']))}, asked for as {target['codec']}"
+        f"{name}: {'x'.join(map(str, target['shape']))}, codec asked for: {target['codec']}"
         for name, target in summary["targets"].items()
     ]
     stored = [f"{name}: {text}" for name, text in summary.get("stored", {}).items()]
-    passes = [
-        f"{index}: {committed}/{units} units"
-        + (", complete" if int(index) in summary["complete_passes"] else "")
-        + (f", here only {', '.join(summary['partial'][index])}" if index in summary["partial"] else "")
-        for index, (committed, units) in summary["units"].items()
-    ]
     sizes = [f"{name}: {size_text(size)}" for name, size in summary["bytes_per_view"].items()]
     return {
         "store": summary["url"],
         "key": summary["key"],
         "dataset": f"{dataset['name']} {dataset['split']}, {dataset['images']} images, "
         f"{len(dataset['class_names'])} classes",
-        "teacher": _pairs(summary["teacher"]),
-        "views": _pairs(views) + f"\nseed: {summary['seed']}",
+        "teacher": _teacher_text(summary["teacher"]),
+        "views": _views_text(summary["views"], summary["seed"]),
         "inputs": summary["inputs"],
         "targets": "\n".join(targets),
         "stored": "\n".join(stored) or "not measured yet",
         "unit": f"{summary['unit_entries']} entries",
-        "passes": "\n".join(
-            [f"{len(summary['complete_passes'])} complete of {summary['goal']} wanted", *passes]
-        ),
+        "passes": _passes_text(summary),
         "size": size_text(summary["bytes"]),
-        "a view": "\n".join(sizes) or "nothing complete yet",
+        "a view": "\n".join(sizes) or "no pass is complete yet",
         "teacher check": summary.get("teacher_check", {}).get("text", "not made yet"),
-        "last commit": _pairs(summary["built"]) or "none",
+        "last commit": _built_text(summary["built"]) or "none",
     }
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    """Lines `name: value`; a nested dict on one line."""
+def _passes_text(summary: dict[str, Any]) -> str:
+    lines = [f"{len(summary['complete_passes'])} complete of {summary['goal']} wanted"]
+    for index, (committed, units) in summary["units"].items():
+        complete = ", complete" if int(index) in summary["complete_passes"] else ""
+        here = f", here only {', '.join(summary['partial'][index])}" if index in summary["partial"] else ""
+        lines.append(f"{index}: {committed}/{units} units{complete}{here}")
+    return "\n".join(lines)
 
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{name} {inner}" for name, inner in value.items())
-        return str(value)
 
-    return "\n".join(f"{name}: {text(value)}" for name, value in values.items())
+def _teacher_text(teacher: dict[str, Any]) -> str:
+    """Name and precision, then a line for whatever else is known of it; a network's details are for --json."""
+    rest = {name: value for name, value in teacher.items() if name not in ("name", "precision", "network")}
+    return "\n".join([f"{teacher['name']}, {words(teacher.get('precision'))}", *_lines(rest)])
+
+
+def _views_text(views: dict[str, Any], seed: int) -> str:
+    step = f" in steps of {views['scale_step']:g}" if views["scale_step"] else ""
+    base = f"images fitted into {views['base_long_px']}x{views['base_short_px']} px\n"
+    redrawn = f"drawn again if one class fills {views['cat_max_ratio']:.0%}\n"
+    return (
+        f"crops of {views['crop_height_px']}x{views['crop_width_px']} px, seed {seed}\n"
+        + (base if views["base_long_px"] else "")
+        + f"scales from {views['scale_min']:g} to {views['scale_max']:g}{step}\n"
+        + (redrawn if views["cat_max_ratio"] < 1 else "")
+        + f"{views['flip_probability']:.0%} mirrored, colours {'changed' if views['photometric'] else 'kept'}"
+    )
+
+
+def _built_text(built: dict[str, Any]) -> str:
+    """Of a commit, whose record may hold anything: its time first, a line for each field, and for each target's fidelity."""
+    fidelity = built.get("fidelity")
+    by_target = fidelity if isinstance(fidelity, dict) else {}
+    fields = {name: value for name, value in built.items() if name not in ("time", "fidelity")}
+    lost = {f"fidelity of {target}": value for target, value in by_target.items()}
+    return "\n".join(_lines({"time": built.get("time"), **fields, **lost}))
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    """Lines `name: value`, without those that say nothing."""
+    return [
+        f"{str(name).replace('_', ' ')}: {text}" for name, value in values.items() if (text := words(value))
+    ]
+
+
+def words(value: Any) -> str:
+    """A JSON value as people read it; nothing for an empty one."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        parts = {str(name).replace("_", " "): words(inner) for name, inner in value.items()}
+        return ", ".join(f"{name} {text}" for name, text in parts.items() if text)
+    return " ".join(filter(None, map(words, value))) if isinstance(value, list | tuple) else str(value)

@@ -1,8 +1,9 @@
-"""Origins: what a store was made from, its images and its teacher, opened again where the user says they are.
+"""Origins: the images and the teacher that a store was made from, opened again where you say they are.
 
-Nothing that a store names is imported or fetched on its word alone: a factory has to be named again.
+Nothing is imported only because a store names it: you have to name a factory again.
 """
 
+import shlex
 from typing import TYPE_CHECKING
 
 from kdcache.cache.errors import StoreMismatchError, UsageError
@@ -37,8 +38,8 @@ def open_teacher(spec: "StoreSpec", name: str | None, weights: str, device: "tor
     named = str(spec.teacher["name"])
     if name is None and ":" in named:
         raise UsageError(
-            f"the store's teacher is the factory {named}, which is not imported on the store's word",
-            hint=f"--teacher {named}",
+            f"the store's teacher is the factory {named}, which kdcache does not import only because the store names it",
+            hint=f"--teacher {shlex.quote(named)}, if you trust it",
         )
     return load_teacher(
         name or named,

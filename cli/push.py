@@ -1,5 +1,6 @@
-"""`kdcache push` and what it shares with `pull`: copying a store."""
+"""`kdcache push`, and what it shares with `pull`: copying a store."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     from kdcache.cache.store.store import Store
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache push s3://bucket/stores/",
+        "kdcache push NAME s3://bucket/stores/NAME --targets logits",
+    ]
+)
 @click.argument("places", metavar="[STORE] URL", nargs=-1, required=True)
 @options.transfer_options
 @options.home_option
@@ -27,13 +33,13 @@ def command(
     workers: int,
     home: str,
 ) -> None:
-    """Copy STORE to URL, by default the newest store of the home. A URL that ends with / is a home.
+    """Copy STORE to URL, or the newest store of the home without STORE. A URL that ends with / is a home.
 
-    Only what is missing is copied, and the same command again goes on from there. Every object is checked against the
-    ledger; nothing that stands at URL is written over. Exit codes: 3 a pass of --passes is not complete yet, 11
-    something else stands at URL, 12 an object of STORE is damaged.
+    Only what is missing is copied, so the same command continues an interrupted one. Every object is checked against the
+    ledger, and nothing at URL is overwritten. Exit codes: 3 a pass of --passes is not complete yet, 11 something else is
+    at URL, 12 an object of STORE is damaged.
     """
-    from kdcache.cache.storage.urls import join_url
+    from kdcache.cache.storage.urls import join_url, redact
     from kdcache.cache.views.crops import REPLAY
     from kdcache.cli.home import find_store
 
@@ -43,8 +49,12 @@ def command(
     url = join_url(places[-1], source.spec.name) if places[-1].endswith("/") else places[-1]
     if source.spec.inputs != REPLAY:
         name = source.spec.dataset.name
-        console.note(f"the store holds crops of {name}: the licence of {name} goes with it")
+        console.note(f"the store contains crops of {name}: the licence of {name} applies to it")
     transfer(console, "push", source, url, targets, passes, workers)
+    if "://" in url:
+        console.next("kdcache", "pull", redact(url), why="on another machine")
+    else:
+        console.next("kdcache", "pull", Path(url).absolute(), why="for a colleague who sees this folder")
 
 
 def transfer(
@@ -60,9 +70,9 @@ def transfer(
     from kdcache.cache.storage.urls import redact
     from kdcache.cache.store.opening import open_store
     from kdcache.cache.upkeep.transfer import copy_store
-    from kdcache.cli.info import holds_text, summarise
+    from kdcache.cli.info import contents_text, summarise
 
-    console.note(f"{label} {redact(source.url)} to {redact(url)}")
+    console.note(f"{label} from {redact(source.url)} to {redact(url)}")
     with console.progress(label, in_bytes=True) as progress:
         result = copy_store(source, url, targets=targets, passes=passes, workers=workers, progress=progress)
     summary = summarise(open_store(url))
@@ -82,8 +92,8 @@ def transfer(
         console.fields(
             {
                 "store": summary["url"],
-                "holds": holds_text(summary),
-                "copied": copied if result.objects_copied else "nothing, it was all there",
+                "contains": contents_text(summary),
+                "copied": copied if result.objects_copied else "nothing, it was complete",
             }
         )
     if result.incomplete_passes:

@@ -1,6 +1,6 @@
 """`kdcache report`: a run's report, or several runs in one table.
 
-kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18 --out runs/comparison
+kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18 --out runs/report
 """
 
 from pathlib import Path
@@ -14,36 +14,60 @@ from kdcache.cli.options import option
 from kdcache.cli.output import Console
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache report runs/logit-pspnet_resnet18",
+        "kdcache report runs/none-pspnet_resnet18 runs/logit-pspnet_resnet18",
+        "kdcache report runs/* --teacher teacher.json --out runs/report",
+    ]
+)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@option("--teacher", metavar="RUN|FILE", help="The teacher's run, or what `evaluate --json` said of it.")
 @option(
-    "--out", metavar="DIR", help="Folder of the comparison.", show_default="comparison, beside the first run"
+    "--teacher",
+    group="data",
+    metavar="RUN|FILE",
+    help="The teacher's scores: the folder of its run, or a file with the output of `kdcache evaluate --json`.",
+)
+@option(
+    "--out",
+    group="output",
+    metavar="DIR",
+    help="Folder of the report of several runs.",
+    show_default="report, beside the first run",
 )
 @options.json_option
 @click.pass_obj
 def command(console: Console, runs: tuple[str, ...], teacher: str | None, out: str | None) -> None:
-    """Write the report of one RUN again, or compare several: scores, steps, time, figures.
+    """Write the report of one RUN again, or one report of several: scores, steps, time, figures.
 
-    A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN is a comparison too.
+    A RUN is a folder that `kdcache distill` wrote. With --out or --teacher one RUN gets a report of the second kind too.
     """
-    from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
-    from kdcache.distill.report.report import write_report
+    from kdcache.distill.report.comparison import comparison_report
+    from kdcache.distill.report.record import RunRecord
+    from kdcache.distill.report.run_report import run_report
+    from kdcache.distill.report.terminal import show
+    from kdcache.distill.report.write import write_files
 
-    summaries = compare_runs(runs)
     scores = read_teacher_scores("--teacher", teacher) if teacher else None
     if len(runs) == 1 and not out and not teacher:
-        report = write_report(runs[0])
+        folder = Path(runs[0])
+        report = run_report(RunRecord.read(folder))
     else:
-        report = write_comparison(runs, out or Path(runs[0]).parent / "comparison", teacher=scores)
+        folder = Path(out or Path(runs[0]).parent / "report")
+        report = comparison_report(runs, folder, teacher=scores)
+    written = write_files(report, folder)
     if console.json:
         console.document(
-            {"report": str(report), "runs": [summary.to_dict() for summary in summaries], "teacher": scores}
+            {
+                "report": str(written),
+                "cautions": report.all_cautions,
+                "runs": report.data["runs"],
+                "teacher": scores,
+            }
         )
         return
-    console.table(*comparison_table(summaries, scores))
-    console.line("")
-    console.line(f"report: {report}")
+    show(report, console)
+    console.line(f"report: {written}")
 
 
 def read_teacher_scores(option: str, source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`kdcache rm`: a store removed, after a question."""
+"""`kdcache rm`: remove a store, after a question."""
 
 import sys
 
@@ -11,17 +11,17 @@ from kdcache.cli.output import Console
 from kdcache.distill.units import duration_text, size_text
 
 
-@options.command()
+@options.command(examples=["kdcache rm NAME", "kdcache rm s3://bucket/stores/NAME --yes"])
 @click.argument("store")
-@option("--yes", is_flag=True, help="Do not ask.")
-@option("--force", is_flag=True, help="Go on although somebody may be building it.")
+@option("--yes", is_flag=True, help="Remove it without asking.")
+@option("--force", is_flag=True, help="Remove it even if somebody may be building it.")
 @options.home_option
 @options.json_option
 @click.pass_obj
 def command(console: Console, store: str, yes: bool, force: bool, home: str) -> None:
     """Remove STORE, a URL or a name under the home, after a question. The same command finishes an interrupted one.
 
-    Refused while a lease or a commit is younger than ten minutes. Without a terminal only with --yes.
+    It refuses while a lease or a commit is younger than ten minutes. Off a terminal it needs --yes.
     """
     from kdcache.cache.storage.urls import redact
     from kdcache.cache.upkeep.removal import plan_removal
@@ -32,10 +32,10 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
     if removal.is_recent and not force:
         raise UsageError(
             f"{redact(url)}: its newest lease or commit is {duration_text(removal.newest_age_s or 0.0)} old:"
-            " somebody may be at work on it",
-            hint="wait until the build is over, or --force",
+            " somebody may be building it",
+            hint="wait until the build has ended, or --force",
         )
-    entries = "remains of a store" if removal.entries is None else f"{removal.entries} entries"
+    entries = "the rest of a store" if removal.entries is None else f"{removal.entries} entries"
     uploads = f", {len(removal.uploads)} unfinished uploads" if removal.uploads else ""
     console.note(
         f"{redact(url)}: {entries}, {len(removal.stored)} objects{uploads}, {size_text(removal.bytes)}"
@@ -60,6 +60,6 @@ def command(console: Console, store: str, yes: bool, force: bool, home: str) -> 
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise UsageError("rm asks before it removes, and there is no terminal to ask at", hint="--yes")
+        raise UsageError("rm asks before it removes, and this is not a terminal", hint="--yes")
     if not click.confirm("remove it?", default=False, err=True):
         raise KDCacheError("nothing was removed")

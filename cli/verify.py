@@ -1,4 +1,4 @@
-"""`kdcache verify`: a store's ledger held against its objects, and what is damaged made again.
+"""`kdcache verify`: compare a store's ledger with its objects, and make damaged ones again.
 
 kdcache verify STORE --deep                                       # every object hashed and decoded
 kdcache verify STORE --recompute 16 --weights teacher.safetensors # against its teacher run again
@@ -23,23 +23,43 @@ if TYPE_CHECKING:
 _SHOWN = 20  # damaged objects that are named without --json
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache verify",
+        "kdcache verify STORE --deep --repair --data-root DIR",
+        "kdcache verify STORE --recompute 16 --weights teacher.safetensors",
+    ]
+)
 @click.argument("store", required=False)
 @options.home_option
-@option("--deep", is_flag=True, help="Read, hash and decode every object.")
-@option("--recompute", type=options.WHOLE, metavar="N", default=0, help="Run the teacher again on N entries.")
-@option("--repair", is_flag=True, help="Make again what is damaged; no build may be running.")
-@option("--force", is_flag=True, help="Repair although builders left leases.")
+@option(
+    "--deep", is_flag=True, help="Read, hash and decode every object, where otherwise sizes are compared."
+)
+@option(
+    "--recompute",
+    type=options.WHOLE,
+    metavar="N",
+    default=0,
+    help="Run the teacher again on N entries, and compare its outputs with the stored ones.",
+)
+@option(
+    "--repair",
+    is_flag=True,
+    help="Make damaged objects again, from the dataset and the teacher. Nobody may be building the store.",
+)
+@option("--force", is_flag=True, help="Repair even though builders left leases.")
 @options.origin_options
-@option("--workers", type=options.COUNT, default=8, help="Threads that read objects.")
+@option(
+    "--workers", group="machine", type=options.COUNT, default=8, help="Number of threads that read objects."
+)
 @options.device_option
 @options.json_option
 @click.pass_obj
 def command(console: Console, /, **given: Any) -> int:
-    """Hold the ledger of STORE (a URL, or a name under the home; the newest without it) against its objects.
+    """Check every object of STORE against its ledger, and repair what is damaged.
 
-    Without --deep objects are looked at by their size. Exit codes: 0 clean, or all mended; a store that is not
-    complete yet may be clean. 11 crops or teacher here are not the store's, 12 damage is left.
+    STORE is a URL or a name under the home; without it, the newest store of the home. Exit codes: 0 clean, or all
+    repaired, also where the store is not complete yet; 11 crops or teacher here are not the store's; 12 damage is left.
     """
     from kdcache.cache.upkeep.verify import verify_store
     from kdcache.cli.home import find_url
@@ -60,6 +80,9 @@ def command(console: Console, /, **given: Any) -> int:
         console.document(outcome.to_dict())
     else:
         outcome.show(console)
+    if repaired is None and not found.is_clean:
+        words = options.typed(console.args, command, without={"repair", "recompute"})
+        console.next("kdcache", "verify", url, *words, "--repair", why="makes them again, with the teacher")
     return outcome.exit_code
 
 
@@ -111,12 +134,12 @@ class _Outcome:
         )
         if found.orphans or found.leftovers:
             console.line(
-                f"{found.orphans} shards of units not committed, {found.leftovers} leftovers: no damage"
+                f"{found.orphans} shards of units that are not committed, {found.leftovers} leftovers: not damage"
             )
         for damage in found.damage[:_SHOWN]:
             console.line(f"damaged: {damage}")
         if len(found.damage) > _SHOWN:
-            console.line(f"and {len(found.damage) - _SHOWN} more: --json lists all")
+            console.line(f"and {len(found.damage) - _SHOWN} more: --json lists them all")
         if self.repaired is not None:
             console.line(
                 f"rewritten: {len(self.repaired.rewritten)} objects; "
@@ -124,15 +147,13 @@ class _Outcome:
             )
             for path, why in self.repaired.left.items():
                 console.line(f"left: {path}: {why}")
-        elif not found.is_clean:
-            console.note("hint: kdcache verify --repair makes it again, from the dataset and the teacher")
         if self.recomputed is not None:
             _show_recomputed(console, self.recomputed)
 
 
 def _show_recomputed(console: Console, recomputed: "Recomputation") -> None:
     other = recomputed.other_crops
-    console.line(f"{recomputed.entries} entries made again, {len(other)} from other crops")
+    console.line(f"{recomputed.entries} entries computed again, {len(other)} of them from other crops")
     for line in other[:_SHOWN]:
         console.line(f"other crop: {line}")
     console.table(

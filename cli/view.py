@@ -23,35 +23,41 @@ if TYPE_CHECKING:
 _TARGETS = ("logits", "features")  # what a sheet draws
 
 
-@options.command()
+@options.command(
+    examples=[
+        "kdcache view --count 6 --out sheet.png",
+        "kdcache view STORE --pass 1 --image frankfurt_000000_000294",
+    ]
+)
 @click.argument("store", required=False)
 @options.home_option
-@option(
-    "--data-root",
-    metavar="DIR",
-    help="Folder of the dataset.",
-    show_default="$KDCACHE_DATA/NAME or ./data/NAME",
-)
+@options.data_root_option
 @option(
     "--pass",
     "pass_index",
+    group="data",
     envvar="KDCACHE_VIEW_PASS",
     type=options.WHOLE,
-    help="Which view of the images.",
-    show_default="the first complete",
+    help="Which pass to draw from, counted from 0.",
+    show_default="the first complete one",
 )
 @option(
     "--image",
     "image_ids",
+    group="data",
     envvar="KDCACHE_VIEW_IMAGE",
     metavar="ID",
     multiple=True,
-    help="An image; may be given again.",
+    help="Draw the view of this image. Give it again for more images.",
 )
 @option(
-    "--count", type=options.COUNT, default=4, help="Entries from the pass's start, where no --image is given."
+    "--count",
+    group="data",
+    type=options.COUNT,
+    default=4,
+    help="Without --image, draw the first N entries of the pass.",
 )
-@option("--out", metavar="FILE", default="sheet.png", help="The PNG to write.")
+@option("--out", group="output", metavar="FILE", default="sheet.png", help="The PNG file to write.")
 @options.json_option
 @click.pass_obj
 def command(
@@ -64,7 +70,10 @@ def command(
     count: int,
     out: str,
 ) -> None:
-    """Draw entries of STORE (a URL, or a name under the home; the newest without it) as one PNG sheet."""
+    """Draw entries of STORE as one PNG sheet: crop, label, the teacher's classes, their entropy, features.
+
+    STORE is a URL or a name under the home; without it, the newest store of the home.
+    """
     from kdcache.cache.images.datasets import open_dataset
     from kdcache.cache.images.sheet import draw_sheet
     from kdcache.cache.store.reader import StoreReader
@@ -104,7 +113,7 @@ def command(
 
 
 def _positions(reader: "StoreReader", pass_index: int, image_ids: tuple[str, ...]) -> list[int]:
-    """Where in the pass the images stand."""
+    """Positions of the images in the pass."""
     from kdcache.cache.views.replay import parse_entry_row
 
     unknown = [image_id for image_id in image_ids if image_id not in reader.image_ids]
@@ -138,7 +147,7 @@ def _sheet_rows(
             raise UsageError(f"{dataset.name} here has other images than the store", hint="--data-root DIR")
         crop = entry.crop or replay(entry.row.view, policy, dataset.image(index), dataset.label(index))
         if reason := compare_digest(entry.row.digest, crop_digest(crop)):
-            console.note(f"warning: {image_id}: the crop cut here is not the one the teacher saw: {reason}")
+            console.note(f"warning: {image_id}: this crop is not the one that the teacher saw: {reason}")
         targets = {
             name: reader.codecs[name].decode(torch.from_numpy(codes)[None])[0].numpy()
             for name, codes in entry.codes.items()

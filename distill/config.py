@@ -1,8 +1,4 @@
-"""TrainConfig: everything that a training run was asked to do, flat, checked when it is made.
-
-It stands as `config.json` in the run's folder. Resuming compares it field by field, except for those named in
-FREE_ON_RESUME: where things lie and how fast they are read, not what is learnt.
-"""
+"""TrainConfig: all options of a training run, flat, checked on construction, saved as `config.json` in the run's folder."""
 
 import shlex
 from collections.abc import Mapping
@@ -17,13 +13,13 @@ from kdcache.distill.units import bytes_text
 SOURCES = ("cache", "online", "none")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 CROP_CHECKS = {"always": 1, "sample": 16, "off": 0}
-"""Every how many entries a crop is compared; a digest costs some 5 % of decoding and cutting."""
+"""Compare every n-th crop with its digest, 0 for none. A digest costs some 5 % of decoding and cropping."""
 KD_IGNORES = ("none", "void", "published")
-"""Pixels that distillation leaves out: padding alone, void too, or nothing at all, as the methods' own code has it."""
+"""Pixels that distillation leaves out: padding; padding and void; or none at all, as in the methods' published code."""
 EVALUATION_MODES = ("whole", "slide")
 WARM_UPS = ("steps", "all", "none")
 DEFAULT_STEPS = 40_000
-"""What the command line takes where no length is given: mmsegmentation's and CIRKD's short schedule."""
+"""The command line's default length: the short schedule of mmsegmentation and CIRKD."""
 DEFAULT_CACHE_LIMIT_BYTES = 50 * 10**9
 
 VIEW_FIELDS = (
@@ -31,7 +27,9 @@ VIEW_FIELDS = (
     *("flip_probability", "photometric", "cat_max_ratio"),
 )
 
-_PLACES = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
+# Resuming refuses other values of all fields but these: they say where files are, how fast they are read and how often
+# something is written, and do not change what the student learns.
+_LOCATIONS = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
 _READING = ("device", "workers", "check_crops", "cache_limit_bytes", "profile")
 _INTERVALS = (
     "log_every_steps",
@@ -40,9 +38,9 @@ _INTERVALS = (
     "save_every_steps",
     "save_every_s",
 )
-FREE_ON_RESUME = frozenset({*_PLACES, *_READING, *_INTERVALS})
+FREE_ON_RESUME = frozenset({*_LOCATIONS, *_READING, *_INTERVALS})
 
-OPTIONS = {  # fields whose option has another name; two fields may share one
+OPTIONS = {  # fields whose option is not named after them; two fields may share an option
     "crop_height_px": "--crop",
     "crop_width_px": "--crop",
     "flip_probability": "--flip",
@@ -60,41 +58,40 @@ OPTIONS = {  # fields whose option has another name; two fields may share one
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run. Defaults are mmsegmentation's recipe for PSPNet on Cityscapes, at a batch of 8.
+    """One training run. The defaults are mmsegmentation's recipe for PSPNet on Cityscapes, with a batch of 8.
 
     Raises:
-        UsageError: for a value or a combination that makes no sense, naming the field.
+        UsageError: for a wrong value or combination, naming the option.
     """
 
     out: str
     """The run's folder."""
 
-    # What is learnt, and from where
+    # Method and data
     method: str = "logit"
     """A name of methods.METHODS."""
     source: str = "cache"
     """Where the teacher's outputs come from: `cache` (a store), `online` (the teacher runs along), or `none`."""
     store: str = ""
-    """URL of the store that gives the views, and for `cache` the targets. Empty with fresh views of a dataset."""
+    """URL of the store with the views and, for source `cache`, the targets. Empty with fresh views of a dataset."""
     dataset: str = ""
-    """Name of the dataset. With a store it may be left empty: the store knows it."""
+    """Name of the dataset. May be empty with a store, which knows its dataset."""
     data_root: str = ""
     """Folder of the dataset; empty for $KDCACHE_DATA/<name> or ./data/<name>."""
     split: str = "train"
-    """Split to train on, where no store says it."""
+    """Split to train on. A store brings its own."""
     eval_split: str = "val"
-    """Split of the scores; empty for none."""
+    """Split to score on; empty for no scores."""
     fresh_views: bool = False
-    """Draw new views for ever instead of taking the store's. For `none` and `online` only."""
+    """Draw new views in every epoch instead of using the store's. Only for sources `none` and `online`."""
     passes: int | None = None
-    """Passes of the store that the run is confined to, the first ones; None for all that are complete."""
-
+    """Use only this many passes of the store, the first ones; None for all complete ones."""
     follow: bool = False
-    """Take in, at an epoch's end, passes of the store that were completed since the run was begun."""
+    """At the end of an epoch, add passes of the store that were completed after the run started."""
 
-    # Views, where no store says them; None takes the dataset's recipe (policy.DATASET_POLICIES)
+    # Views, for a run without a store. None takes the value of the dataset's own policy (cache/views).
     recipe: str | None = None
-    """A name of policy.POLICIES. The recipe of that name in recipes.RECIPES, if there is one, sets the fields."""
+    """The recipe's name. It sets the policy of the views; the values that recipes.RECIPES has for it are in the fields."""
     crop_height_px: int | None = None
     crop_width_px: int | None = None
     scale_min: float | None = None
@@ -111,9 +108,9 @@ class TrainConfig:
     backbone_weights: str = "imagenet"
     """`imagenet` (torchvision's), `none`, or the path of a file."""
     teacher: str = ""
-    """The online teacher, as `build --teacher` takes it."""
+    """The online teacher, as for `build --teacher`."""
     teacher_weights: str = ""
-    """Its weights, as `build --weights` takes them."""
+    """Its weights, as for `build --weights`."""
     teacher_precision: str = "float32"
     """The precision that the online teacher runs in."""
 
@@ -121,19 +118,19 @@ class TrainConfig:
     steps: int | None = None
     epochs: int | None = None
     budget_seconds: float | None = None
-    """Seconds of training. Start-up, evaluation and checkpoints are outside of the account."""
+    """Seconds of training. Start-up, evaluation and checkpoints do not count."""
 
     # Optimisation
     batch_size: int = 8
-    """Crops a step, over all processes."""
+    """Crops a step, of all processes together."""
     lr: float = 0.01
     """Learning rate of SGD at the start."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     head_lr_factor: float = 1.0
-    """Learning rate of the heads and the projector over the backbone's (mmsegmentation: 1, semseg: 10)."""
+    """Learning rate of heads and projectors, as a multiple of the backbone's (mmsegmentation: 1, semseg: 10)."""
     schedule: str = "poly"
-    """`poly` or `cosine`, over the fraction of the budget that is spent."""
+    """`poly` or `cosine`, see schedule.SCHEDULES."""
     power: float = 0.9
     """Exponent of `poly`."""
     min_lr: float = 1e-4
@@ -141,54 +138,54 @@ class TrainConfig:
 
     # Losses
     temperature: float | None = None
-    """Softmax temperature T of the method's terms that have one; None takes each term's own."""
+    """Softmax temperature of the method's terms that have one; None for each term's own."""
     kd_weight: float = 1.0
-    """Factor of all weights of the method's recipe."""
+    """A factor on the weights of all distillation terms."""
     kd_terms: str = ""
-    """Weights in place of the recipe's, as `term=weight,...`; a term of weight 0 is left out."""
+    """Weights that replace the method's own, as `term=weight,...`. A term of weight 0 is left out."""
     logit_weight: float | None = None
-    """The same for the term `logit`."""
+    """Replaces the weight of the term `logit`."""
     feature_weight: float | None = None
-    """The same for the term `feature`."""
+    """Replaces the weight of the term `feature`."""
     aux_weight: float = 0.4
     """Weight of the auxiliary head's cross-entropy."""
     kd_ignore: str = "none"
-    """`void` takes unlabelled pixels out of the distillation terms; `published` leaves padding in."""
+    """A value of KD_IGNORES."""
 
-    # The machine
+    # Machine
     mixed_precision: str = "no"
-    """`no`, `bf16` or `fp16`: the student's forward pass, by Accelerate. Losses stay in float32."""
+    """`no`, `bf16` or `fp16`, for the student's forward pass. Losses stay in float32."""
     compile: bool = False
-    """torch.compile of the student's forward pass and its loss: minutes at the start, quicker steps after."""
+    """Use torch.compile for the student and its loss. It takes minutes at the start and makes steps faster."""
     warm_up: str = "steps"
-    """What of every start the account holds: `steps`, the first ones but not compiling; `all`; or `none` of it."""
+    """What counts as training time at a start: all steps but the one that compiles (`steps`), `all`, or `none` of the first two."""
     device: str = "auto"
-    """`auto` takes what Accelerate finds; `cpu` stays off the accelerator."""
+    """`auto` for the device that Accelerate finds, `cpu` to use no accelerator."""
     workers: int | None = None
-    """Processes a rank that read and cut crops; 0 reads in the training process, None takes what the cores allow."""
+    """Loader processes of each training process. 0 loads in the training process; None chooses by the cores."""
     seed: int = 0
-    """Seed of the student's start, of the order, of dropout and of fresh views."""
+    """Seed of the student's initial weights, the order, dropout and fresh views."""
     pool_units: int = 8
-    """Units of the store that one shuffle pool spans."""
+    """Units of the store in one shuffle pool."""
     check_crops: str = "always"
     """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry) or `off`."""
     cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
-    """What the shards of stores that are not on this host may take of its disk."""
+    """Bytes of this host's disk for shards of remote stores."""
 
-    # What is written
+    # Output
     profile: bool = False
-    """Write where a step's time goes with every line of metrics, and a trace of a few steps."""
+    """Record a torch trace of a few steps into the run's folder."""
     log_every_steps: int = 10
     gradnorm_every_steps: int = 200
-    """Steps between gradient norms by loss term, 0 for never. Each costs one more backward pass a term."""
+    """Steps between gradient norms by loss term, 0 for never. Each costs one extra backward pass a term."""
     eval_every_steps: int = 0
-    """Steps between evaluations, 0 for one at the end. The headline score is the last one whatever happened before."""
+    """Steps between evaluations, 0 for only at the end. The headline score is always the last one, not the best."""
     eval_mode: str = "whole"
-    """`whole` image, or `slide` windows of the crop's size."""
+    """`whole` images, or `slide` for windows of the crop's size."""
     save_every_steps: int = 0
-    """Steps between checkpoints, 0 for by time alone."""
+    """Steps between checkpoints, 0 to save by time only."""
     save_every_s: float = 300.0
-    """Seconds of training between checkpoints, 0 for by steps alone. One more stands at the end."""
+    """Seconds of training between checkpoints, 0 to save by steps only. The last step is always saved."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -202,17 +199,17 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The inverse of to_dict. Raises UsageError for unknown fields."""
+        """The inverse of to_dict. Raises UsageError for unknown fields, or if `out` is missing."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise UsageError(f"unknown fields of a training run: {', '.join(unknown)}")
+            raise UsageError(f"unknown fields in the configuration of a training run: {', '.join(unknown)}")
         if "out" not in values:
-            raise UsageError("the description of a training run lacks the field out")
+            raise UsageError("the configuration of a training run has no field 'out'")
         return cls(**values)
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Lines `--option: mine, theirs` for the fields that determine what is learnt and differ."""
+        """Lines `--option: mine, theirs` for the fields that differ and change what the student learns."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{option_of(name)}: {mine[name]!r}, {theirs[name]!r}"
@@ -221,13 +218,14 @@ class TrainConfig:
         ]
 
     def command(self) -> str:
-        """The command line that asks for this run, `kdcache distill ...`; what it would be anyway is left out."""
+        """The `kdcache distill ...` command of this run, without options that have their default."""
         words = ["kdcache", "distill", "--method", self.method]
-        by_recipe = {name: figure.value for name, figure in RECIPES.get(self.recipe or "", {}).items()}
+        by_recipe = {name: setting.value for name, setting in RECIPES.get(self.recipe or "", {}).items()}
         for field in fields(self):
-            value, unsaid = getattr(self, field.name), by_recipe.get(field.name, field.default)
-            if field.name != "method" and value is not None and value != unsaid:
+            value, default = getattr(self, field.name), by_recipe.get(field.name, field.default)
+            if field.name != "method" and value is not None and value != default:
                 words += _arguments(field.name, value)
+        # Two fields share --crop, and two share --save-every: each pair becomes one option.
         if self.crop_height_px is not None:
             words += ["--crop", f"{self.crop_height_px}x{self.crop_width_px}"]
         if self.save_every_steps:
@@ -237,9 +235,8 @@ class TrainConfig:
         return shlex.join(words)
 
     def view_overrides(self) -> dict[str, Any]:
-        """Arguments of `policy.view_policy` that this run sets itself."""
-        given = {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
-        return {"policy" if name == "recipe" else name: value for name, value in given.items()}
+        """The arguments of cache.views.policy.view_policy that this run sets."""
+        return {name: getattr(self, name) for name in VIEW_FIELDS if getattr(self, name) is not None}
 
     def _check_choices(self) -> None:
         choices = {
@@ -282,40 +279,45 @@ class TrainConfig:
         lengths = {"steps": self.steps, "epochs": self.epochs, "budget_seconds": self.budget_seconds}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) != 1:
-            said = ", ".join(" ".join(_arguments(*pair)) for pair in given.items()) or "none of them"
-            raise UsageError(f"one of --budget, --steps and --epochs says how long to train; got {said}")
+            found = ", ".join(" ".join(_arguments(*pair)) for pair in given.items()) or "none of them"
+            raise UsageError(
+                f"give exactly one of --budget, --steps and --epochs; got {found}", hint="--steps 40000"
+            )
         ((name, value),) = given.items()
         _require(0 < value < float("inf"), name, value, "above 0")
 
     def _check_source(self) -> None:
-        said = f"--method {self.method} with --source {self.source}"
+        both = f"--method {self.method} with --source {self.source}"
         if self.method == "none" and self.source != "none":
-            raise UsageError(f"{said}: no teacher is asked", hint="--source none")
+            raise UsageError(f"{both}: method none learns from labels only", hint="--source none")
         if self.method != "none" and self.source == "none":
             raise UsageError(
-                f"{said}: the method needs a teacher's outputs", hint="--source cache or --source online"
+                f"{both}: the method needs a teacher's outputs", hint="--source cache or --source online"
             )
         if self.source == "cache" and not self.store:
             raise UsageError(
-                "--source cache needs a store", hint="--store URL; `kdcache ls` shows what there is"
+                "--source cache needs a store",
+                hint="--store URL; `kdcache ls` lists the stores that you have",
             )
         if self.source == "cache" and self.fresh_views:
             raise UsageError(
-                "--fresh-views with --source cache: the store holds the teacher's outputs for its own views only",
-                hint="leave --fresh-views out, or --source online",
+                "--fresh-views with --source cache: a store has the teacher's outputs for its own views only",
+                hint="leave out --fresh-views, or use --source online",
             )
         if self.passes is not None and (self.fresh_views or not self.store):
             raise UsageError(
-                "--passes: fresh views are of no pass of a store", hint="leave --passes or --fresh-views out"
+                "--passes selects passes of a store, and fresh views do not come from a store",
+                hint="leave out --passes, or use --store URL without --fresh-views",
             )
         _require(self.passes is None or self.passes >= 1, "passes", self.passes, "at least 1")
         if self.follow and self.passes is not None:
             raise UsageError(
-                "--follow takes in later passes, --passes keeps them out", hint="leave one of them out"
+                "--follow adds later passes, --passes excludes them", hint="leave out one of the two"
             )
         if self.follow and (self.fresh_views or not self.store):
             raise UsageError(
-                "--follow: new views are drawn as they are needed, there are no passes to follow"
+                "--follow adds passes of a store, and fresh views do not come from a store",
+                hint="leave out --follow, or use --store URL without --fresh-views",
             )
         if self.source == "online" and not self.teacher:
             raise UsageError(
@@ -325,19 +327,20 @@ class TrainConfig:
     def _check_views(self) -> None:
         if not self.store and not self.fresh_views:
             raise UsageError(
-                "nothing says which views to train on", hint="--store URL, or --dataset NAME --fresh-views"
+                "the run has nothing to train on: give a store, or draw fresh views",
+                hint="--store URL, or --dataset NAME --fresh-views",
             )
         if not self.store and not self.dataset:
-            raise UsageError("neither a store nor a dataset is given", hint="--store URL or --dataset NAME")
+            raise UsageError("--fresh-views needs a dataset or a store", hint="--dataset NAME or --store URL")
         overrides = self.view_overrides()
         if self.store and overrides:
-            named = ", ".join(dict.fromkeys(option_of(name) for name in overrides))
+            options = ", ".join(dict.fromkeys(option_of(name) for name in overrides))
             raise UsageError(
-                f"{named}: the views are those of {self.store}",
-                hint="leave it out; or --fresh-views with --dataset NAME, for --source none and online",
+                f"{options}: the store {self.store} already determines the views",
+                hint=f"leave out {options}; or --source none or online with --dataset NAME --fresh-views",
             )
         if (self.crop_height_px is None) != (self.crop_width_px is None):
-            raise UsageError("--crop is a height and a width, in pixels", hint="--crop 512x1024")
+            raise UsageError("--crop needs a height and a width, in pixels", hint="--crop 512x1024")
         for name in ("crop_height_px", "crop_width_px"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
@@ -349,24 +352,24 @@ def option_of(field: str) -> str:
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Weights by term, of a text like "pair=10,holistic=0". Raises UsageError."""
+    """Weights by term from a text like "pair=10,holistic=0". Raises UsageError for any other text."""
     weights = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.partition("=")
         try:
             weights[name.strip()] = float(number)
         except ValueError:
-            weights[name.strip()] = float("nan")
+            weights[name.strip()] = float("nan")  # fails the test of the range below
         if not 0 <= weights[name.strip()] < float("inf"):
             raise UsageError(
-                f"--kd-terms: {part!r} is no term and its weight, 0 or more",
+                f"--kd-terms: {part!r} is not TERM=WEIGHT with a weight of 0 or more",
                 hint="--kd-terms pair=10,holistic=0",
             )
     return weights
 
 
 def _arguments(field: str, value: Any) -> list[str]:
-    """Words of a command line; none for fields that `command` writes itself."""
+    """The option of a field with its value, as words of a command line. Empty where `command` writes the option."""
     if OPTIONS.get(field) in ("--crop", "--save-every"):
         return []
     option = option_of(field)
@@ -381,6 +384,6 @@ def _arguments(field: str, value: Any) -> list[str]:
     return [option, str(value)]
 
 
-def _require(holds: bool, name: str, value: object, what: str) -> None:
-    if not holds:
+def _require(is_valid: bool, name: str, value: object, what: str) -> None:
+    if not is_valid:
         raise UsageError(f"{option_of(name)} must be {what}, got {value}")

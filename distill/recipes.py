@@ -1,15 +1,16 @@
-"""RECIPES: whole training recipes by name, every figure with where it is from.
+"""RECIPES: whole training recipes by name, each value with its source.
 
     kdcache build --dataset cityscapes --recipe paper-cityscapes            # its views, see policy.POLICIES
     kdcache distill --method feature --dataset cityscapes --recipe paper-cityscapes
     kdcache distill --method none --dataset cityscapes --fresh-views --recipe teacher-cityscapes
 
-A recipe sets what is not given on the command line. A batch is that of all processes together: 8 crops are 8 on one
-GPU, or one on each of eight, whose BatchNorms then work as one.
+A recipe sets the options that you do not give on the command line. `batch_size` counts the crops of all processes: 8 is
+8 on one GPU, or 1 on each of eight GPUs with synchronised BatchNorms.
 
-Of arXiv 2604.25530 only the abstract and a digest were at hand. The abstract names student, teacher and data sets and
-says that training longer pays; the digest adds colours and cosine annealing. What both leave open is taken from mmsegmentation, whose published teacher has the mIoU that the abstract reports, and marked OURS. Weights of methods are
-in methods.py, with their sources.
+The `paper-` recipes follow arXiv 2604.25530 as far as its abstract and a digest go. The abstract names student, teacher
+and data sets; the digest adds colour augmentation and cosine annealing. The rest comes from mmsegmentation, whose
+published teacher has the mIoU that the abstract reports, and is marked OURS. The weights of the methods' losses are in
+losses/methods.py, with their sources.
 """
 
 from collections.abc import Mapping
@@ -26,67 +27,68 @@ OURS_ADE20K = f"{OURS}, after {MMSEG_ADE20K}"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """The value of a field of TrainConfig, and who says so."""
+class Setting:
+    """The value of a field of TrainConfig, and its source."""
 
     value: Any
     source: str
 
 
-def _sgd(lr: float, batch_size: int, steps: int, source: str) -> dict[str, Figure]:
+def _sgd(lr: float, batch_size: int, steps: int, source: str) -> dict[str, Setting]:
     return {
-        "batch_size": Figure(batch_size, source),
-        "steps": Figure(steps, source),
-        "lr": Figure(lr, source),
-        "momentum": Figure(0.9, source),
-        "weight_decay": Figure(5e-4, source),
+        "batch_size": Setting(batch_size, source),
+        "steps": Setting(steps, source),
+        "lr": Setting(lr, source),
+        "momentum": Setting(0.9, source),
+        "weight_decay": Setting(5e-4, source),
     }
 
 
-def _poly(source: str) -> dict[str, Figure]:
+def _poly(source: str) -> dict[str, Setting]:
     return {
-        "schedule": Figure("poly", source),
-        "power": Figure(0.9, source),
-        "min_lr": Figure(1e-4, source),
+        "schedule": Setting("poly", source),
+        "power": Setting(0.9, source),
+        "min_lr": Setting(1e-4, source),
     }
 
 
 _PAPER = {
-    "student": Figure("pspnet_resnet18", ABSTRACT),
-    "backbone_weights": Figure("imagenet", OURS),
-    "schedule": Figure("cosine", DIGEST),
-    "min_lr": Figure(0.0, OURS),
-    "aux_weight": Figure(0.4, "every code base that was read"),
-    "eval_mode": Figure("whole", OURS_CITYSCAPES),
+    "student": Setting("pspnet_resnet18", ABSTRACT),
+    "backbone_weights": Setting("imagenet", OURS),
+    "schedule": Setting("cosine", DIGEST),
+    "min_lr": Setting(0.0, OURS),
+    "aux_weight": Setting(0.4, "every code base that was read"),
+    "eval_mode": Setting("whole", OURS_CITYSCAPES),
 }
 
-RECIPES: dict[str, dict[str, Figure]] = {
+RECIPES: dict[str, dict[str, Setting]] = {
     "paper-cityscapes": {**_PAPER, **_sgd(0.01, 8, 80_000, OURS_CITYSCAPES)},
     "paper-ade20k": {
         **_PAPER,
         **_sgd(0.01, 16, 160_000, OURS_ADE20K),
-        "eval_mode": Figure("whole", OURS_ADE20K),
+        "eval_mode": Setting("whole", OURS_ADE20K),
     },
     "camvid": {**_sgd(0.01, 8, 20_000, OURS), **_poly(OURS_CITYSCAPES)},
-    # scripts/quickstart: no weights to download, and small crops bear a large rate.
+    # For scripts/quickstart: trains from scratch, so that nothing is downloaded. The large rate is stable because the
+    # crops are small and the classes easy.
     "streets": {
-        "backbone_weights": Figure("none", OURS),
+        "backbone_weights": Setting("none", OURS),
         **_sgd(0.05, 4, 2_000, OURS),
         **_poly(OURS_CITYSCAPES),
     },
     "teacher-cityscapes": {
-        "student": Figure("pspnet_resnet101", ABSTRACT),
+        "student": Setting("pspnet_resnet101", ABSTRACT),
         **_sgd(0.01, 8, 80_000, MMSEG_CITYSCAPES),
         **_poly(MMSEG_CITYSCAPES),
     },
     "teacher-ade20k": {
-        "student": Figure("pspnet_resnet101", ABSTRACT),
+        "student": Setting("pspnet_resnet101", ABSTRACT),
         **_sgd(0.01, 16, 160_000, MMSEG_ADE20K),
         **_poly(MMSEG_ADE20K),
     },
     "teacher-streets": {
-        "student": Figure("pspnet_resnet50", OURS),
-        "backbone_weights": Figure("none", OURS),
+        "student": Setting("pspnet_resnet50", OURS),
+        "backbone_weights": Setting("none", OURS),
         **_sgd(0.05, 4, 4_000, OURS),
         **_poly(OURS_CITYSCAPES),
     },
@@ -94,8 +96,11 @@ RECIPES: dict[str, dict[str, Figure]] = {
 
 
 def recipe_fields(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of TrainConfig that a recipe sets where `given` does not; nothing for a name of views alone."""
-    fields = {field: figure.value for field, figure in RECIPES.get(name, {}).items()}
+    """The fields of TrainConfig that the recipe sets and `given` does not.
+
+    Empty for names that only cache/views knows, which set no training options.
+    """
+    fields = {field: setting.value for field, setting in RECIPES.get(name, {}).items()}
     if not given.keys().isdisjoint({"steps", "epochs", "budget_seconds"}):
-        fields.pop("steps", None)
+        fields.pop("steps", None)  # a run has one length, and the user gave it
     return {field: value for field, value in fields.items() if field not in given}

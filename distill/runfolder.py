@@ -1,16 +1,15 @@
-"""The folder of a run: what was asked, where it ran, what came of it.
+"""The folder of a run: its options, its inputs, its environment and its results.
 
     config.json         TrainConfig
     inputs.json         store key, calibration and manifests, dataset fingerprint: what the run learns from
     environment.json    versions, device, threads, processes, memory for data in flight
     metrics.jsonl       one object a line: kind "train" | "profile" | "gradnorm" | "eval" | "save" | "budget", step, values
     events/             the same for TensorBoard
-    checkpoint/         the latest training state (checkpoint.py)
-    profile/            torch's trace of a few steps, where it was asked for (profile.py)
+    checkpoint/         the latest training state (training/checkpoint.py)
+    profile/            torch's trace of a few steps, with --profile (training/profile.py)
     student.safetensors scores.json report.md figures/ samples/
 
-Small files appear whole or not at all. metrics.jsonl is appended to; resuming cuts it back to where it
-was at the checkpoint, so that nothing stands in it twice. Only the first process writes.
+Only the first process writes.
 """
 
 import json
@@ -40,42 +39,49 @@ SCORES = "scores.json"
 _PACKAGES = ("kdcache", "torch", "torchvision", "accelerate", "numpy", "pillow", "zarr", "safetensors")
 
 
-def require_free(folder: Path, config: TrainConfig, *, resume: bool) -> bool:
-    """Whether `folder` holds the run that `config` describes, to be gone on with; False where there is none yet.
+def contains_run(folder: Path, config: TrainConfig, *, resume: bool) -> bool:
+    """True if `folder` contains the run that `config` describes, for you to resume; False if it is new or empty.
 
     Raises:
-        UsageError: the folder holds a run and `resume` was not asked for, holds another run, or holds something else.
+        UsageError: the folder contains a run and `resume` is False; or another run; or files of something else.
     """
     if not (folder / CONFIG).exists():
+        # Hidden files do not count: volumes and editors leave some in a folder that is empty to its user.
         if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise UsageError(f"--out {folder} holds files that are not a run's", hint="name a new folder")
+            raise UsageError(
+                f"--out {folder} is not empty and is not the folder of a run", hint="--out NEW_FOLDER"
+            )
         return False
     if not resume:
         raise UsageError(
-            f"--out {folder} holds a run", hint="--resume goes on with it; or name another folder"
+            f"--out {folder} already contains a run", hint="--resume to continue it, or --out NEW_FOLDER"
         )
     before = TrainConfig.from_dict(read_json(folder / CONFIG))
     if lines := before.differences(config):
         raise UsageError(
-            f"--out {folder} holds another run; differing fields (run, asked):\n  " + "\n  ".join(lines),
-            hint="resume with the options that it was begun with, or name another folder",
+            f"--out {folder} contains a run with other options (of the run, yours):\n  " + "\n  ".join(lines),
+            hint="resume with the options of that run, or --out NEW_FOLDER for a new run",
         )
     return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UsageError for a file of a run folder that is no JSON object."""
+    """A JSON object from a file of a run's folder. Raises UsageError if the file contains anything else."""
     try:
         document = json.loads(path.read_text())
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise UsageError(f"{path} is not a JSON object", hint="name another folder, or delete this one")
+        raise UsageError(f"{path} is not a JSON object", hint="name another folder, or delete this file")
     return document
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power failure."""
+    """Write a small JSON file in one step: after a crash or a power failure the old or the new one is there, whole.
+
+    Raises:
+        KDCacheError: the disk is full or the folder is read-only.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,31 +90,33 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync_folder(path.parent)  # else a power failure may undo the rename
     except OSError as error:
         raise KDCacheError(f"cannot write {path}: {error.strerror}") from None
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard's events, cut back to what stood at a checkpoint.
+    """metrics.jsonl and TensorBoard's events, opened for writing.
+
+    A resumed run first drops what was written after its checkpoint: it is about to write these steps again.
 
     Args:
-        step: of the checkpoint; events after it are marked as void.
-        size: bytes of metrics.jsonl at the checkpoint, from `sync`.
-        enabled: a process that writes nothing says False.
+        step: of the checkpoint. TensorBoard is asked to hide events after it.
+        size: bytes of metrics.jsonl at the checkpoint, as `sync` returned.
+        enabled: False for a process that writes nothing.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, size: int = 0, enabled: bool = True) -> None:
         self._enabled = enabled
         if enabled:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second, and reports are made without
+            from torch.utils.tensorboard import SummaryWriter  # imported here: it takes a second
 
             self._file = open(folder / METRICS, "ab")  # noqa: SIM115 - open as long as the run
             self._file.truncate(size)
             self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line; its numbers go to TensorBoard as `kind/name`. What is not finite becomes null."""
+        """Append a line. Its numbers also go to TensorBoard as `kind/name`. NaN and infinities become null."""
         if not self._enabled:
             return
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -119,7 +127,7 @@ class Metrics:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> int:
-        """Have everything on the disk, as a checkpoint wants it; the bytes of metrics.jsonl so far."""
+        """Force everything to the disk. Returns the size of metrics.jsonl in bytes, for the checkpoint to store."""
         if not self._enabled:
             return 0
         os.fsync(self._file.fileno())
@@ -135,7 +143,11 @@ class Metrics:
 def environment(
     device: torch.device, *, processes: int, workers: int, in_flight: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What may explain a difference between two runs of one configuration, and what it takes."""
+    """What may explain why two runs of one configuration differ: versions, device, processes.
+
+    Args:
+        in_flight: fields of loader.InFlight; each becomes `in_flight_<name>`.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: `make_venv DIR MINOR` leaves an environment with the project in DIR, made by a Python 3.MINOR
-# or newer, and installs only when pyproject.toml has changed since the last time. PYTHON=... names the Python to use.
+# For the other scripts to source: `make_venv DIR MINOR` makes an environment with the project in DIR, with Python 3.MINOR or
+# newer. It installs only if pyproject.toml has changed since the last time. PYTHON=... chooses the Python to use.
 
 python_at_least() { # 3.MINOR
     for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 ${PYENV_ROOT:-$HOME/.pyenv}/versions/3.*/bin/python}; do
@@ -15,7 +15,7 @@ make_venv() { # DIR MINOR
     if [ ! -x "$1/bin/python" ]; then
         made_by=$(python_at_least "$2") || {
             echo "error: no Python 3.$2 or newer with venv and pip found" >&2
-            echo "hint: install one (Debian, Ubuntu: python3 and python3-venv), or PYTHON=/path/to/python $0" >&2
+            echo "hint: install one (Debian, Ubuntu: apt install python3 python3-venv), or PYTHON=/path/to/python $0" >&2
             return 1
         }
         "$made_by" -m venv "$1"
@@ -23,7 +23,7 @@ make_venv() { # DIR MINOR
     wanted=$(cksum <pyproject.toml)
     if [ "$(cat "$1/installed" 2>/dev/null)" != "$wanted" ]; then
         echo "installing into $1" >&2
-        # Without --no-compile a minute more goes into the bytecode of files that nobody imports.
+        # --no-compile saves a minute: most installed files are never imported.
         "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev,s3]" >&2
         echo "$wanted" >"$1/installed"
     fi

@@ -1,4 +1,4 @@
-"""A page in a real browser, headless: what its layout comes to, what it says on its console, and how it prints."""
+"""A page in a real headless browser: its layout, the messages on its console, and how it prints."""
 
 import json
 import re
@@ -49,7 +49,7 @@ addEventListener("load", () => {
 
 
 def find_browser() -> str:
-    """Skips the test where there is none."""
+    """Skips the test if there is none."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"no browser found ({', '.join(NAMES)}): apt-get install chromium")
@@ -62,11 +62,11 @@ class Printed:
 
     pages: int
     size_pt: tuple[float, float]
-    console: list[str]  # what the browser said while it showed the page
+    console: list[str]  # the browser's messages while it showed the page
 
 
 def measure(page: Path, widths: list[int], scratch: Path, *flags: str) -> list[dict[str, Any]]:
-    """The layout of a page at several widths, as MEASURE finds it; its own policy is taken off for that."""
+    """The layout of a page at several widths, measured by MEASURE. The page's security policy is removed for that."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     quoted = text.replace("&", "&amp;").replace('"', "&quot;")
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{quoted}"></iframe>' for width in widths)
@@ -82,7 +82,7 @@ def measure(page: Path, widths: list[int], scratch: Path, *flags: str) -> list[d
 
 
 def print_page(page: Path, scratch: Path) -> Printed:
-    """The page itself, untouched, to a PDF."""
+    """The page, unchanged, as a PDF."""
     target = scratch / "printed.pdf"
     said = _run(scratch, "--enable-logging=stderr", f"--print-to-pdf={target}", page.as_uri()).stderr
     data = target.read_bytes()

@@ -65,14 +65,14 @@ def build(url, *, passes=1, options=OPTIONS, **changes):
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
-    """All of a store but its commit records, which tell of times and machines."""
+    """All of a store but its commit records, which contain times and names of machines."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     return {name: data for name, data in named.items() if not re.match(r"kd/(passes/\d+/units|tmp)/", name)}
 
 
 class CountingTeacher(TinyTeacher):
-    """Takes its time, and notes every batch that it begins by a byte in a file: several processes share one."""
+    """Works slowly, and appends a byte to a file for every batch that it starts. Several processes share the file."""
 
     def __init__(self, log: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class CountingTeacher(TinyTeacher):
 def run_builder(
     url: str, environment: dict[str, str], number: int, log: str, choices: dict, passes: int
 ) -> None:
-    """A builder in a process of its own, on a host of its own as far as leases tell."""
+    """A builder in a separate process. Its leases name a separate host."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     socket.gethostname = lambda: f"host-{number}"

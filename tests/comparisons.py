@@ -1,4 +1,4 @@
-"""Made-up comparisons with known numbers: folders as `kdcache compare` leaves them, without a training step."""
+"""Made-up comparisons with known numbers: folders as `kdcache compare` writes them, without any training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def make_comparison(folder: Path, contest: Contest, *, failed: Mapping[str, str]
 
 
 def make_run(folder: Path, contest: Contest, start: Start) -> float:
-    """A finished run with the numbers above; the seconds that its process lived.
+    """A finished run with the numbers above. Returns the seconds that its process ran.
 
     A seed adds a thousandth of mIoU; on the clock of steps `feature` beats `logit`; the repetition is 10 % slower.
     """

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: kept away from the user's variables, and small."""
+"""Fixtures for several test files: small, and independent of the user's environment variables."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the user's shell reaches a test."""
+    """Hide the variables of the user's shell from tests."""
     for name in list(os.environ):
         if name.startswith("KDCACHE_"):
             monkeypatch.delenv(name)
@@ -24,7 +24,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A shell's background job ignores SIGINT, and so would all that the tests start and interrupt."""
+    """Background jobs of a shell ignore SIGINT, and processes that tests start and interrupt would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -36,7 +36,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_syncs() -> Iterator[None]:
-    """No test cuts the power, and waiting for the disk took most of the time of small stores."""
+    """Skip fsync: waiting for the disk took most of the time with small stores, and tests do not cut the power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
@@ -44,7 +44,7 @@ def _no_syncs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread_again() -> Iterator[None]:
-    """A command of a test may have chosen otherwise."""
+    """Undo what a command of the previous test may have changed."""
     yield
     torch.set_num_threads(1)
 
@@ -81,7 +81,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """The URL of an empty prefix on the real server, which this process and those that it starts can reach."""
+    """The URL of an empty prefix on the real server. This process and its child processes can reach it."""
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     _forget_clients()
@@ -90,7 +90,7 @@ def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
 
 @pytest.fixture
 def faulty(bucket: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before the real server, without faults at first; `bucket` is reached through it."""
+    """A proxy in front of the real server, without faults at first. `bucket` is then reached through it."""
     proxy = FaultProxy(seaweed.endpoint)
     proxy.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
@@ -101,12 +101,12 @@ def faulty(bucket: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def impatient(faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that give a silent server up soon, so that its silence is a timeout of theirs."""
+    """Clients with short timeouts, so that a silent server becomes a timeout."""
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.5}})
     assert faulty.silence_s > 2
     _forget_clients()
 
 
 def _forget_clients() -> None:
-    """fsspec keeps clients, and with them the endpoint that the variables named when they were made."""
+    """fsspec caches clients together with the endpoint that the variables named when they were made."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()

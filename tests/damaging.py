@@ -1,4 +1,4 @@
-"""What a store is made of, kind by kind, and one wrong bit in it."""
+"""The kinds of objects in a store, and one wrong bit in one of them."""
 
 KINDS = {  # of objects, by what their paths look like
     "root": "zarr.json",
@@ -20,7 +20,7 @@ KINDS = {  # of objects, by what their paths look like
 
 
 def flipped(data: bytes, bit: int) -> bytes:
-    """The bytes with that bit of theirs wrong."""
+    """The bytes with that bit flipped."""
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)

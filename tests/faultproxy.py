@@ -1,9 +1,8 @@
 """A proxy before an S3 server that makes it slow and unreliable, by a seed.
 
 Requests pass with their Host as the client signed it. A fault is drawn for each: an answer of 500 or of 503 SlowDown
-that the server never saw, a silence until the client gives up, a reset before the server heard of the request or after
-it did as it was told, and an answer whose body ends early. Beside that, requests can be refused as S3 refuses a token
-that has expired.
+without asking the server, silence until the client gives up, a reset before the server gets the request or after it has
+executed it, and an answer whose body ends early. Requests can also be refused as S3 refuses an expired token.
 """
 
 import asyncio
@@ -23,14 +22,14 @@ _ERRORS = {"500": ("500 Internal Server Error", "InternalError"), "503": ("503 S
 
 @dataclass
 class FaultProxy:
-    """Runs in a thread of its own between `start` and `stop`; settings may be changed while it runs."""
+    """Runs in its own thread from `start` to `stop`. Settings may be changed while it runs."""
 
     upstream: str  # URL of the server
     fault_share: float = 0.0  # of requests
     faults: tuple[str, ...] = FAULTS
     latency_s: float = 0.0  # before each request
     silence_s: float = 5.0  # of a silent fault; the client's own limit may be shorter
-    denied: str = ""  # pattern of targets (path?query) that a token which has expired is sent for
+    denied: str = ""  # pattern of targets (path?query) that are refused as if the token had expired
     seed: int = 0
     requests: Counter[str] = field(default_factory=Counter)  # by HTTP method
     injected: Counter[str] = field(default_factory=Counter)  # by fault
@@ -45,7 +44,7 @@ class FaultProxy:
         ready.wait()
 
     def fail(self, share: float, *, seed: int = 0) -> None:
-        """That share of the requests fails from now on, drawn anew from the seed."""
+        """From now on this share of the requests fails, drawn from the seed."""
         self._random, self.fault_share = random.Random(seed), share
 
     def stop(self) -> None:
@@ -70,14 +69,14 @@ class FaultProxy:
             while await self._pass_on(reader, writer):
                 pass
         except (OSError, asyncio.IncompleteReadError):
-            pass  # a client or a server that is gone: the other side sees its connection end
+            pass  # the client or the server is gone: the other side sees the connection end
         except asyncio.CancelledError:
             pass  # the proxy stops; asyncio's streams would report it
         finally:
             writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether the connection goes on."""
+        """One request and its answer. True if the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
         (method, target), headers = head.decode("latin-1").split(" ", 2)[:2], _headers(head)
         if headers.get("expect") == "100-continue":
@@ -111,7 +110,7 @@ class FaultProxy:
         return True
 
     async def _ask(self, method: str, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-        """The server's answer, head and body, on a connection of its own."""
+        """The server's answer, head and body, over a new connection."""
         parts = urlsplit(self.upstream)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**20)
         try:

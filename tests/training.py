@@ -1,4 +1,4 @@
-"""Training runs for tests: a random teacher, small stores, runs in processes of their own, and what runs leave."""
+"""Training runs for tests: a random teacher, small stores, runs in separate processes, and the files of runs."""
 
 import json
 import os
@@ -33,7 +33,7 @@ UNCOMPARED = ("kind", "step_s", "wait_s", "training_s")
 
 
 def make_teacher(path: Path) -> Path:
-    """A random PSPNet whose BatchNorms have seen one batch, so that its outputs are of ordinary size."""
+    """A random PSPNet whose BatchNorms have seen one batch, so that its outputs have an ordinary size."""
     torch.manual_seed(0)
     images = open_dataset(DATASET, None, "train")
     network = build_network(network_config("pspnet_resnet18", len(images.classes.names)))
@@ -93,7 +93,7 @@ def lines_of(config: TrainConfig, kind: str = "train") -> list[dict]:
 
 
 def tensors_of(config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Everything learnt and everything that the optimiser remembers."""
+    """The weights and the state of the optimiser."""
     state = load_state(Path(config.out, "checkpoint"))
     momenta = {f"momentum {k}": v["momentum_buffer"] for k, v in state["optimiser"]["state"].items()}
     return {**state["model"], **momenta}
@@ -116,7 +116,7 @@ def interrupt_after(step: int):
 
 FROZEN = property(lambda module: False, lambda module, mode: None)
 
-SMALL_QUEUES = {"pixel_slots": 64, "region_slots": 8}  # of a memory: it is in every checkpoint
+SMALL_QUEUES = {"pixel_slots": 64, "region_slots": 8}  # of a memory; small, because it is in every checkpoint
 
 SCRIPT = f"""
 import json, sys, torch
@@ -138,7 +138,7 @@ if __name__ == "__main__":
 def start(
     config: TrainConfig, *, freeze: bool = False, rank: int = 0, processes: int = 1, port: int = 0
 ) -> subprocess.Popen[bytes]:
-    """A run in a process of its own, one of several where `processes` says so, as `accelerate launch` starts them."""
+    """A run in `processes` separate processes, as `accelerate launch` starts them."""
     script = Path(config.out).parent / "run.py"
     script.write_text(SCRIPT)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
@@ -150,7 +150,7 @@ def start(
 
 
 def wait_until_gone(group: int) -> None:
-    """Nothing that a process started may outlive it for long."""
+    """Check that no child of a process outlives it for long."""
     for _ in range(300):
         try:
             os.killpg(group, 0)
@@ -168,7 +168,7 @@ def free_port() -> int:
 
 
 def note_shard_gets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths of the shards that this process gets from remote storage from now on, in order, as they come."""
+    """A list to which the path of every shard is added that this process gets from remote storage, in order."""
     gets: list[str] = []
     real = RemoteObjects.read_ranges
 

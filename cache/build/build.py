@@ -1,8 +1,8 @@
-"""The build: every planned view goes once through the teacher, and its targets land in the store.
+"""The build: every planned view goes once through the teacher, and its targets go into the store.
 
-Whatever dies, the next build goes on from the last committed unit. Any number of builders share the units of a store by
-leases, processes of one job no different from those of others. Where storage cannot create once, the processes of one job
-split the units by rank, and no other may build.
+After any crash the next build continues after the last committed unit. Any number of builders share the units of a
+store by leases; it makes no difference whether they are processes of one job or of several. If the storage cannot
+create an object only once, the processes of one job split the units by rank, and nobody else may build.
 """
 
 import time
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from accelerate import PartialState
 
+from kdcache.cache.build.assignment import Assignment, FixedAssignment, LeasedAssignment
 from kdcache.cache.build.builder import Builder, BuildOptions
-from kdcache.cache.build.disk_space import Outlook, look_ahead, require_disk_space
-from kdcache.cache.build.leases import Place
-from kdcache.cache.build.shares import FixedShare, LeasedShare, Share
-from kdcache.cache.codecs.registry import canonical_request
+from kdcache.cache.build.disk_space import RemainingWork, remaining_work, require_disk_space
+from kdcache.cache.build.leases import UnitId
+from kdcache.cache.codecs.request import canonical_request
 from kdcache.cache.errors import IncompleteError, UsageError
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.progress import Progress, silent
@@ -29,10 +29,10 @@ from kdcache.cache.views.policy import ViewPolicy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildResult:
-    """What one build did, over this process alone."""
+    """The outcome of one build, for this process alone."""
 
     units_built: int
-    units_before: int  # committed before this build began, by any process
+    units_before: int  # committed by any process before this build began
     entries_built: int
     seconds: float
 
@@ -47,10 +47,10 @@ def plan_store(
     inputs: str = REPLAY,
     unit_entries: int | None = None,
 ) -> StoreSpec:
-    """The spec of the store that these choices lead to.
+    """The spec of the store for these choices.
 
     Raises:
-        UsageError: an unknown codec, a target that the teacher does not give, or a unit that is too large.
+        UsageError: an unknown codec, a target that the teacher does not have, or a unit that is too large.
     """
     crop, inputs = policy.crop_size, canonical_inputs(inputs)
     stored = {} if inputs == REPLAY else crop_packings(crop)
@@ -86,21 +86,21 @@ def build_store(
     state: PartialState | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
-    foresee: Callable[[Outlook], None] = lambda outlook: None,
+    on_remaining: Callable[[RemainingWork], None] = lambda remaining: None,
 ) -> BuildResult:
-    """Bring `store` to `passes` passes, from wherever it stands, beside any other builders.
+    """Complete `passes` passes of `store`, from its present state, together with any other builders.
 
     Args:
-        state: this process's place in its job, where it has one.
-        report: takes lines about the calibration and about how units are shared.
-        foresee: takes what is left to do, before the first unit, where anything is.
+        state: this process's rank in its job, if it is one of several.
+        report: is called with lines about the calibration and about how units are shared.
+        on_remaining: is called with what is left to do before the first unit, if anything is left.
 
     Raises:
-        UsageError: the disk does not hold what is left to write (unless forced).
-        TeacherError: the teacher looks like chance or like misaligned, or gave NaN, infinity or values out of range.
-        DataError: an image or a label cannot be used. What was committed stays, as after every other error.
+        UsageError: the disk has too little space for what is left to write (unless forced).
+        TeacherError: the teacher looks like chance or misaligned, or gave NaN, infinity or values out of range.
+        DataError: an image or a label is unusable. As after every error, committed units stay.
         StoreMismatchError: this machine's crops differ from the store's canary crops.
-        IncompleteError: units were left whose inputs, put by another builder, differ from those made here.
+        IncompleteError: some units were left out, because another builder's inputs differ from those made here.
     """
     if passes < 1:
         raise UsageError(f"views must be at least 1, got {passes}")
@@ -108,71 +108,71 @@ def build_store(
     began = time.monotonic()
     if not probe_creation(store.objects):
         report(
-            f"this storage cannot be relied on to create an object only once: units are split among the {world} processes"
-            " of this job, and nobody else may build here meanwhile"
+            f"this storage may create an object twice: the {world} processes of this job split the units, and nobody"
+            " else may build here meanwhile"
         )
-    places = [(index, unit) for index in range(passes) for unit in range(store.spec.units_per_pass)]
+    unit_ids = [(index, unit) for index in range(passes) for unit in range(store.spec.units_per_pass)]
     with Builder(store, dataset, teacher, options, progress) as builder:
         committed = {(index, unit) for index in range(passes) for unit in store.committed_units(index)}
-        missing = [place for place in places if place not in committed]
+        missing = [unit_id for unit_id in unit_ids if unit_id not in committed]
         if rank == 0:
             _prepare(store, builder, report)
             if missing:
-                outlook = look_ahead(store, missing, builder.teacher_s, processes=world)
-                foresee(outlook)
+                remaining = remaining_work(store, missing, builder.teacher_s, processes=world)
+                on_remaining(remaining)
                 if not options.force:
-                    require_disk_space(outlook, store.url)
-            _begin_passes(store, passes)
+                    require_disk_space(remaining, store.url)
+            _create_passes(store, passes)
         if state:
-            state.wait_for_everyone()
+            state.wait_for_everyone()  # the others need the calibration
         builder.check_canaries()
-        # Dealt before the committed units are taken out: processes that list at different moments agree.
-        dealt = [place for place in places[rank::world] if place not in committed]
-        share = _run_build(builder, dealt, missing)
+        # Split before committed units are removed, so that processes that list at different moments still agree.
+        assigned = [unit_id for unit_id in unit_ids[rank::world] if unit_id not in committed]
+        work = _run_build(builder, assigned, missing)
     if state:
         state.wait_for_everyone()
     if rank == 0:
-        for index in store.begun_passes():  # also those whose last builder died before its manifest
+        for index in store.begun_passes():  # also passes whose last builder died before it wrote the manifest
             store.finish_pass(index)
-    _require_none_left(store, share)
+    _require_none_left(store, work)
     return BuildResult(
-        units_built=len(share.built),
+        units_built=len(work.built),
         units_before=len(committed),
-        entries_built=sum(len(store.spec.unit_rows(unit)) for _, unit in share.built),
+        entries_built=sum(len(store.spec.unit_rows(unit)) for _, unit in work.built),
         seconds=time.monotonic() - began,
     )
 
 
 def _prepare(store: Store, builder: Builder, report: Callable[[str], None]) -> None:
-    """What stands before anything is planned: done by one process, found by the others."""
+    """Clean up and calibrate. One process does it; the others find the result."""
     store.objects.remove_leftovers()
     if not store.is_calibrated:
         store.adopt_calibration(builder.calibrate(report))
 
 
-def _begin_passes(store: Store, passes: int) -> None:
-    """The goal and the arrays' metadata, on record before the first unit."""
+def _create_passes(store: Store, passes: int) -> None:
+    """Record the goal and the arrays' metadata before the first unit, so that every committed unit is readable."""
     store.raise_goal(passes)
     for index in range(passes):
         store.create_pass(index)
 
 
-def _run_build(builder: Builder, dealt: Sequence[Place], missing: Sequence[Place]) -> Share:
-    """Build what of `missing` nobody else holds; where storage cannot create once, what was `dealt` to this process."""
+def _run_build(builder: Builder, assigned: Sequence[UnitId], missing: Sequence[UnitId]) -> Assignment:
+    """Build those of `missing` that nobody else builds; only `assigned` if the storage cannot create objects once."""
     if not builder.store.objects.creates_once:
-        fixed = FixedShare(builder.store, dealt)
+        fixed = FixedAssignment(builder.store, assigned)
         builder.build(fixed)
         return fixed
-    with LeasedShare(builder.store, missing, heartbeat_s=builder.options.heartbeat_s) as leased:
+    with LeasedAssignment(builder.store, missing, heartbeat_s=builder.options.heartbeat_s) as leased:
         builder.build(leased)
     return leased
 
 
-def _require_none_left(store: Store, share: Share) -> None:
-    """Raises IncompleteError for units that were left to another builder and that nobody has committed since."""
-    if left := sorted(place for place in share.left if not store.is_committed(*place)):
+def _require_none_left(store: Store, work: Assignment) -> None:
+    """Raises IncompleteError for units that were left to another builder and are still not committed."""
+    if left := sorted(unit_id for unit_id in work.left if not store.is_committed(*unit_id)):
         units = ", ".join(f"{index}/{unit}" for index, unit in left[:8])
         raise IncompleteError(
-            f"{len(left)} units (pass/unit {units}) were begun by a builder whose crops differ from those made here",
-            hint="their images or image libraries differ; let that builder finish them",
+            f"{len(left)} units (pass/unit {units}) were started by a builder whose crops differ from those made here",
+            hint="its images or image libraries differ; let that builder finish these units",
         )

@@ -1,8 +1,8 @@
 """The builder: the pipeline of one process, from views to committed units.
 
-Decoding runs in threads ahead of the teacher; encoding, hashing and writing of a finished unit run behind it. Batches
-never cross units and the last one is padded to full size, so a unit's bytes do not depend on which process made it
-or on what was done before.
+Threads decode images ahead of the teacher; a finished unit is encoded, hashed and written behind it. Batches never
+cross units, and the last batch of a unit is padded to full size. So a unit's bytes do not depend on which process made
+it, or on what that process did before.
 """
 
 import time
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.build.calibrating import calibrate, calibration_places
+from kdcache.cache.build.assignment import Assignment
+from kdcache.cache.build.calibrating import calibrate, calibration_positions
 from kdcache.cache.build.entries import (
     CutEntry,
     EntryInputs,
@@ -28,8 +29,7 @@ from kdcache.cache.build.entries import (
     input_rows,
     run_teacher,
 )
-from kdcache.cache.build.leases import HEARTBEAT_S, Place
-from kdcache.cache.build.shares import Share
+from kdcache.cache.build.leases import HEARTBEAT_S, UnitId
 from kdcache.cache.codecs.fidelity import fidelity_of, headline
 from kdcache.cache.codecs.registry import FAULTS
 from kdcache.cache.errors import StoreMismatchError, TeacherError, UsageError
@@ -41,7 +41,7 @@ from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.replay import compare_digest, parse_entry_row
 
-Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by target: codes (n, ...), and a fault a row (n,) uint8
+Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by target: codes (n, ...), and one fault per row (n,) uint8
 
 _RECORDED_VERSIONS = ("torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
 
@@ -50,11 +50,12 @@ _RECORDED_VERSIONS = ("torch", "torchvision", "zarr", "numcodecs", "numpy", "pil
 class BuildOptions:
     """How a build runs; nothing here is part of the key."""
 
-    batch_size: int = 8  # crops a teacher batch; recorded, since floating point depends on it
+    batch_size: int = 8  # crops in a batch of the teacher; recorded, because rounding depends on it
     decode_threads: int = 4
-    units_in_flight: int = 2  # finished units waiting to be written; each holds one raw shard of every array
-    force: bool = False  # go on although the teacher's check failed, or the disk looks too small
-    heartbeat_s: float = HEARTBEAT_S  # of leases; four that are missed and another builder takes the unit
+    # Finished units waiting to be written; each takes one raw shard of every array in memory
+    units_in_flight: int = 2
+    force: bool = False  # build although the teacher's check failed, or the disk looks too small
+    heartbeat_s: float = HEARTBEAT_S  # of leases; after four missed ones another builder takes the unit
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "decode_threads", "units_in_flight"):
@@ -62,7 +63,7 @@ class BuildOptions:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
 
     def batch_size_of(self, spec: StoreSpec) -> int:
-        """Crops a batch: batches never cross units, so more than a unit's would be padding."""
+        """Crops in a batch. Batches never cross units, so a batch larger than a unit would only be padded."""
         return min(self.batch_size, spec.unit_entries)
 
 
@@ -83,39 +84,40 @@ class Builder:
         self.options = options
         self.progress = progress
         self.batch_size = options.batch_size_of(store.spec)
-        self.teacher_s: float | None = None  # an entry, on the calibration's crops, once there are any
+        self.teacher_s: float | None = None  # seconds per entry, once the calibration has measured it
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")  # one: units are committed in order
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        # After an error nothing new is begun; the few crops in hand and the unit that is being written are finished,
-        # unless the storage does not answer.
+        # After an error nothing new is started. Crops being decoded and the unit being written are finished, unless the
+        # storage does not answer: then this must not wait ten minutes.
         if error is not None:
             self.store.objects.stop_retrying()
         self.decoders.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
 
     def calibrate(self, report: Callable[[str], None]) -> Calibration:
-        """What the spec leaves open, measured on the first entries."""
+        """Measure what the spec leaves open, on the first entries."""
         pace = Pace(self.progress)
         calibration = calibrate(
             self.store.spec,
             self.teacher,
             self.store.image_ids,
-            self._cut_ahead(calibration_places(self.store.spec)),
+            self._cut_ahead(calibration_positions(self.store.spec)),
             batch_size=self.batch_size,
             force=self.options.force,
             progress=pace,
+            choosing=self.progress,
             report=report,
         )
         self.teacher_s = pace.seconds_per_call and pace.seconds_per_call / self.batch_size
         return calibration
 
     def check_canaries(self) -> None:
-        """Refuse to join a store whose crops this machine cannot make again."""
+        """Raises StoreMismatchError if this machine makes other crops than the store has."""
         rows = [parse_entry_row(np.array(row, dtype=np.int32)) for row in self.store.calibration.canaries]
         for position, stored in enumerate(rows):
             found = parse_entry_row(cut_entry(self.dataset, self.store.spec, 0, position).row)
@@ -124,23 +126,24 @@ class Builder:
             )
             if reason:
                 raise StoreMismatchError(
-                    f"image {self.store.image_ids[stored.image_index]}: this machine makes another crop than the one"
-                    f" the store was begun with ({reason})",
+                    f"image {self.store.image_ids[stored.image_index]}: this machine makes another crop than the first"
+                    f" builder of the store did ({reason})",
                     hint="use the same images and the same Pillow version; `kdcache info` shows the versions",
                 )
 
-    def build(self, share: Share) -> None:
-        """Build and commit the units of `share`, all that it gives."""
-        done = self._build_claimed(share, 0)
-        while share.wait(partial(self._show, share, done)):
-            done = self._build_claimed(share, done)
+    def build(self, work: Assignment) -> None:
+        """Build and commit all units that `work` assigns."""
+        done = self._build_claimed(work, 0)
+        while work.wait(partial(self._show, work, done)):
+            done = self._build_claimed(work, done)
 
-    def _build_claimed(self, share: Share, done: int) -> int:
-        """Build what can be claimed now, until all of it is written; entries through the teacher since the beginning."""
+    def _build_claimed(self, work: Assignment, done: int) -> int:
+        """Build and write the units that can be claimed now. Returns the entries built so far."""
         spec = self.store.spec
-        claimed: deque[Place] = deque()
-        entries = self._cut_ahead(_places_of(share, claimed))
-        writing: deque[tuple[Place, Future[bool]]] = deque()
+        claimed: deque[UnitId] = deque()
+        entries = self._cut_ahead(_positions_of(work, claimed))
+        writing: deque[tuple[UnitId, Future[bool]]] = deque()
+        # Iterating claims units and starts decoding them, a few batches before the teacher gets to them.
         for first in entries:
             index, unit = claimed.popleft()
             pending, batch = _PendingUnit(index, unit), [first]
@@ -149,42 +152,45 @@ class Builder:
                 self._encode(batch, pending)
                 batch = []
                 done += count
-                self._show(share, done, f"pass {index}")
-                while writing and writing[0][1].done():  # an error of the writer's stops the teacher at once
-                    _settle(share, *writing.popleft())
-            while len(writing) >= self.options.units_in_flight:
-                _settle(share, *writing.popleft())
+                self._show(work, done, f"pass {index}")
+                while writing and writing[0][1].done():  # an error while writing stops the teacher at once
+                    _finish_unit(work, *writing.popleft())
+            while len(writing) >= self.options.units_in_flight:  # limits memory
+                _finish_unit(work, *writing.popleft())
             writing.append(((index, unit), self.writer.submit(self._write, pending)))
         while writing:
-            _settle(share, *writing.popleft())
+            _finish_unit(work, *writing.popleft())
         return done
 
-    def _show(self, share: Share, done: int, note: str) -> None:
-        self.progress(min(done + share.entries_of_others, share.entries), share.entries, note)
+    def _show(self, work: Assignment, done: int, note: str) -> None:
+        # Units that two builders made are counted twice, hence the minimum.
+        self.progress(min(done + work.entries_of_others, work.entries), work.entries, note)
 
-    def _cut_ahead(self, places: Iterable[tuple[int, int]]) -> Iterator[CutEntry]:
-        """Entries in the order of `places` (pass, position), decoded a few batches ahead of the consumer."""
+    def _cut_ahead(self, positions: Iterable[tuple[int, int]]) -> Iterator[CutEntry]:
+        """The entries at `positions` (pass, position), in that order, decoded a few batches ahead of the consumer."""
         waiting: deque[Future[CutEntry]] = deque()
-        for place in places:
-            waiting.append(self.decoders.submit(cut_entry, self.dataset, self.store.spec, *place))
+        for pass_index, position in positions:
+            waiting.append(
+                self.decoders.submit(cut_entry, self.dataset, self.store.spec, pass_index, position)
+            )
             if len(waiting) > 2 * self.batch_size + self.options.decode_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     def _encode(self, batch: list[CutEntry], pending: "_PendingUnit") -> None:
-        """Put a batch through teacher and codecs; its codes are then on their way to host memory."""
+        """Run teacher and codecs on a batch. When this returns, the codes are still being copied to the host."""
         codecs = self.store.calibration.codecs
         targets = run_teacher(self.teacher, batch, self.batch_size, tuple(codecs))
         encoded = {name: codecs[name].encode(target) for name, target in targets.items()}
-        if not pending.batches:  # a spot check that costs little: the first batch of every unit
+        if not pending.batches:  # only the first batch of every unit: a check that costs little
             pending.fidelity = self._measure(batch, targets, encoded)
         pending.add(batch, encoded)
 
     def _measure(
         self, batch: list[CutEntry], targets: Mapping[str, Tensor], encoded: Encoded
     ) -> dict[str, dict[str, float]]:
-        """What the codecs lose on a batch, by target, in a few numbers."""
+        """What the codecs lose on a batch, a few numbers for each target."""
         lost = {}
         for name, target in targets.items():
             fidelity = fidelity_of(name, self.teacher.classifier)
@@ -194,7 +200,7 @@ class Builder:
         return lost
 
     def _write(self, pending: "_PendingUnit") -> bool:
-        """Put and commit a unit; False where its inputs on record differ from these."""
+        """Store and commit a unit. False if its stored inputs differ from these."""
         rows = pending.collect(self.store)
         built = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -214,7 +220,7 @@ class Builder:
 
 @dataclass(slots=True)
 class _PendingUnit:
-    """A unit whose batches are still on their way from the device."""
+    """A unit whose batches are still being copied from the device."""
 
     pass_index: int
     unit: int
@@ -225,7 +231,7 @@ class _PendingUnit:
     began: float = field(default_factory=time.monotonic)
 
     def add(self, entries: list[CutEntry], encoded: Encoded) -> None:
-        """One more batch, whose copies to the host may still be under way."""
+        """Add a batch. Its copies to the host may not be finished."""
         self.inputs += [entry.inputs for entry in entries]
         self.batches.append(
             {
@@ -239,8 +245,8 @@ class _PendingUnit:
             self.copied.append(event)
 
     def collect(self, store: Store) -> dict[str, np.ndarray]:
-        """Every array's rows, (n, ...), once all copies have arrived. Raises TeacherError for a faulty row."""
-        for event in self.copied:
+        """The rows of every array, (n, ...), after waiting for the copies. Raises TeacherError for a faulty row."""
+        for event in self.copied:  # in the writer's thread, so that the teacher's thread never waits
             event.synchronize()
         rows, codecs = input_rows(store.spec, self.inputs), store.calibration.codecs
         for name in self.batches[0]:
@@ -251,35 +257,35 @@ class _PendingUnit:
                 raise TeacherError(
                     f"the teacher's {name} for view {entry.view_index} of image {store.image_ids[entry.image_index]} are"
                     f" {FAULTS[int(faults[row])]}; nothing of unit {self.unit} of pass {self.pass_index} was committed",
-                    hint="check the weights and --precision; another codec may span the range",
+                    hint="check the weights and --precision; another codec may have a larger range",
                 )
             try:
                 rows[name] = codecs[name].pack(codes.numpy())
             except ValueError as error:
                 raise TeacherError(
-                    f"the teacher's {name} of unit {self.unit} of pass {self.pass_index} cannot be packed: {error}",
-                    hint=f"--{name}-codec dct",
+                    f"the teacher's {name} of unit {self.unit} of pass {self.pass_index} do not fit the codec: {error}",
+                    hint=f"try --{name}-codec dct",
                 ) from None
         return rows
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person knows it."""
+    """The name of the device for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _places_of(share: Share, claimed: deque[Place]) -> Iterator[tuple[int, int]]:
-    """The (pass, position) of every entry of the units that can be claimed, which are noted in `claimed`."""
-    for index, unit in share.claims():
+def _positions_of(work: Assignment, claimed: deque[UnitId]) -> Iterator[tuple[int, int]]:
+    """The (pass, position) of every entry of the units that can be claimed. Claimed units are appended to `claimed`."""
+    for index, unit in work.claims():
         claimed.append((index, unit))
-        for position in share.store.spec.unit_rows(unit):
+        for position in work.store.spec.unit_rows(unit):
             yield index, position
 
 
-def _settle(share: Share, place: Place, written: Future[bool]) -> None:
-    share.settle(place, committed=written.result())
+def _finish_unit(work: Assignment, unit_id: UnitId, written: Future[bool]) -> None:
+    work.finish_unit(unit_id, committed=written.result())  # raises the writer's error
 
 
 def _batch_sizes(n: int, size: int) -> list[int]:
-    """`n` entries in batches of `size`, the last one short."""
+    """Sizes of the batches for `n` entries; the last one may be short."""
     return [min(size, n - start) for start in range(0, n, size)]

@@ -1,7 +1,7 @@
-"""Calibrating: what a store's first builder measures before the first unit, for everybody to adopt.
+"""Calibrating: what a store's first builder measures before the first unit, for all builders.
 
-A few crops of the store's own views go through the teacher. Codecs are fitted to most of them and judged on the rest,
-so that the fidelity on record is not that of the crops that a basis was made for.
+A few crops of the store's own views go through the teacher. Codecs are fitted to most of them, and their loss is
+measured on the others, because a codec loses less on crops that it was fitted to.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,13 +28,13 @@ from kdcache.cache.store.spec import StoreSpec
 from kdcache.cache.teachers.sanity import check_teacher, require_sane
 from kdcache.cache.teachers.teacher import Teacher
 
-CALIBRATION_ENTRIES = 24  # seeded-random images; of a smaller dataset several views of each
-HELD_OUT_ENTRIES = 8  # the last of them: codecs are judged on these and fitted to the others
+CALIBRATION_ENTRIES = 24  # of random images; a smaller dataset gives several views of each
+HELD_OUT_ENTRIES = 8  # the last of them: the loss of codecs is measured on these
 CANARY_ENTRIES = 4
 
 
-def calibration_places(spec: StoreSpec) -> list[tuple[int, int]]:
-    """(pass, position) of the views that a calibration looks at: the first of the store, wanted or not."""
+def calibration_positions(spec: StoreSpec) -> list[tuple[int, int]]:
+    """(pass, position) of the views for a calibration: the first of the store, also of passes that nobody asked for."""
     return [divmod(number, spec.dataset.images) for number in range(CALIBRATION_ENTRIES)]
 
 
@@ -42,20 +42,26 @@ def calibrate(
     spec: StoreSpec,
     teacher: Teacher,
     image_ids: Sequence[str],
-    entries: Iterable[CutEntry],  # at calibration_places
+    entries: Iterable[CutEntry],  # at calibration_positions
     *,
     batch_size: int,
     force: bool,
     progress: Progress,
+    choosing: Progress = silent,
     report: Callable[[str], None],
 ) -> Calibration:
-    """Check the teacher on some entries and fit the codecs to its outputs for them.
+    """Check the teacher on some entries, and fit the codecs to its outputs for them.
+
+    Args:
+        progress: of the entries through the teacher.
+        choosing: of the targets whose codecs are chosen after that.
 
     Raises:
-        TeacherError: its outputs are not finite, look like chance or like misaligned (unless `force`), or no codec
-            keeps what was asked of `auto`.
+        TeacherError: its outputs are not finite, look like chance or misaligned (unless `force`), or no codec loses as
+            little as `auto` was asked to.
     """
     cut = list(entries)
+    # The check needs logits, also if they are not stored
     names = tuple(dict.fromkeys(("logits", *spec.targets)))
     outputs = run_sample(teacher, cut, image_ids, names, batch_size=batch_size, progress=progress)
     labels = torch.from_numpy(np.stack([entry.crop.label for entry in cut]))
@@ -65,14 +71,18 @@ def calibrate(
         require_sane(check)
     held_out = max(1, min(HELD_OUT_ENTRIES, len(cut) // 2))
     samples = make_samples(spec, teacher, cut, outputs, image_ids, held_out=held_out, batch_size=batch_size)
-    codecs = {name: resolve_codec(spec.targets[name].codec, sample) for name, sample in samples.items()}
+    codecs = {}
+    for done, (name, sample) in enumerate(samples.items()):
+        choosing(done, len(samples), f"choosing the codec of {name}")  # `auto` tries some for ten seconds
+        codecs[name] = resolve_codec(spec.targets[name].codec, sample)
+    choosing(len(samples), len(samples), "codecs chosen")
     calibration = Calibration(
         spec_key=spec.key,
         codecs=codecs,
         canaries=tuple(
             tuple(int(word) for word in entry.row)
-            for entry, place in zip(cut[:CANARY_ENTRIES], calibration_places(spec), strict=False)
-            if place[0] == 0
+            for entry, position in zip(cut[:CANARY_ENTRIES], calibration_positions(spec), strict=False)
+            if position[0] == 0
         ),
         teacher_check=check.to_dict(),
         input_bytes=_input_bytes(spec, cut),
@@ -84,7 +94,7 @@ def calibrate(
 
 
 def _input_bytes(spec: StoreSpec, entries: Sequence[CutEntry]) -> dict[str, int]:
-    """Bytes of an entry in every array of inputs, as a shard of these entries has it."""
+    """Stored bytes of an entry in every array of inputs, measured on a shard of these entries."""
     n = len(entries)
     rows = input_rows(spec, [entry.inputs for entry in entries])
     return {
@@ -102,7 +112,7 @@ def run_sample(
     batch_size: int,
     progress: Progress,
 ) -> dict[str, list[Tensor]]:
-    """The teacher's targets for some entries, by name one (1, C, h, w) float32 an entry, on the CPU."""
+    """The teacher's targets for some entries: by name a list with one (1, C, h, w) float32 per entry, on the CPU."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(entries), batch_size):
         batch = entries[start : start + batch_size]
@@ -123,9 +133,10 @@ def make_samples(
     held_out: int,
     batch_size: int,
 ) -> dict[str, CalibrationSample]:
-    """A sample of every target of the spec, its last `held_out` entries held out."""
+    """A sample for every target of the spec; the last `held_out` entries are held out."""
     held_out_entries = entries[-held_out:]
     exact: Mapping[str, Sequence[Tensor]] = {name: outputs[name][-held_out:] for name in spec.targets}
+    # A half-precision teacher's own rounding counts as loss, so codecs are compared with the float32 teacher.
     if teacher.precision != "float32":
         names = tuple(spec.targets)
         exact = run_sample(
@@ -134,7 +145,8 @@ def make_samples(
     return {
         name: CalibrationSample(
             target=name,
-            fitted=outputs[name][: len(entries) - held_out] or outputs[name],
+            fitted=outputs[name][: len(entries) - held_out]
+            or outputs[name],  # one entry has to serve for both
             held_out=outputs[name][-held_out:],
             exact=exact[name],
             weights=[entry_weights([entry], spec.targets[name].shape[1:]) for entry in held_out_entries],

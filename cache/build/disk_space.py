@@ -1,7 +1,7 @@
-"""Room: what a build has before it, by what its calibration measured, and whether the disk holds that.
+"""Remaining work: bytes and time that a build has left, and whether the disk has space for them.
 
-It costs a build nothing: bytes follow from the codecs' fidelity on record, time from the teacher's pace on the
-calibration's crops, or from the last unit on record where the calibration was another builder's.
+This costs a build nothing. Bytes follow from the sizes in the calibration; time from the teacher's speed on the
+calibration's crops, or from the last committed unit if another builder made the calibration.
 """
 
 from collections.abc import Sequence
@@ -15,26 +15,27 @@ from kdcache.cache.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
+class RemainingWork:
     """What is left of a build."""
 
     entries_left: int
     bytes_left: int
-    free_bytes: int | None  # None where nobody says
-    seconds_left: float | None  # None where nothing was timed yet
+    free_bytes: int | None  # None if the storage does not say
+    seconds_left: float | None  # None if nothing was timed yet
 
     @property
     def fits(self) -> bool:
+        """True if the storage has space for the bytes that are left, or does not say."""
         return self.free_bytes is None or self.bytes_left <= self.free_bytes
 
 
-def look_ahead(
+def remaining_work(
     store: Store, units: Sequence[tuple[int, int]], teacher_s: float | None, *, processes: int
-) -> Outlook:
-    """What these units, each (pass, unit), will take. `teacher_s` is an entry's, where this process has measured it."""
+) -> RemainingWork:
+    """The work for these units (pass, unit). `teacher_s`: seconds per entry, if this process measured them."""
     entries = sum(len(store.spec.unit_rows(unit)) for _, unit in units)
     pace = recorded_pace(store) if teacher_s is None else teacher_s
-    return Outlook(
+    return RemainingWork(
         entries_left=entries,
         bytes_left=entries * sum(calibrated_bytes(store).values()),
         free_bytes=store.objects.free_bytes(),
@@ -42,20 +43,20 @@ def look_ahead(
     )
 
 
-def require_disk_space(outlook: Outlook, url: str) -> None:
-    """Raises UsageError where the disk does not hold what is left to write."""
-    if not outlook.fits:
+def require_disk_space(remaining: RemainingWork, url: str) -> None:
+    """Raises UsageError if the disk has too little space for what is left to write."""
+    if not remaining.fits:
         raise UsageError(
-            f"{redact(url)}: {outlook.bytes_left:,} bytes are left to write and {outlook.free_bytes:,} are free",
-            hint="fewer --views, --targets logits, another --home, or --force to begin all the same",
+            f"{redact(url)}: {remaining.bytes_left:,} bytes are left to write and {remaining.free_bytes:,} are free",
+            hint="choose fewer --views, --targets logits or another --home; or build anyway with --force",
         )
 
 
 def calibrated_bytes(store: Store) -> dict[str, int]:
-    """Stored bytes of an entry, by array, as the calibration's crops have it.
+    """Stored bytes of an entry by array, as measured on the calibration's crops.
 
     Raises:
-        StoreDamagedError: the calibration does not say what its codecs take.
+        StoreDamagedError: the calibration lacks the sizes.
     """
     calibration = store.calibration
     sizes: dict[str, int] = {}
@@ -68,14 +69,16 @@ def calibrated_bytes(store: Store) -> dict[str, int]:
 
 
 def _plausible(store: Store, name: str, value: Any) -> Any:
-    """A number of bytes as a calibration states it, checked: it may be anybody's."""
+    """A number of bytes from a calibration, checked, because anybody may have written it."""
     if not isinstance(value, int | float) or not 0 < value < 2**40:
-        raise StoreDamagedError(f"{redact(store.url)}: the calibration does not say what {name} take")
+        raise StoreDamagedError(
+            f"{redact(store.url)}: the calibration does not say how many bytes {name} take"
+        )
     return value
 
 
 def recorded_pace(store: Store) -> float | None:
-    """Seconds an entry of the unit that was committed last, by any builder."""
+    """Seconds per entry of the unit that was committed last, by any builder; None if there is none."""
     for index in reversed(store.begun_passes()):
         if units := store.committed_units(index):
             commit = store.commit_of(index, max(units))

@@ -1,4 +1,4 @@
-"""Entries on their way into a store: which view stands where, cut out of its image, and what the teacher says of it."""
+"""Entries on their way into a store: which view is at which position, cut out of its image, and its targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from kdcache.cache.views.replay import Crop, crop_digest, entry_row, parse_entry
 
 @dataclass(frozen=True, slots=True)
 class EntryInputs:
-    """What a store keeps of an entry's inputs."""
+    """The inputs of an entry that a store keeps."""
 
     row: np.ndarray  # (columns,) int32
-    file: bytes = b""  # the crop, where crops are stored
-    label: np.ndarray | None = None  # (H, W) uint8, likewise
+    file: bytes = b""  # the encoded crop, if the store keeps crops
+    label: np.ndarray | None = None  # (H, W) uint8, if the store keeps crops
 
 
 @dataclass(frozen=True, slots=True)
 class CutEntry:
-    """One view, cut out: its inputs and its crop, which is what the stored one decodes to."""
+    """One view, cut out: its inputs, and its crop as a reader of the store will see it."""
 
     inputs: EntryInputs
     crop: Crop
@@ -42,12 +42,12 @@ class CutEntry:
 
 @lru_cache(maxsize=8)
 def pass_order(seed: int, pass_index: int, n_images: int) -> np.ndarray:
-    """The image at each position of a pass, (n_images,) int64."""
+    """The image index at each position of a pass, (n_images,) int64."""
     return permutation(f"{seed} pass {pass_index}", n_images)
 
 
 def cut_entry(dataset: SegmentationDataset, spec: StoreSpec, pass_index: int, position: int) -> CutEntry:
-    """The entry at a place of the store, decoded, drawn and cut."""
+    """The entry at a position of a pass: its image is decoded, its view drawn and cut out."""
     index = int(pass_order(spec.seed, pass_index, spec.dataset.images)[position])
     image, label = dataset.image(index), dataset.label(index)
     view = draw_view(spec.views, spec.seed, dataset.image_ids[index], pass_index, image.shape[:2], label)
@@ -55,13 +55,13 @@ def cut_entry(dataset: SegmentationDataset, spec: StoreSpec, pass_index: int, po
     if spec.inputs == REPLAY:
         return CutEntry(EntryInputs(entry_row(index, pass_index, view, crop_digest(crop))), crop)
     file = encode_crop(spec.inputs, crop)
-    crop = with_decoded(crop, file)
+    crop = with_decoded(crop, file)  # before the digest: the teacher and the student see what JPEG leaves
     row = entry_row(index, pass_index, view, crop_digest(crop))
     return CutEntry(EntryInputs(row, file, crop.label), crop)
 
 
 def input_rows(spec: StoreSpec, inputs: Sequence[EntryInputs]) -> dict[str, np.ndarray]:
-    """The rows of all arrays of inputs, (n, ...) each: the views first, then what is stored of the crops."""
+    """The rows of all arrays of inputs, (n, ...) each: views, then stored crops and labels if there are any."""
     rows = {VIEWS: np.stack([entry.row for entry in inputs])}
     if packings := spec.crop_packings:
         (longest,) = packings[CROPS].shape
@@ -73,7 +73,8 @@ def input_rows(spec: StoreSpec, inputs: Sequence[EntryInputs]) -> dict[str, np.n
 def run_teacher(
     teacher: Teacher, entries: Sequence[CutEntry], batch_size: int, targets: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Targets (n, C, h, w) float32 of the entries, n <= batch_size; the batch is padded to full size."""
+    """The targets (n, C, h, w) float32 of the entries, n <= batch_size."""
+    # Padded to full size: kernels for another batch size round differently.
     padded = [*entries, *[entries[-1]] * (batch_size - len(entries))]
     crops = torch.from_numpy(np.stack([entry.crop.image for entry in padded]))
     valid_size = valid_sizes(padded)
@@ -84,12 +85,12 @@ def run_teacher(
 
 
 def valid_sizes(entries: Sequence[CutEntry]) -> Tensor:
-    """Height and width of what is not padding, (n, 2) int64."""
+    """Height and width of the part that is not padding, (n, 2) int64, in pixels."""
     return torch.tensor([(entry.crop.height, entry.crop.width) for entry in entries])
 
 
 def entry_weights(entries: Sequence[CutEntry], map_size: tuple[int, int]) -> Tensor:
-    """The part of every cell of their maps that is not padding, (n, h, w) float32."""
+    """The part of each cell of the entries' maps that is not padding, (n, h, w) float32."""
     height, width = entries[0].crop.label.shape
     return cell_weights(valid_sizes(entries), (height, width), map_size)
 
@@ -100,7 +101,7 @@ def require_finite(
     image_ids: Sequence[str],
     name: str,
 ) -> None:
-    """Raises TeacherError, naming the target and the image, for NaN or infinity."""
+    """Raises TeacherError, which names target and image, for NaN or infinity."""
     for row in (~torch.isfinite(target).flatten(1).all(dim=1)).nonzero().flatten().tolist():
         image = image_ids[parse_entry_row(entries[row].row).image_index]
         raise TeacherError(

@@ -1,7 +1,7 @@
-"""The plan: what a build would write and how long it would take, from a rehearsal of a few batches.
+"""The plan: what a build would write and how long it would take, measured by a trial build of a few batches.
 
-The rehearsal is the build itself, calibration and all, into memory: what it takes and what it writes are those of the
-real one, but for the disk. Nothing is written anywhere.
+The trial is a real build, with its calibration, into memory. So its time and its bytes are those of the real one,
+except for the disk. Nothing is written to any disk.
 """
 
 import os
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 
+from kdcache.cache.build.assignment import FixedAssignment
 from kdcache.cache.build.builder import Builder, BuildOptions
-from kdcache.cache.build.shares import FixedShare
 from kdcache.cache.codecs.registry import Codec
 from kdcache.cache.images.datasets import SegmentationDataset
 from kdcache.cache.progress import Pace, Progress, silent
@@ -22,21 +22,21 @@ from kdcache.cache.store.spec import StoreSpec
 from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
 
-REHEARSED_BATCHES = 4  # the first warms up
+TRIAL_BATCHES = 4  # the first one warms up and is not timed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlan:
-    """What a store would hold, and what of it a build would still have to make."""
+    """What a store would contain, and how much of it a build still has to make."""
 
     entries: int
     units: int
-    units_committed: int  # by earlier builds, of these passes
+    units_committed: int  # of these passes, by earlier builds
     entries_left: int
-    batches_left: int  # padded ones cost as much as full ones
-    unit_bytes: int  # raw: each unit in flight takes as much memory
-    bytes_per_entry: Mapping[str, int]  # stored, by array
-    calibration_s: float  # 0 where a calibration stands
+    batches_left: int  # short ones cost as much as full ones, because they are padded
+    unit_bytes: int  # before compression: the memory that each unit in flight takes
+    bytes_per_entry: Mapping[str, int]  # stored bytes, by array
+    calibration_s: float  # 0 if the store is calibrated already
     seconds_per_batch: float
     codecs: Mapping[str, Codec]  # by target, as calibrated
 
@@ -50,7 +50,7 @@ class BuildPlan:
 
     @property
     def seconds_left(self) -> float:
-        """Of one process."""
+        """Of a build by one process."""
         return self.calibration_s + self.seconds_per_batch * self.batches_left if self.batches_left else 0.0
 
 
@@ -61,11 +61,11 @@ def measure_plan(
     *,
     passes: int,
     options: BuildOptions,
-    store: Store | None = None,  # of that spec, where one stands
+    store: Store | None = None,  # the store of that spec, if it exists
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> BuildPlan:
-    """What a build of `passes` passes would write and take.
+    """What a build of `passes` passes would write and how long it would take.
 
     Raises:
         TeacherError: as the build itself would.
@@ -76,9 +76,9 @@ def measure_plan(
         for unit in set(range(spec.units_per_pass)) - (store.committed_units(index) if store else set())
     ]
     batch_size = options.batch_size_of(spec)
-    with _rehearsing(spec, dataset.image_ids, batch_size) as trial:
+    with _trial_store(spec, dataset.image_ids, batch_size) as trial:
         calibration_s = _calibrate(trial, store, dataset, teacher, options, progress, report)
-        units, batch_s = _rehearse(trial, dataset, teacher, options, progress)
+        units, batch_s = _build_trial(trial, dataset, teacher, options, progress)
         return BuildPlan(
             entries=passes * spec.dataset.images,
             units=passes * spec.units_per_pass,
@@ -94,8 +94,8 @@ def measure_plan(
 
 
 @contextmanager
-def _rehearsing(spec: StoreSpec, image_ids: tuple[str, ...], batch_size: int) -> Iterator[Store]:
-    """An empty store of the same views in memory, its units small: a few of them show writing beside the teacher."""
+def _trial_store(spec: StoreSpec, image_ids: tuple[str, ...], batch_size: int) -> Iterator[Store]:
+    """An empty store of the same views in memory, with small units, so that writing is timed too."""
     unit_entries = min(spec.unit_entries, 2 * batch_size)
     with open_probe("memory://kdcache") as objects:
         yield create_store(objects.url, replace(spec, unit_entries=unit_entries), image_ids)
@@ -110,7 +110,7 @@ def _calibrate(
     progress: Progress,
     report: Callable[[str], None],
 ) -> float:
-    """Calibrate as the build would, or adopt what it would adopt; the seconds that it takes."""
+    """Calibrate as the build would, or use the calibration that it would use. Returns the seconds this takes."""
     if store and store.is_calibrated:
         trial.adopt_calibration(replace(store.calibration, spec_key=trial.spec.key))
         return 0.0
@@ -120,23 +120,24 @@ def _calibrate(
     return time.monotonic() - began
 
 
-def _rehearse(
+def _build_trial(
     trial: Store, dataset: SegmentationDataset, teacher: Teacher, options: BuildOptions, progress: Progress
 ) -> tuple[list[int], float]:
-    """Build a few whole units; which, and seconds a batch. They end a pass, whose first entries codecs were fitted to."""
+    """Build a few whole units. Returns which, and the seconds for each batch."""
     spec = trial.spec
     batches_per_unit = -(-spec.unit_entries // options.batch_size_of(spec))
     whole = max(1, spec.dataset.images // spec.unit_entries)
-    units = list(range(whole))[-max(1, REHEARSED_BATCHES // batches_per_unit) :]
+    # The last units of a pass: codecs were fitted to the first entries and are too good on them.
+    units = list(range(whole))[-max(1, TRIAL_BATCHES // batches_per_unit) :]
     trial.create_pass(0)
     pace = Pace(progress)
     began, busy = time.monotonic(), time.process_time()
     with Builder(trial, dataset, teacher, options, pace) as builder:
-        builder.build(FixedShare(trial, [(0, unit) for unit in units]))
+        builder.build(FixedAssignment(trial, [(0, unit) for unit in units]))
     if pace.seconds_per_call is None:
         return units, time.monotonic() - began
-    # The slowest decides: teacher and encoding, batch by batch; the writer, which ends last; or all that the
-    # processor does, decoding too, which the first batch's wait hides.
+    # The slowest part decides: the teacher with encoding, batch by batch; or writing, which ends last; or all work of
+    # the processor, which includes the decoding that the first batch waited for.
     processor_s = (time.process_time() - busy) / _cores()
     return units, max(
         pace.seconds_per_call, *(s / pace.calls for s in (pace.seconds_since_first(), processor_s))
@@ -144,7 +145,7 @@ def _rehearse(
 
 
 def _stored_bytes(trial: Store, units: list[int], spec: StoreSpec) -> dict[str, int]:
-    """Bytes an entry by array, of these units, with its part of the index of a shard of `spec`'s."""
+    """Stored bytes per entry by array, measured on these units, with its part of the index of a shard of `spec`."""
     commits = [trial.commit_of(0, unit) for unit in units]
     entries = sum(commit.entries for commit in commits)
     sizes = {}
@@ -156,5 +157,5 @@ def _stored_bytes(trial: Store, units: list[int], spec: StoreSpec) -> dict[str, 
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -116,9 +116,8 @@ class ChannelBasis:
         return _tensors(self, device)
 
 
-@lru_cache(
-    maxsize=16
-)  # one copy to the device for each basis: a copy for every batch would make the device wait
+# One copy to the device for each basis: a copy for every batch would make the device wait
+@lru_cache(maxsize=16)
 def _tensors(basis: ChannelBasis, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean (C,) and vectors (C, K) on a device."""
     mean, vectors = (

@@ -17,15 +17,12 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.codecs.codec import Codec
-from kdcache.cache.codecs.fidelity import DIVERGENCES, LOGIT_TARGETS, Classifier, fidelity_of
+from kdcache.cache.codecs.fidelity import LOGIT_TARGETS, Classifier, fidelity_of
+from kdcache.cache.codecs.request import Promise
 from kdcache.cache.codecs.scalar import Delta, Fp16, Uniform
 from kdcache.cache.codecs.shards import ArrayLayout
 from kdcache.cache.codecs.transform import DctStatistics
-from kdcache.cache.errors import TeacherError, UsageError
-
-AUTO = "auto"
-DEFAULT_MAX_KL = 1e-3
-DEFAULT_METHODS = ("logit",)
+from kdcache.cache.errors import TeacherError
 
 _ERROR_PER_KL = 20.0  # for features: the relative error that is allowed for a KL of 1
 _FINEST = 2.0**-10  # the smallest step that is tried, as a fraction of the standard deviation
@@ -35,7 +32,7 @@ _STEPS = 112  # 14 octaves, so up to 16 standard deviations
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationSample:
-    """The exact values of a target on some crops, in two parts: one to fit codecs to, the other to measure their loss."""
+    """The values of a target on some crops, in two parts: one to fit codecs to, one to measure their loss on."""
 
     target: str
     fitted: Sequence[Tensor]  # each (N, C, h, w) float32
@@ -48,44 +45,14 @@ class CalibrationSample:
     classifier: Classifier | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """The loss that `auto` must not exceed."""
-
-    max_kl: float
-    methods: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, argument: str | None) -> "Promise":
-        """The promise in the text after `auto:`. Raises UsageError."""
-        bound, _, names = (argument or "").partition(":")
-        methods = tuple(sorted(set(names.split(",")))) if names else DEFAULT_METHODS
-        try:
-            max_kl = float(bound) if bound else DEFAULT_MAX_KL
-        except ValueError:
-            max_kl = math.nan
-        if not 1e-7 <= max_kl <= 1:
-            raise UsageError(f"codec auto: the bound must be from 1e-7 to 1, got {bound!r}", hint="auto:1e-3")
-        if unknown := [name for name in methods if name not in DIVERGENCES]:
-            raise UsageError(
-                f"codec auto: unknown method {unknown[0]!r}",
-                hint=f"among: {', '.join(DIVERGENCES)}",
-            )
-        return cls(max_kl, methods)
-
-    def __str__(self) -> str:
-        """The canonical request."""
-        methods = (
-            "" if self.methods == DEFAULT_METHODS else f":{','.join(self.methods)}"
-        )  # part of a store's key
-        return f"{AUTO}:{self.max_kl!r}{methods}"
-
-    def is_kept(self, target: str, fidelity: Mapping[str, Any]) -> bool:
-        """True if the measured fidelity is at least as good as promised."""
-        if target in LOGIT_TARGETS:
-            return all(fidelity["divergence"][name] <= self.max_kl for name in self.methods)
-        kl = fidelity["kl"]
-        return fidelity["relative_error"] <= _ERROR_PER_KL * self.max_kl and (kl is None or kl <= self.max_kl)
+def is_kept(promise: Promise, target: str, fidelity: Mapping[str, Any]) -> bool:
+    """Whether a measured fidelity is as good as promised."""
+    if target in LOGIT_TARGETS:
+        return all(fidelity["divergence"][name] <= promise.max_kl for name in promise.methods)
+    kl = fidelity["kl"]
+    return fidelity["relative_error"] <= _ERROR_PER_KL * promise.max_kl and (
+        kl is None or kl <= promise.max_kl
+    )
 
 
 def choose_codec(promise: Promise, sample: CalibrationSample) -> Codec:
@@ -177,4 +144,4 @@ def _keeps(codec: Codec, promise: Promise, sample: CalibrationSample) -> bool:
         if torch.any(faults):
             return False
         fidelity.add(exact, codec.decode(codes), weights)
-    return promise.is_kept(sample.target, fidelity.result())
+    return is_kept(promise, sample.target, fidelity.result())

@@ -4,55 +4,30 @@
                         <--decode, on the student's device--       codes <--unpack, in a reader--
 
 What a request leaves open is fitted once for a store, to a sample of the teacher's outputs, and kept in the store's
-calibration. There are no scales for single entries, and nothing is clipped: a value outside the range of the codes is
-a fault.
+calibration. Single entries have no scales, and nothing is clipped: a value out of range is a fault.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.codecs.packing import Packing
+
 MAX_STEP_EXPONENT = 64  # largest exponent of a step read from a store: beyond it float32 would overflow
 
 FAULTS = {1: "not finite", 2: "outside the range of the codec"}
 
-Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 Shape = tuple[int, int, int]  # (C, h, w) of one entry of a target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """How rows are stored in a Zarr array: the codec's part of the array's metadata."""
-
-    dtype: str  # a numpy name
-    shape: tuple[int, ...]  # of one entry
-    axes: tuple[str, ...]  # one name for each axis
-    shuffle: Shuffle  # blosc's filter before zstd: regroups bytes, bits, or nothing
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one entry, unpacked."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Codec(ABC):
     """A fitted codec: everything that is needed to encode and decode one target."""
 
     name: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        """The canonical form of the text after the colon of a request. `channels` of the target, if they are known.
-
-        Raises UsageError.
-        """
 
     @classmethod
     @abstractmethod
@@ -139,9 +114,9 @@ def find_faults(
 
 
 def zigzag(codes: Tensor) -> Tensor:
-    """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ... Small ones of both signs have zero high bits.
+    """Signed integers as unsigned: 0, -1, 1, -2, 2, ... -> 0, 1, 2, 3, 4, ...
 
-    int16 in, int16 out; read the result as uint16.
+    Small numbers of both signs then have zero high bits, which compress well. int16 in, int16 out; read it as uint16.
     """
     return (codes << 1) ^ (codes >> 15)  # the right shift repeats the sign bit: all ones for a negative code
 

@@ -1,8 +1,8 @@
 """Fidelity: what storing costs, measured between a teacher's exact outputs and the decoded ones.
 
-Logits are compared as the losses see them: the KL divergence at temperatures 1 and 4, how often the class stays the same
-(everywhere, near a boundary, by class), and the divergences of methods that do not take a softmax over classes. Features
-are compared by their relative error, and by what the teacher's own classifier makes of the decoded ones.
+Logits are compared as the losses see them: the KL divergence at temperatures 1 and 4, how often the class stays the
+same (everywhere, near a boundary, by class), and the divergences of methods that do not take a softmax over classes.
+Features are compared by their relative error, and by what the teacher's own classifier makes of the decoded ones.
 
 Padding does not count: a cell has the weight of the part of it that is image. The classes below keep sums, so that
 entries can be added in batches of any size.
@@ -55,7 +55,7 @@ def class_correlation_loss(
     stored: Tensor,
     weights: Tensor,  # (N, h, w)
 ) -> Tensor:
-    """DIST's intra-class part (arXiv 2205.10536): 1 - Pearson's correlation of each class over cells, class mean, (N,)."""
+    """DIST's intra-class part (arXiv 2205.10536): 1 - Pearson's r of each class over cells, class mean, (N,)."""
     probabilities = [F.softmax(logits, dim=1) * (weights > 0)[:, None] for logits in (exact, stored)]
     centred = [p.flatten(2) - p.flatten(2).mean(dim=2, keepdim=True) for p in probabilities]
     return 1 - F.cosine_similarity(centred[0], centred[1], dim=2, eps=1e-8).mean(dim=1)
@@ -78,9 +78,10 @@ def decoupled_kl(
     return _mean(pixel_kl(exact, stored, _TEMPERATURE) + (_NCKD_WEIGHT - 1 + p) * between_others, weights)
 
 
-# What each distillation method sees of an error in the logits: (N,), one value for each entry. Their mean weights entries
-# by area. Methods that normalise over cells see a shift of all classes of a cell, which a KL over classes ignores. DKD
-# sees errors between classes that the teacher rules out; a KL gives them hardly any weight where the teacher is sure.
+# What each distillation method sees of an error in the logits: (N,), one value for each entry. Their mean weights
+# entries by area. Methods that normalise over cells see a shift of all classes of a cell, which a KL over classes
+# ignores. DKD sees errors between classes that the teacher rules out; a KL gives them hardly any weight where the
+# teacher is sure.
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "logit": lambda exact, stored, weights: _mean(pixel_kl(exact, stored), weights),
     "cwd": channel_kl,

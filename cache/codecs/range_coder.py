@@ -1,7 +1,7 @@
 """The transform codec with a range coder: 10 to 17 % smaller than `dct`, but only kdcache can decode it.
 
-Codes are coded with tables of their frequencies, which are fitted once for a store: one table for each pair of a class of
-planes and a class of blocks, both grouped by activity. A block's class is coded before its codes. The coder is
+Codes are coded with tables of their frequencies, which are fitted once for a store: one table for each pair of a class
+of planes and a class of blocks, both grouped by activity. A block's class is coded before its codes. The coder is
 constriction (github.com/bamler-lab/constriction, arXiv 2201.01741). The Zarr array contains its words as bytes, padded
 with zeros to equal length: any reader can open the array, but only this codec can interpret it.
 """
@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdcache.cache.codecs.codec import Packing, Shape, unzigzag
+from kdcache.cache.codecs.codec import Shape, unzigzag
+from kdcache.cache.codecs.packing import Packing
+from kdcache.cache.codecs.request import constriction_stream
 from kdcache.cache.codecs.transform import Dct
-from kdcache.cache.errors import UsageError
 
 Codes = npt.NDArray[np.int32]
 
@@ -45,13 +46,6 @@ class RangeDct(Dct):
     starts: tuple[int, ...]  # the first plane of every class of planes
     limits: tuple[int, ...]  # smallest activity of each class of blocks after the first
     tables: bytes  # little-endian uint16 frequencies, (plane classes, block classes, symbols)
-
-    @classmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        _constriction()  # fail now if it is not installed, not after the teacher has run
-        return super(RangeDct, cls).check(
-            argument, channels
-        )  # slots=True makes a new class, which breaks super()
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> "RangeDct":
@@ -135,7 +129,7 @@ class RangeDct(Dct):
 
     def _encode_words(self, codes: Codes) -> npt.NDArray[np.uint32]:
         """The words of one entry's codes (planes, blocks) int32."""
-        coder = _constriction()
+        coder = constriction_stream()
         encoder, uniform = coder.queue.RangeEncoder(), coder.model.Uniform
         classes = _block_classes(codes, self.limits)
         # The order is the format: classes, then symbols group by group, then the low bits of large codes.
@@ -150,7 +144,7 @@ class RangeDct(Dct):
         return words
 
     def _decode_words(self, words: npt.NDArray[np.uint32]) -> Codes:
-        coder = _constriction()
+        coder = constriction_stream()
         decoder, uniform = coder.queue.RangeDecoder(words), coder.model.Uniform
         planes, blocks = Dct.packing(self, (self.basis.channels, *self.size)).shape
         classes = np.asarray(decoder.decode(uniform(_BLOCK_CLASSES), blocks))
@@ -205,7 +199,7 @@ def _fit_tables(sample: Sequence[Codes]) -> dict[str, Any]:
 
 
 def _plane_classes(activity: npt.NDArray[np.floating]) -> list[int]:
-    """The first plane of each class. Planes are ordered by falling activity; each class covers an equal range of octaves."""
+    """The first plane of each class. Planes come by falling activity; classes cover equal ranges of its logarithm."""
     # Mean |code| is not quite monotonic in an order by root mean square, and classes must be ranges of planes.
     octaves = np.log2(np.minimum.accumulate(activity) + 2.0**-10)
     span = max(float(octaves[0] - octaves[-1]), 1e-9)
@@ -248,17 +242,7 @@ def _signed(codes: Tensor) -> Codes:
 @lru_cache(maxsize=8)
 def _models(tables: bytes, plane_classes: int) -> list[list[Any]]:
     """The coder's model of every table. Probabilities are quotients of small integers, so equal on every machine."""
-    categorical = _constriction().model.Categorical
+    categorical = constriction_stream().model.Categorical
     frequencies = np.frombuffer(tables, "<u2").reshape(plane_classes, _BLOCK_CLASSES, _SYMBOLS)
     probabilities = (frequencies / frequencies.sum(axis=2, keepdims=True)).astype(np.float32)
     return [[categorical(table, perfect=False) for table in row] for row in probabilities]
-
-
-def _constriction() -> Any:
-    try:
-        from constriction import stream
-    except ImportError:
-        raise UsageError(
-            "codec dct-range needs the package constriction", hint="pip install 'kdcache[range]'"
-        ) from None
-    return stream

@@ -6,7 +6,7 @@
     pca:K[:STEP]           K principal components of the channels, one step
     dct[:STEP[:K]]         principal components, an 8x8 DCT, one step
     dct-range[:STEP[:K]]   the same with a range coder: smaller, but other readers cannot decode it
-    auto:MAX_KL[:METHODS]  the smallest of them that loses at most MAX_KL and that every Zarr reader opens, see choose.py
+    auto:MAX_KL[:METHODS]  the smallest that loses at most MAX_KL and that every Zarr reader opens, see choose.py
 
 A request is part of a store's key. Encoding and decoding are done in torch, on the device where the data is. What is
 stored are plain numbers under standard Zarr codecs.
@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcache.cache.codecs.choose import AUTO, CalibrationSample, Promise, choose_codec
+from kdcache.cache.codecs.choose import CalibrationSample, choose_codec
 from kdcache.cache.codecs.codec import FAULTS, Codec
 from kdcache.cache.codecs.range_coder import RangeDct
+from kdcache.cache.codecs.request import AUTO, Promise, canonical_request, split_request
 from kdcache.cache.codecs.scalar import Delta, Fp16, Uniform
 from kdcache.cache.codecs.transform import Dct, Pca
-from kdcache.cache.errors import StoreDamagedError, UsageError
+from kdcache.cache.errors import StoreDamagedError
 from kdcache.cache.storage.documents import MALFORMED
 
 __all__ = [
@@ -38,25 +39,12 @@ __all__ = [
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Fp16, Uniform, Delta, Pca, Dct, RangeDct)}
 
 
-def canonical_request(request: str, channels: int | None = None) -> str:
-    """`request` in the one form that becomes part of a store's key.
-
-    Raises:
-        UsageError: it is unknown or malformed, or asks for more components than the target has `channels`.
-    """
-    if request.partition(":")[0] == AUTO:
-        return str(Promise.parse(request.partition(":")[2]))
-    name, argument = _split(request)
-    argument = CODECS[name].check(argument, channels)
-    return name if argument is None else f"{name}:{argument}"
-
-
 def fit_codec(
     request: str,
     sample: Sequence[Tensor],  # each (N, C, h, w) float32
 ) -> Codec:
     """The codec that `request` names, fitted to a sample of the teacher's outputs. Does not accept `auto`."""
-    name, argument = _split(canonical_request(request))
+    name, argument = split_request(canonical_request(request))
     return CODECS[name].fit(argument, sample)
 
 
@@ -82,10 +70,3 @@ def codec_from_dict(fields: dict[str, Any]) -> Codec:
             f"the calibration names an unusable codec: {repr(error)[:200]} (known: {known})",
             hint="a newer kdcache may know this codec; if yours is the newest, kdcache verify lists what is damaged",
         ) from None
-
-
-def _split(request: str) -> tuple[str, str | None]:
-    name, colon, argument = request.partition(":")
-    if name not in CODECS:
-        raise UsageError(f"unknown codec {name!r}", hint=f"one of: {', '.join([AUTO, *CODECS])}")
-    return name, argument if colon else None

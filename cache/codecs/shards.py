@@ -1,9 +1,9 @@
 """Shards: the Zarr v3 arrays of a pass, with one inner chunk for each entry and one shard for each unit.
 
-The arrays use standard codecs only: bytes, blosc (zstd after a byte or bit shuffle), crc32c, sharding_indexed. zarr-python
-encodes a shard, but into memory, because a shard must be complete, hashed and created once; zarr's own stores neither sync
-nor refuse to overwrite. Decoding is done here, strictly by the standard: zarr-python reads a missing inner chunk as
-zeros, and lets a blosc header decide how much memory to allocate.
+The arrays use standard codecs only: bytes, blosc (zstd after a byte or bit shuffle), crc32c, sharding_indexed.
+zarr-python encodes a shard, but into memory, because a shard must be complete, hashed and created once; zarr's own
+stores neither sync nor refuse to overwrite. Decoding is done here, strictly by the standard: zarr-python reads a
+missing inner chunk as zeros, and lets a blosc header decide how much memory to allocate.
 """
 
 import json
@@ -15,12 +15,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
-from kdcache.cache.codecs.codec import Packing, Shuffle
+from kdcache.cache.codecs.packing import Packing, Shuffle
 from kdcache.cache.errors import StoreDamagedError
 
 # blosc's own threads, on by default in a process's main thread, would compete with the reader's for cores, and they do
@@ -38,9 +35,8 @@ _OPTIONAL = ("attributes", "storage_transformers", "consolidated_metadata")
 
 _BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
-_CHECKSUM_RESIDUE = (
-    0x48674BC7  # the CRC-32C of any bytes followed by their own CRC-32C: a check without a copy
-)
+# The CRC-32C of any bytes followed by their own CRC-32C: a check without a copy
+_CHECKSUM_RESIDUE = 0x48674BC7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +158,8 @@ class ArrayLayout:
         if (unpacked_bytes, packed_bytes) != (self.row_bytes, len(packed) - _CHECKSUM_BYTES):
             raise StoreDamagedError(f"{where} does not unpack to {self.row_bytes} bytes")
         try:
-            blosc.decompress(
-                packed, row
-            )  # ignores the checksum at the end; cutting it off would copy the row
+            # Ignores the checksum at the end; cutting it off would copy the row
+            blosc.decompress(packed, row)
         except RuntimeError as error:
             raise StoreDamagedError(f"{where} does not decompress: {error}") from None
 
@@ -191,6 +186,10 @@ def same_metadata(mine: bytes, theirs: bytes) -> bool:
 
 
 def _files_of(layout: ArrayLayout, *, rows: int, values: np.ndarray | None = None) -> dict[str, bytes]:
+    import zarr  # half a second, which reading does without
+    from zarr.codecs import BloscCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
     store = MemoryStore()
     array = zarr.create_array(
         store=store,

@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcache.cache.codecs.basis import ChannelBasis
-from kdcache.cache.codecs.codec import Codec, Packing, Shape, find_faults, require_step, unzigzag, zigzag
+from kdcache.cache.codecs.codec import Codec, Shape, find_faults, require_step, unzigzag, zigzag
+from kdcache.cache.codecs.packing import Packing
+from kdcache.cache.codecs.request import parse_arguments
 from kdcache.cache.codecs.scalar import INT16_MAX, Uniform, channel_statistics, fitted_step
-from kdcache.cache.errors import UsageError
 
 BLOCK = 8  # cells a side
 PLANES = BLOCK * BLOCK  # coefficients of a block
 
 _PCA_STEPS_PER_DEVIATION = 32
-_DCT_STEPS_PER_DEVIATION = (
-    8  # coarser than for pca: most coefficients are near 0 and lose less than half a step
-)
+# Coarser than for pca: most coefficients are near 0 and lose less than half a step
+_DCT_STEPS_PER_DEVIATION = 8
 _ROUNDING = 2.0**-17  # relative error of float32 sums over thousands of terms
 
 
@@ -41,14 +41,6 @@ class Pca(Codec):
 
     basis: ChannelBasis
     scalar: Uniform  # of the components
-
-    @classmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        components, step = parse_arguments(cls.name, argument, "pca:64 or pca:64:0.125")
-        if components is None:
-            raise UsageError("codec pca: the number of components is missing", hint="for example pca:64")
-        require_channels(cls.name, components, channels)
-        return str(components) if step is None else f"{components}:{Uniform.check(repr(step))}"
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> Self:
@@ -93,7 +85,7 @@ class Pca(Codec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dct(Codec):
-    """Principal components of the channels, then an orthonormal 8x8 DCT, then one step: `dct`, `dct:STEP`, `dct:STEP:K`.
+    """Principal components, an orthonormal 8x8 DCT, and one step: `dct`, `dct:STEP`, `dct:STEP:K`.
 
     Maps are padded to whole blocks by repeating their last row and column. Without K, components are dropped if nearly
     all of their coefficients would become zero.
@@ -105,16 +97,6 @@ class Dct(Codec):
     step: float
     size: tuple[int, int]  # (h, w) of the map
     order: bytes  # uint32 for each plane: which coefficient it contains, component * 64 + row * 8 + column
-
-    @classmethod
-    def check(cls, argument: str | None, channels: int | None = None) -> str | None:
-        if argument is None:
-            return None
-        first, _, second = argument.partition(":")
-        _, step = parse_arguments(cls.name, f"1:{first}", "dct:0.25 or dct:0.25:64", argument)
-        components, _ = parse_arguments(cls.name, second or None, "dct:0.25:64", argument)
-        require_channels(cls.name, components, channels)
-        return repr(step) if components is None else f"{step!r}:{components}"
 
     @classmethod
     def fit(cls, argument: str | None, sample: Sequence[Tensor]) -> "Dct":
@@ -215,34 +197,6 @@ class DctStatistics:
         # Stable: equal activities, as of zeros, must give one order on every machine, for it is stored.
         order = self.activity[: basis.components].flatten().argsort(descending=True, stable=True)
         return Dct(basis=basis, step=step, size=self.size, order=order.numpy().astype("<u4").tobytes())
-
-
-def parse_arguments(
-    codec: str, argument: str | None, example: str, typed: str | None = None
-) -> tuple[int | None, float | None]:
-    """(components, step) from "K", "K:STEP" or None. Raises UsageError, which quotes `typed` (default: `argument`)."""
-    if argument is None:
-        return None, None
-    first, _, second = argument.partition(":")
-    try:
-        components, step = int(first), float(second) if second else None
-    except ValueError:
-        components, step = 0, None
-    if not 1 <= components <= 2**14 or not (step is None or 2.0**-16 <= step <= 2.0**16):
-        raise UsageError(
-            f"codec {codec}: {(typed or argument)!r} needs 1 to 16384 components and a step from 2^-16 to 2^16",
-            hint=f"for example {example}",
-        )
-    return components, step
-
-
-def require_channels(codec: str, components: int | None, channels: int | None) -> None:
-    """Raises UsageError if there are more components than channels."""
-    if components is not None and channels is not None and components > channels:
-        raise UsageError(
-            f"codec {codec}: {components} components, but the target has only {channels} channels",
-            hint=f"use {channels} or fewer",
-        )
 
 
 def truncation_error(basis: ChannelBasis, target: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 in hex of all ids and file sizes. It detects another list of images, or changed files, without reading
-        any. Changes that keep the size are detected by the crop digests of a store.
+        """SHA-256 in hex of all ids and file sizes. It detects another list of images, or changed files, without
+        reading any. Changes that keep the size are detected by the crop digests of a store.
 
         Raises:
             DataError: a file is missing.

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdcache.cache.errors import DataError, NotFoundError, UsageError
+from kdcache.cache.errors import DataError, NotFoundError, UsageError, unknown_name
 from kdcache.cache.images.classes import (
     ADE20K_150,
     CAMVID_11,
@@ -58,7 +58,7 @@ def open_dataset(name: str, root: str | Path | None, split: str) -> Segmentation
     """
     family, _, options = name.partition(":")
     if family not in DATASETS:
-        raise UsageError(f"unknown dataset {name!r}", hint=f"one of: {', '.join(DATASETS)}")
+        raise unknown_name("dataset", name, DATASETS)
     if options and family != "streets":
         raise UsageError(f"dataset {family} takes no options, not {options!r}", hint=f"--dataset {family}")
     folder = Path(root or Path(os.environ.get("KDCACHE_DATA") or "data") / family).expanduser()
@@ -226,7 +226,7 @@ def _subfolder(name: str, root: Path, below: str) -> Path:
 def _not_found(name: str, path: Path) -> NotFoundError:
     return NotFoundError(
         f"dataset {name} is missing or incomplete: {path} does not exist",
-        hint=f"{_WHERE_FROM[name]}; or name its folder with --data-root DIR; or try --dataset streets, which needs no files",
+        hint=f"{_WHERE_FROM[name]}; or name its folder with --data-root DIR; --dataset streets needs no files",
     )
 
 

@@ -101,7 +101,7 @@ class FileDataset(SegmentationDataset):
     ) -> None:
         """
         Raises:
-            DataError: there are no images, or an image has no label.
+            DataError: the folder has no images, or an image has no label.
         """
         self.name, self.split, self.classes = name, split, classes
         self.image_ids = tuple(sorted(images.endings))

@@ -1,9 +1,9 @@
 """One street scene. It depends only on its size and name, in integer arithmetic: the same bytes on every machine.
 
-The 19 classes of Cityscapes in perspective, from far to near: sky, skyline, buildings, walls, fences, trees and
-terrain along the road, sidewalks, poles with lights and signs, vehicles, people. The colours of most classes overlap and
-change from scene to scene, so a network has to learn shape and position. Large things are easy to learn, small and rare
-ones are not.
+The 19 classes of Cityscapes in perspective, from far to near: sky, skyline, buildings, walls, fences, trees and terrain
+along the road, sidewalks, poles with lights and signs, vehicles, people. The colours of most classes overlap and change
+from scene to scene, so a network has to learn shape and position. Large things are easy to learn, small and rare ones
+are not.
 
 The order of the calls of `dice` is part of a scene: any change of it, too, must raise streets.DRAWING_VERSION.
 """

@@ -76,7 +76,7 @@ def draw_grid(
     header: str = "",
     legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
 ) -> Image.Image:
-    """Panels in a grid, as an RGB image: header, column titles, a caption above every row, and the legend at the bottom.
+    """Panels in a grid, as an RGB image with a header, column titles, a caption above every row, and a legend.
 
     The first column contains photographs, which are scaled down smoothly. The other columns keep their exact colours.
     """

@@ -1,11 +1,11 @@
 """Checkpoint files of the public code bases, recognised by their keys and turned into one network.
 
-A layout (layouts.py) is a table of key prefixes plus the traits that no key shows. Depths, widths, the stem
-and the class count are read off the shapes, so the variants of one code base (CIRKD's heads of 2022 and of
-2025, torchvision's optional auxiliary head) need no names of their own. Every key must find its place with
-the right shape, or the file is refused.
+A layout (layouts.py) is a table of key prefixes, plus the traits that no key shows. Depths, widths, the stem and the
+number of classes are derived from the shapes. So the variants of one code base (CIRKD's heads of 2022 and of 2025,
+torchvision's optional auxiliary head) need no layouts of their own. A file is refused unless every key fits, with the
+right shape.
 
-Nothing is unpickled: files are read by safetensors or by torch.load(weights_only=True).
+Nothing is unpickled: files are read by safetensors, or by torch.load(weights_only=True).
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from kdcache.cache.networks.resnet import BLOCKS, STEMS, DilatedResNet
 
 METADATA_KEY = "kdcache"
 INPLACE_ABN_EPS = 1e-5
-LISTED_KEYS = 6  # of each kind in an error
+LISTED_KEYS = 6  # of each kind in a message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A file's network: configuration, input normalisation and weights under this project's keys.
+    """The network in a file: configuration, input normalisation, and weights under this project's keys.
 
-    meta holds what the file says besides: "dataset", "class_names", where it says so.
+    meta contains what else the file says; "dataset" and "class_names", if it has them.
     """
 
     path: str
@@ -53,6 +53,7 @@ class Checkpoint:
 
     def network(self) -> SegmentationNetwork:
         """The network with these weights, in evaluation mode on the CPU."""
+        # On the meta device and with assign=True: no memory and no random numbers for weights that are replaced anyway.
         with torch.device("meta"):
             network = build_network(self.config)
         network.load_state_dict(self.state_dict, assign=True)
@@ -60,15 +61,15 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of any known layout, or one that `save_network` wrote.
+    """Read a checkpoint of any known layout, or one written by `save_network`.
 
     Raises:
-        NotFoundError: there is no such file.
-        WeightsError: it cannot be read without unpickling, is of no known layout, or does not fit it.
+        NotFoundError: the file does not exist.
+        WeightsError: reading it would need unpickling, its layout is unknown, or it does not fit its layout.
     """
     path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"no weights file at {path}", hint="check the path given to --weights")
+        raise NotFoundError(f"weights file {path} does not exist", hint="check the path given to --weights")
     state_dict, meta = _read(path)
     if METADATA_KEY in meta:
         layout, config, normalisation, meta = _read_own(path, meta[METADATA_KEY])
@@ -103,9 +104,9 @@ def save_network(
     normalisation: Normalisation,
     meta: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write weights and configuration to a safetensors file, whole or not at all; return its sha256.
+    """Write weights and configuration to a safetensors file, completely or not at all. Returns its sha256 (hex).
 
-    meta: JSON values to keep beside the weights, by custom "dataset" and "class_names".
+    meta: JSON values to keep beside the weights, usually "dataset" and "class_names".
     """
     document = {
         "format": 1,
@@ -120,7 +121,7 @@ def save_network(
     try:
         save_file(state_dict, temporary, metadata={METADATA_KEY: json.dumps(document)})
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename: after a power failure a renamed file could be empty
         digest = file_sha256(temporary)
         os.replace(temporary, path)
     finally:
@@ -129,16 +130,16 @@ def save_network(
 
 
 def load_backbone(backbone: DilatedResNet, path: str | Path) -> None:
-    """Load a classification ResNet's weights (torchvision's names; its `fc` is left out) into a backbone.
+    """Load the weights of a classification ResNet (torchvision's names, without `fc`) into a backbone.
 
     Raises:
-        NotFoundError: there is no such file.
-        WeightsError: a key is missing, unexpected or of another shape, as a 7x7 stem is for a deep one.
+        NotFoundError: the file does not exist.
+        WeightsError: a key is missing, unexpected or of another shape, such as a 7x7 stem for a deep one.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(
-            f"no backbone weights at {path}", hint="--backbone-weights imagenet, none or a file"
+            f"backbone weights {path} do not exist", hint="--backbone-weights imagenet, none or a file"
         )
     state_dict = _without_prefix(_without_prefix(_read(path)[0], "module."), "backbone.")
     state_dict = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
@@ -149,22 +150,25 @@ def load_backbone(backbone: DilatedResNet, path: str | Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """The sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict in a file, and what stands beside it. Raises WeightsError."""
+    """The state dict in a file, and its metadata. Raises WeightsError."""
     with open(path, "rb") as file:
         head = file.read(16)
+    # Safetensors begins with eight bytes of length and then JSON; the suffix may be wrong.
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         try:
             with safe_open(path, framework="pt") as opened:
                 names = list(opened.keys())
                 return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
         except SafetensorError as error:
-            raise WeightsError(f"{path} is not a whole safetensors file: {error}") from None
+            raise WeightsError(
+                f"{path} is not a complete safetensors file: {error}", hint="download or copy it again"
+            ) from None
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -172,13 +176,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = re.search(r"Unsupported (?:global|class|operand)[^.]*?GLOBAL (\S+)", reason)
         what = f" ({found.group(1)})" if found else ""
         raise WeightsError(
-            f"{path} holds Python objects{what}; kdcache reads tensors and plain values only",
-            hint="where you trust the file, save its tensors alone: "
+            f"{path} contains Python objects{what}; kdcache reads only tensors and plain values",
+            hint="if you trust the file, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)",
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path} is not a whole PyTorch file: {_first_line(error)}", hint="download or copy it again"
+            f"{path} is not a complete PyTorch file: {_first_line(error)}",
+            hint="download or copy it again",
         ) from None
     return _find_state_dict(path, document)
 
@@ -193,11 +198,11 @@ def _find_state_dict(path: Path, document: Any) -> tuple[dict[str, Tensor], dict
                 document = document[key]
                 break
     if isinstance(document, dict) and document and all(isinstance(v, Tensor) for v in document.values()):
-        # A file must not pass for one of ours: its JSON would choose the configuration.
+        # Only safetensors files of our own have this key; in a foreign file it would choose the configuration.
         meta.pop(METADATA_KEY, None)
         return {str(key): value for key, value in document.items()}, meta
     raise WeightsError(
-        f"{path} holds no state dict: expected tensors by name, bare or under 'state_dict' or 'model'"
+        f"{path} contains no state dict: expected tensors by name, at the top or under 'state_dict' or 'model'"
     )
 
 
@@ -216,7 +221,7 @@ def _read_own(path: Path, text: str) -> tuple[str, NetworkConfig, Normalisation,
 
 
 def _without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    # DataParallel and DistributedDataParallel put "module." before every key.
+    # DataParallel and DistributedDataParallel add "module." to the start of every key.
     if all(key.startswith(prefix) for key in state_dict):
         return {key.removeprefix(prefix): value for key, value in state_dict.items()}
     return state_dict
@@ -227,11 +232,11 @@ def _recognise(path: Path, state_dict: Mapping[str, Tensor]) -> Layout:
         if layout.marker in state_dict:
             return layout
     names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
-    hint = "a network of your own goes through a factory: --teacher package.module:factory"
+    hint = "use a network of your own through a factory: --teacher package.module:function"
     if "fc.weight" in state_dict:
         hint = "it looks like an ImageNet classifier, which has no segmentation head; " + hint
     raise WeightsError(
-        f"{path} has no known layout ({names} or kdcache's own): it begins with {_listing(list(state_dict))}",
+        f"{path} has an unknown layout (known: {names}, kdcache): it begins with {_listing(list(state_dict))}",
         hint=hint,
     )
 
@@ -254,6 +259,7 @@ def _rename(path: Path, layout: Layout, state_dict: Mapping[str, Tensor]) -> dic
 
 
 def _dotted_prefixes(key: str) -> Iterator[str]:
+    """Prefixes of a key, the longest first; the last one is empty."""
     while key:
         key = key.rpartition(".")[0]
         yield key
@@ -306,12 +312,12 @@ def _one_of(path: Path, what: str, value: tuple[Any, ...], known: Mapping[str, t
 
 
 def _convert_inplace_abn(path: Path, state_dict: dict[str, Tensor]) -> None:
-    # The InPlaceABN of 2018 scales by |weight| + eps (libs/src/bn.cu of SKD) and counts no batches.
+    # InPlaceABN of 2018 scales by |weight| + eps (libs/src/bn.cu of SKD) and does not count batches.
     if any(key.endswith(".num_batches_tracked") for key in state_dict):
         raise WeightsError(
-            f"{path} has SKD's keys but counts batches, which its InPlaceABN does not: the file was trained with "
-            "other normalisation layers, and its keys do not show their activation",
-            hint="wrap the network in a factory: --teacher package.module:factory",
+            f"{path} has SKD's keys, but it counts batches, which SKD's InPlaceABN does not. It was trained with other "
+            "normalisation layers, and its keys do not show their activation",
+            hint="use the network through a factory: --teacher package.module:function",
         )
     for key in [key.removesuffix("running_mean") for key in state_dict if key.endswith(".running_mean")]:
         if (weight := f"{key}weight") in state_dict:
@@ -320,13 +326,13 @@ def _convert_inplace_abn(path: Path, state_dict: dict[str, Tensor]) -> None:
 
 def _foreign_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     names = meta.get("CLASSES", ())
-    with contextlib.suppress(AttributeError):  # mmsegmentation 1.x keeps them one level down
+    with contextlib.suppress(AttributeError):  # mmsegmentation 1.x has them one level deeper
         names = names or meta.get("dataset_meta", {}).get("classes", ())
     return {"class_names": [str(name) for name in names]} if isinstance(names, list | tuple) and names else {}
 
 
 def _fill_counters(state_dict: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    # They matter only to BatchNorms without momentum; files from before PyTorch 0.4.1 have none.
+    # Only BatchNorms without momentum use them; files from before PyTorch 0.4.1 have none.
     if not any(key.endswith(".num_batches_tracked") for key in state_dict):
         counters = [key for key in expected if key.endswith(".num_batches_tracked")]
         state_dict.update((key, torch.zeros((), dtype=torch.int64)) for key in counters)

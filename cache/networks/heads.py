@@ -1,7 +1,7 @@
 """The heads on a backbone's maps: PSPNet's, DeepLabV3's, FCN's, and the auxiliary one.
 
-Every head keeps the size of its map and ends in a 3x3 ConvNorm, `bottleneck`, whose output is the feature
-that is distilled; the classifier is not part of it.
+Every head keeps the size of its map and ends in a 3x3 ConvNorm, `bottleneck`. Its output is the feature that is
+distilled; the classifier comes after the head.
 """
 
 import torch
@@ -14,7 +14,7 @@ ASPP_DROPOUT = 0.5
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm and ReLU; slope > 0 makes it a leaky ReLU."""
+    """Convolution, BatchNorm and ReLU; with slope > 0 a leaky ReLU."""
 
     def __init__(
         self,
@@ -64,10 +64,11 @@ class PyramidHead(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N, B, h, w)
-    ) -> Tensor:
+    ) -> Tensor:  # (N, D, h, w)
         priors = [
             self._prior(x, bins, branch) for bins, branch in zip(PYRAMID_BINS, self.branches, strict=True)
         ]
+        # Concatenated either way the network works; a checkpoint fits only the order that it was trained with.
         joined = [x, *priors] if self.input_first else [*priors, x]
         features: Tensor = self.bottleneck(torch.cat(joined, dim=1))
         return features
@@ -93,7 +94,7 @@ class AtrousHead(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N, B, h, w)
-    ) -> Tensor:
+    ) -> Tensor:  # (N, D, h, w)
         pooled = self.pool(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, *x.shape[2:])
         joined = torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1)
         features: Tensor = self.bottleneck(self.dropout(self.project(joined)))
@@ -101,7 +102,7 @@ class AtrousHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """The bottleneck alone: the head of torchvision's FCN."""
+    """Only the bottleneck: the head of torchvision's FCN."""
 
     def __init__(self, channels: int, head_channels: int, *, slope: float) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class ConvHead(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N, B, h, w)
-    ) -> Tensor:
+    ) -> Tensor:  # (N, D, h, w)
         features: Tensor = self.bottleneck(x)
         return features
 
@@ -129,6 +130,6 @@ class AuxiliaryHead(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N, B / 2, h, w)
-    ) -> Tensor:
+    ) -> Tensor:  # (N, C, h, w)
         logits: Tensor = self.classifier(self.dropout(self.block(x)))
         return logits

@@ -1,6 +1,6 @@
 """How the public code bases name the parameters of a network, and the traits that no parameter shows.
 
-Keys were read in open-mmlab/mmsegmentation 1.2.2, winycg/CIRKD 91735ef and dab64db, hszhao/semseg 4f274c3,
+The keys were taken from open-mmlab/mmsegmentation 1.2.2, winycg/CIRKD 91735ef and dab64db, hszhao/semseg 4f274c3,
 irfanICMLL/structure_knowledge_distillation ce208e1 (SKD; IFVD and CWD use its networks) and torchvision 0.29.
 """
 
@@ -16,7 +16,7 @@ from kdcache.cache.networks.normalisation import BGR_CAFFE, RGB_IMAGENET, Normal
 class Layout:
     """How one code base names the parameters of one architecture.
 
-    `prefixes` maps dotted prefixes of its keys to ours; the longest that fits is used.
+    `prefixes` maps dotted prefixes of its keys to ours; of several that fit, the longest is used.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Layout:
     prefixes: Mapping[str, str]
     traits: Mapping[str, Any]
     normalisation: Normalisation
-    inplace_abn: bool = False  # norms scale by |weight| + eps, and num_batches_tracked is not there
+    inplace_abn: bool = False  # norms scale by |weight| + eps, and the file has no num_batches_tracked
 
 
 def _pairs(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
@@ -39,6 +39,7 @@ _STAGES = {f"layer{n}": f"layer{n}" for n in range(1, 5)}
 _BACKBONE = {name: name for n in (1, 2, 3) for name in (f"conv{n}", f"bn{n}")} | _STAGES
 _TORCHVISION_TRAITS = {**PRESETS["kdcache"], "dropout_channels": False}
 
+# Searched in this order: torchvision's FCN marker comes last, because it is the least specific.
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="mmseg",

@@ -1,13 +1,12 @@
-"""Segmentation networks of output stride 8, for teachers and students alike.
+"""Segmentation networks with output stride 8, for teachers and students.
 
-PSPNet (Zhao et al., 2017, arXiv 1612.01105), DeepLabV3 (Chen et al., 2017, arXiv 1706.05587) and FCN share
-one interface: logits before upsampling, the feature before the classifier, the auxiliary head's logits and
-layer 4.
+PSPNet (Zhao et al., 2017, arXiv 1612.01105), DeepLabV3 (Chen et al., 2017, arXiv 1706.05587) and FCN have one
+interface: logits before upsampling, the feature before the classifier, the auxiliary head's logits, and layer 4.
 
-The public code bases build "PSPNet-ResNet-101" in four ways whose weights load into one another without a
-complaint and then lose several points of mIoU. So every trait in which they differ is a field of
-`NetworkConfig`, and `PRESETS` holds the four as plain values. Read in open-mmlab/mmsegmentation 1.2.2,
-winycg/CIRKD dab64db, hszhao/semseg 4f274c3 and irfanICMLL/structure_knowledge_distillation (SKD) ce208e1.
+The public code bases build "PSPNet-ResNet-101" in four ways. Weights of one load into another without an error, and
+then lose several points of mIoU. So every trait in which they differ is a field of `NetworkConfig`, and `PRESETS` lists
+the traits of each code base. Sources: open-mmlab/mmsegmentation 1.2.2, winycg/CIRKD dab64db, hszhao/semseg 4f274c3 and
+irfanICMLL/structure_knowledge_distillation (SKD) ce208e1.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, Self, get_type_hints
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import UsageError, unknown_name
 from kdcache.cache.networks.heads import AtrousHead, AuxiliaryHead, ConvHead, PyramidHead
 from kdcache.cache.networks.resnet import BLOCKS, STEMS, DilatedResNet
 
@@ -39,10 +38,10 @@ NETWORKS: dict[str, tuple[str, str]] = {  # name -> (architecture, backbone)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """All that determines a network but its weights.
+    """Everything that determines a network, except its weights.
 
     head_channels is the width of `features`; branch_channels that of one pyramid or ASPP branch (0 for FCN);
-    aux_channels the hidden width of the auxiliary head, 0 for none. See `DilatedResNet` for the dilations.
+    aux_channels the hidden width of the auxiliary head (0: no such head). See `DilatedResNet` for the dilations.
     """
 
     architecture: str
@@ -55,13 +54,15 @@ class NetworkConfig:
     contract_dilation: bool = True
     dilate_second_conv: bool = True
     pool_ceil_mode: bool = False
-    align_corners: bool = False  # of the resize from a bin's grid, or the image pool, to the map
-    input_first: bool = True  # concatenation: the backbone's map before the pooled branches, or after them
+    # In the resize of a pyramid's bins, or of the image pool, to the size of the map
+    align_corners: bool = False
+    # In the concatenation: the backbone's map comes before the pooled branches, or after
+    input_first: bool = True
     head_slope: float = 0.0  # negative slope of every activation in the heads; 0 is ReLU
     aux_bias: bool = False  # of the auxiliary head's 3x3 convolution
     dropout: float = 0.1  # before the classifier
     aux_dropout: float = 0.1
-    dropout_channels: bool = True  # whole channels (Dropout2d) rather than single values
+    dropout_channels: bool = True  # drop whole channels (Dropout2d) instead of single values
 
     def __post_init__(self) -> None:
         _known("architecture", self.architecture, ARCHITECTURES)
@@ -76,20 +77,21 @@ class NetworkConfig:
             )
         if (self.branch_channels > 0) != (self.architecture != "fcn"):
             raise UsageError(
-                f"network branch_channels {self.branch_channels} does not suit {self.architecture}"
+                f"network branch_channels {self.branch_channels} does not suit {self.architecture}: "
+                "it must be 0 for fcn, and at least 1 for others"
             )
         for name in ("dropout", "aux_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"network {name} must lie in [0, 1), not {getattr(self, name)}")
+                raise UsageError(f"network {name} must be in [0, 1), not {getattr(self, name)}")
 
     @property
     def name(self) -> str:
-        """A key of `NETWORKS` where the pair is listed there, as in "pspnet_resnet18"."""
+        """Architecture and backbone, as in "pspnet_resnet18"; a key of `NETWORKS` if the pair is listed there."""
         return f"{self.architecture}_{self.backbone}"
 
     @property
     def backbone_channels(self) -> int:
-        """Of layer 4, the target `backbone`."""
+        """Channels of layer 4, which is the target `backbone`."""
         return _layer4_channels(self.backbone)
 
     @property
@@ -107,15 +109,16 @@ class NetworkConfig:
 
     @property
     def min_training_batch(self) -> int:
-        """Images a process needs in training: after a 1x1 pool a BatchNorm sees one value an image and channel."""
+        """Images that each process needs in training."""
+        # After pooling to 1x1 a BatchNorm sees one value per image and channel, and needs two for a variance.
         return 1 if self.architecture == "fcn" else 2
 
     def map_size(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """(h, w) of every target: 512 -> 64 (65 where the pool rounds up), 713 -> 90."""
+        """(h, w) of every target: 512 -> 64 (65 if the pool rounds up), 713 -> 90."""
         return _map_length(height_px, self.pool_ceil_mode), _map_length(width_px, self.pool_ceil_mode)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by field."""
+        """The fields as JSON values."""
         return asdict(self)
 
     @classmethod
@@ -133,9 +136,8 @@ class NetworkConfig:
             raise UsageError(f"incomplete network configuration: {error}") from None
 
 
-# The traits of each code base. "kdcache" is what this project trains itself: torchvision's stem, so that its
-# ImageNet weights load whole, and the dilations that leave a pretrained network's receptive fields exactly as
-# they were.
+# The traits of each code base. "kdcache" is what this project trains: torchvision's stem, so that its ImageNet weights
+# load completely, and the dilations that keep a pretrained network's receptive fields exactly as they were.
 PRESETS: dict[str, dict[str, Any]] = {
     "kdcache": {
         "stem": "7x7",
@@ -176,7 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class NetworkOutput(NamedTuple):
-    """What a forward pass gives; all maps are at stride 8 and nothing is upsampled."""
+    """The result of a forward pass. All maps have stride 8; nothing is upsampled."""
 
     logits: Tensor  # (N, C, h, w)
     features: Tensor  # (N, D, h, w) after the bottleneck's normalisation and activation, before dropout
@@ -185,7 +187,11 @@ class NetworkOutput(NamedTuple):
 
 
 def network_config(name: str, classes: int, preset: str = "kdcache", **traits: Any) -> NetworkConfig:
-    """A named network with a code base's traits and widths; `traits` override single fields."""
+    """A network by name, with the traits and widths of a code base; `traits` override single fields.
+
+    Raises:
+        UsageError: an unknown name, preset or trait.
+    """
     _known("network", name, NETWORKS)
     _known("preset", preset, PRESETS)
     architecture, backbone = NETWORKS[name]
@@ -196,7 +202,7 @@ def network_config(name: str, classes: int, preset: str = "kdcache", **traits: A
 
 
 def build_network(config: NetworkConfig) -> "SegmentationNetwork":
-    """A network with random weights: He's, and small ones in the classifiers, for a first loss near log C.
+    """A network with random weights: He's, but small ones in the classifiers, so that the first loss is near log C.
 
     Residual branches start at zero (Goyal et al., 2017, arXiv 1706.02677, section 5.1), as in mmsegmentation.
     """
@@ -227,7 +233,7 @@ class SegmentationNetwork(nn.Module):
         x: Tensor,  # (N, 3, H, W) float, normalised
         with_aux: bool = True,
     ) -> NetworkOutput:
-        """with_aux=False leaves the auxiliary head out: 7 % of a PSPNet-ResNet-101's work."""
+        """The maps of a batch. with_aux=False skips the auxiliary head, 7 % of the work of a PSPNet-ResNet-101."""
         layer3, layer4 = self.backbone(x)
         features = self.head(layer4)
         logits = self.classifier(self.dropout(features))
@@ -280,7 +286,7 @@ def _dropout(config: NetworkConfig, probability: float) -> nn.Module:
 
 
 def _widths(architecture: str, backbone: str, preset: str) -> dict[str, Any]:
-    # All code bases take a quarter of layer 4's width (512 or 2048), and an eighth in the auxiliary head, but:
+    # All code bases use a quarter of layer 4's width (512 or 2048), and an eighth in the auxiliary head. Exceptions:
     full = _layer4_channels(backbone)
     branch, head, aux = full // 4, full // 4, full // 8
     if preset == "skd":
@@ -293,7 +299,7 @@ def _widths(architecture: str, backbone: str, preset: str) -> dict[str, Any]:
         head = 256
     widths: dict[str, Any] = {"branch_channels": branch, "head_channels": head, "aux_channels": aux}
     if preset == "kdcache" and architecture != "pspnet":
-        # torchvision's DeepLabV3 and FCN drop single values, and DeepLabV3 none before its classifier.
+        # torchvision's DeepLabV3 and FCN drop single values, and DeepLabV3 has no dropout before its classifier.
         widths |= {"dropout_channels": False, "dropout": 0.0 if architecture == "deeplabv3" else 0.1}
     return widths
 
@@ -304,6 +310,7 @@ def _layer4_channels(backbone: str) -> int:
 
 
 def _map_length(length_px: int, ceil_mode: bool) -> int:
+    """Cells along one side after the stem (stride 2), the max pool (2) and layer 2 (2)."""
     stem = (length_px - 1) // 2 + 1
     pool = (stem - 1 + ceil_mode) // 2 + 1
     if ceil_mode and 2 * (pool - 1) >= stem + 1:  # PyTorch drops a window that starts in the right padding
@@ -313,4 +320,4 @@ def _map_length(length_px: int, ceil_mode: bool) -> int:
 
 def _known(what: str, value: str, known: Any) -> None:
     if value not in known:
-        raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        raise unknown_name(what, value, known)

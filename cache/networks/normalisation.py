@@ -1,4 +1,4 @@
-"""Normalisation: how uint8 crops become a network's input, as each code base has it."""
+"""Normalisation: how each code base turns uint8 crops into a network's input."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from kdcache.cache.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalisation:
-    """How uint8 RGB crops become a network's input: reorder, subtract the mean, divide, zero the padding.
+    """Turns uint8 RGB crops into a network's input: reorders channels, subtracts the mean, divides, zeroes the padding.
 
-    mean and std are in 0..255 units and in the channel order given.
+    mean and std are in units of 0..255, in the given channel order.
     """
 
     channel_order: str = "rgb"
@@ -35,9 +35,10 @@ class Normalisation:
         crops: Tensor,  # (N, H, W, 3) uint8 RGB
         valid_size: Tensor | None = None,  # (N, 2) integer height and width of the part that is not padding
     ) -> Tensor:
-        """(N, 3, H, W) float32 in channels-last memory, 0 outside the valid part, on the crops' device."""
+        """(N, 3, H, W) float32 in channels-last memory, 0 outside the valid part, on the device of the crops."""
         if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[3] != 3:
             raise UsageError(f"crops must be (N, H, W, 3) uint8, not {tuple(crops.shape)} {crops.dtype}")
+        # Inside a compiled graph constants are free, and lru_cache would break the graph.
         constants = _constants if torch.compiler.is_compiling() else _kept_constants
         mean, std = constants(self.mean, self.std, crops.device)
         pixels = crops.flip(3) if self.channel_order == "bgr" else crops
@@ -47,12 +48,12 @@ class Normalisation:
         return pixels.permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by field."""
+        """The fields as JSON values."""
         return {"channel_order": self.channel_order, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of to_dict. Raises KeyError, TypeError or UsageError for values that cannot be."""
+        """The inverse of to_dict. Raises KeyError, TypeError or UsageError for invalid values."""
         mean, std = tuple(values["mean"]), tuple(values["std"])
         return cls(channel_order=values["channel_order"], mean=mean, std=std)
 
@@ -73,14 +74,14 @@ def _constants(
 def _kept_constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """On the device once: a copy from ordinary memory waits, every step, for all work before it."""
-    # The first to ask may be a teacher, and the next a student that is trained.
+    """The constants on a device, made once: a copy from pageable memory waits, in every step, for all queued work."""
+    # Not as inference tensors: a teacher may ask first, and then a student's backward pass uses them.
     with torch.inference_mode(False):
         return _constants(mean, std, device)
 
 
 def _inside(valid_size: Tensor, crops: Tensor) -> Tensor:
-    """(N, H, W) bool, true where a pixel belongs to the image."""
+    """(N, H, W) bool, True for pixels of the image."""
     height, width = crops.shape[1:3]
     valid_size = valid_size.to(crops.device)
     rows = torch.arange(height, device=crops.device) < valid_size[:, :1]

@@ -1,11 +1,11 @@
 """ResNet with output stride 8, from torchvision's blocks.
 
-Layers 3 and 4 keep the resolution of layer 2 and dilate instead (Yu et al., 2017, arXiv 1705.09914). The
-public segmentation code bases disagree on the details, and every disagreement loads silently into the wrong
-network, so each is an argument here: the stem, the dilation of the first block of a stage, the second
-convolution of a BasicBlock, and how the max pool rounds.
+Layers 3 and 4 keep the resolution of layer 2 and dilate instead (Yu et al., 2017, arXiv 1705.09914). The public
+segmentation code bases differ in details, and weights load without an error into a network with the wrong details. So
+each detail is an argument here: the stem, the dilation of the first block of a stage, the second convolution of a
+BasicBlock, and how the max pool rounds.
 
-With the 7x7 stem the parameter names are those of torchvision's ResNet, so its ImageNet files load whole.
+With the 7x7 stem the parameters have the names of torchvision's ResNet, so its ImageNet files load completely.
 """
 
 from torch import Tensor, nn
@@ -20,18 +20,22 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 
 STEMS: dict[str, tuple[int, ...]] = {
     "7x7": (64,),  # one 7x7 convolution
-    "32-32-64": (32, 32, 64),  # three 3x3 convolutions, mmsegmentation's ResNetV1c
-    "64-64-128": (64, 64, 128),  # three 3x3 convolutions, the Caffe PSPNet's and all that follow it
+    "32-32-64": (32, 32, 64),  # three 3x3 convolutions: mmsegmentation's ResNetV1c
+    "64-64-128": (
+        64,
+        64,
+        128,
+    ),  # three 3x3 convolutions: the Caffe PSPNet's, and all code bases that follow it
 }
 
 
 class DilatedResNet(nn.Module):
-    """Backbone of every network here: (N, 3, H, W) -> layer3 and layer4, both at stride 8.
+    """The backbone of every network here: (N, 3, H, W) float -> layer3 and layer4, both at stride 8.
 
-    contract_dilation: the first block of layer 3 (4) still dilates by 1 (2), as the pixels that it reads are
-        those of the stage before; mmsegmentation's term. False: by 2 (4), like the rest of its stage.
+    contract_dilation: the first block of layer 3 (4) still dilates by 1 (2), because its input is the stage before
+        (mmsegmentation's term). False: by 2 (4), like the rest of its stage.
     dilate_second_conv: the second convolution of a BasicBlock dilates too. mmsegmentation's does not.
-    pool_ceil_mode: the max pool rounds its output size up, so that 512 pixels give 65 cells.
+    pool_ceil_mode: the max pool rounds its output size up, so that 512 pixels become 65 cells.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ def _stage(
 
 
 def _dilate(stage: nn.Sequential, first: int, rest: int, second_conv: bool) -> None:
-    # After construction, because torchvision's BasicBlock refuses to be built with a dilation.
+    # Set after construction, because torchvision's BasicBlock refuses a dilation in its constructor.
     for index, block in enumerate(stage):
         dilation = first if index == 0 else rest
         if isinstance(block, Bottleneck):

@@ -1,8 +1,8 @@
 """Documents: the JSON objects of a store, read as data that a stranger may have written.
 
-No document is parsed before its size is known to be small. Text that is not plain JSON, or that nests too deeply, counts
-as damage. A builder writes each document in exactly one way, so every reader writes back what it understood and compares
-the bytes. An extra field, a number of another type or a repeated key cannot slip through.
+No document is parsed before its size is known to be small. Text that is not plain JSON, or that nests too deeply,
+counts as damage. A builder writes each document in exactly one way, so every reader writes back what it understood and
+compares the bytes. An extra field, a number of another type or a repeated key cannot slip through.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Local objects: files of a local or NFS folder.
 
-A new object is written to a temporary file, synced, and then linked to its name. It is either absent or complete, and of
-two writers exactly one wins. A store is untrusted data: links in it are not followed, and pipes are not waited for. The
-folder of the store itself may be a link, because its user made it.
+A new object is written to a temporary file, synced, and then linked to its name. It is either absent or complete, and
+of two writers exactly one wins. A store is untrusted data: links in it are not followed, and pipes are not waited for.
+The folder of the store itself may be a link, because its user made it.
 """
 
 import errno
@@ -66,9 +66,8 @@ def _no_object(root: Path | str, path: str) -> StoreDamagedError:
     )
 
 
-TEMP_FOLDER = (
-    "kd/tmp"  # half-written objects, named by `writer_name`; on the store's disk, as links need one disk
-)
+# Half-written objects, named by `writer_name`; on the store's disk, as links need one disk
+TEMP_FOLDER = "kd/tmp"
 MAX_OPEN_FILES = 64  # for reading ranges; a pool of 8 units with 3 arrays uses 24
 
 _LARGE_READ_BYTES = 2**20
@@ -153,7 +152,8 @@ class LocalObjects(Objects):
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         if len(ranges) > 1 and hasattr(os, "posix_fadvise"):
             # The disk fetches all ranges while we wait for the first: 16 cold entries take half the time; warm ones
-            # cost 2 us more each. Merging neighbouring ranges would gain nothing: shuffled entries are rarely neighbours.
+            # cost 2 us more each. Merging neighbouring ranges would gain nothing: shuffled entries are rarely
+            # neighbours.
             for path, start, length in ranges:
                 with reading(self.url, path):
                     file = self._file(path)
@@ -164,9 +164,8 @@ class LocalObjects(Objects):
         # Not a memory map: it would save one copy, a fiftieth of the cost of unpacking, but if the file is truncated
         # while mapped, the process dies of SIGBUS.
         with reading(self.url, path):
-            file = self._file(
-                path
-            )  # keep the reference: another thread could push it out of the cache, closing it
+            # Keep the reference: another thread could push it out of the cache, closing it
+            file = self._file(path)
             if length > _LARGE_READ_BYTES:  # pread allocates `length` bytes first, however short the file is
                 length = min(length, os.fstat(file.descriptor).st_size)
             return os.pread(file.descriptor, length, start)
@@ -243,9 +242,8 @@ def _link_new(temp: Path, target: Path, data: bytes) -> bool:
         os.link(temp, target)  # unlike rename, a link fails if the name exists: one writer wins
         created = True
     except FileExistsError:
-        created = (
-            temp.stat().st_nlink == 2
-        )  # over NFS the reply to our own successful link may be lost and retried
+        # Over NFS the reply to our own successful link may be lost and retried
+        created = temp.stat().st_nlink == 2
     finally:
         temp.unlink(missing_ok=True)
     sync_folder(target.parent)  # also for the loser, who then commits what the winner wrote
@@ -261,7 +259,7 @@ def _write_through(file: Path, data: bytes) -> None:
 
 
 def _new_file(temp: Path) -> BinaryIO:
-    """A new, empty file. One of that name was left by a killed writer, or is a link that somebody planted: remove it."""
+    """A new, empty file. One of that name is of a killed writer, or a planted link, and is removed."""
     temp.unlink(missing_ok=True)
     return open(temp, "xb")
 
@@ -269,9 +267,8 @@ def _new_file(temp: Path) -> BinaryIO:
 def _make_folder(folder: Path) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for (
-        made
-    ) in missing:  # a new folder is an entry in its parent, which a power failure loses unless it is synced
+    # A new folder is an entry in its parent, which a power failure loses unless it is synced
+    for made in missing:
         sync_folder(made.parent)
 
 

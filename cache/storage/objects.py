@@ -67,7 +67,7 @@ class Objects(ABC):
 
     @abstractmethod
     def overwrite(self, path: str, data: bytes) -> None:
-        """Write the object, existing or not. A crash of the machine may lose it. For leases, which nothing depends on."""
+        """Write the object, existing or not. A crash of the machine may lose it. Only for leases."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
@@ -111,7 +111,9 @@ class Objects(ABC):
 
     def abort(self, upload: Upload) -> None:
         """Drop one of `uploads` with its parts, if it still exists."""
-        raise KDCacheError(f"{self.url} does not have multipart uploads, so {upload.path} cannot be aborted")
+        raise KDCacheError(
+            f"{self.url} does not support multipart uploads: cannot abort that of {upload.path}"
+        )
 
     @abstractmethod
     def free_bytes(self) -> int | None:

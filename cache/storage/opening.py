@@ -1,7 +1,8 @@
 """Storage: a URL (a local folder or a remote place) opened as objects, and a probe of what that place guarantees.
 
 Builders rely on one guarantee of a bucket: of many writers of one object exactly one wins. Some servers accept
-`If-None-Match: *` and ignore it, so a probe tries it out. If the probe may not delete its object, it stays in `kd/probes/`.
+`If-None-Match: *` and ignore it, so a probe tries it out. If the probe may not delete its object, it stays in
+`kd/probes/`.
 """
 
 import logging

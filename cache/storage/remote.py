@@ -159,7 +159,7 @@ class RemoteObjects(Objects):
         self._gives_up = True
 
     def _info(self, path: str) -> Mapping[str, Any] | None:
-        """What the file system says about an object; None if it does not exist. Does not retry: for use within `_ask`."""
+        """What the file system knows about an object; None if it does not exist. Call it in `_ask`, which retries."""
         try:
             found: Mapping[str, Any] = self.fs.info(self._full(path))
         except FileNotFoundError:

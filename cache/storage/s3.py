@@ -97,7 +97,7 @@ class S3Objects(RemoteObjects):
 
 
 class _RefusedKey(Exception):
-    """One object of many that a request did not delete. `response` has the form of botocore's errors, for retries.py."""
+    """A key that a request did not delete. `response` has the form of botocore's errors, for retries.py."""
 
     def __init__(self, refused: Mapping[str, str]) -> None:
         super().__init__(f"{refused['Key']}: {refused.get('Code')}")
@@ -106,9 +106,8 @@ class _RefusedKey(Exception):
 
 def _client_options() -> dict[str, Any]:
     """Options of s3fs: it keeps no listings, and it does not retry."""
-    own = fsspec.config.conf.get("s3", {}).get(
-        "config_kwargs", {}
-    )  # from FSSPEC_S3_CONFIG_KWARGS; keep the user's
+    # From FSSPEC_S3_CONFIG_KWARGS; keep the user's
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     retries = {"total_max_attempts": 1, "mode": "standard"}
     # A kept listing would hide what other builders have committed since.
     return {"use_listings_cache": False, "config_kwargs": {**own, "retries": retries}}

@@ -1,8 +1,8 @@
-"""The ledger: one commit record a unit, put last. Only what the ledger names exists.
+"""The ledger: one commit record for each unit, written last. Only what the ledger names exists.
 
-A record names each object of its unit by array, size and sha256; the path follows from pass, unit and array and is
-never taken from the record. Records are create-only: a repair adds the record of the next generation, and the
-highest generation counts. The manifest of a pass lists all its units in one object. Each carries its own digest.
+A record lists the objects of its unit by array, with size and sha256. Their paths follow from pass, unit and array, and
+are never read from a record. Records are created once: a repair adds a record of the next generation, and the highest
+generation counts. The manifest of a pass lists all its units in one object. Every record contains its own digest.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ class Commit:
     unit: int
     entries: int
     calibration: str  # digest
-    objects: Mapping[str, ObjectRecord]  # by array; "views" is always there
+    objects: Mapping[str, ObjectRecord]  # by array; always includes "views"
     generation: int = 0
     built: Mapping[str, Any] = field(default_factory=dict)  # versions, batch, threads, device, seconds, time
 
     def to_dict(self, *, built: bool = True) -> dict[str, Any]:
-        """JSON values; without `built` those alone that every builder of the unit would put."""
+        """The fields as JSON values; without `built` only those that are equal for every builder of the unit."""
         fields: dict[str, Any] = {
             "pass": self.pass_index,
             "unit": self.unit,
@@ -41,7 +41,7 @@ class Commit:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Commit":
-        """The inverse of to_dict. Raises one of documents.MALFORMED for what is no commit."""
+        """The inverse of to_dict. Raises one of documents.MALFORMED for a malformed record."""
         return cls(
             pass_index=int(fields["pass"]),
             unit=int(fields["unit"]),
@@ -55,20 +55,20 @@ class Commit:
         )
 
     def to_bytes(self) -> bytes:
-        """The stored record, canonical JSON with its seal."""
+        """The record as it is stored: canonical JSON with its own digest."""
         return _sealed(self.to_dict())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """All units of one complete pass, in order."""
+    """All units of a complete pass, in order."""
 
     pass_index: int
     commits: tuple[Commit, ...]
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the stored bytes: what a run pins."""
+        """The sha256 (hex) of the stored bytes. A run pins it, to notice repairs."""
         return sha256(self.to_bytes())
 
     @property
@@ -78,25 +78,25 @@ class Manifest:
         return {array: sum(commit.objects[array].size for commit in self.commits) for array in arrays}
 
     def to_bytes(self) -> bytes:
-        """Says nothing of machines and times, so that any builder puts the same bytes."""
+        """The manifest as it is stored. Without machines and times, so that every builder writes the same bytes."""
         return _sealed(
             {"pass": self.pass_index, "units": [commit.to_dict(built=False) for commit in self.commits]}
         )
 
 
 def read_commit(data: bytes, where: str) -> Commit:
-    """Raises StoreDamagedError, naming `where`, for bytes that are no commit record."""
+    """The commit record in `data`. Raises StoreDamagedError, which names `where`, for a malformed one."""
     fields = parse_json(data, where, dict)
     try:
         commit = Commit.from_dict(fields)
         require_same_text(commit.to_bytes(), data)
     except MALFORMED as error:
-        raise StoreDamagedError(f"{where} is no commit record: {short(error)}") from None
+        raise StoreDamagedError(f"{where} is not a commit record: {short(error)}") from None
     return commit
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
-    """Raises StoreDamagedError, naming `where`, for bytes that are no manifest."""
+    """The manifest in `data`. Raises StoreDamagedError, which names `where`, for a malformed one."""
     fields = parse_json(data, where, dict)
     try:
         commits = tuple(Commit.from_dict(unit) for unit in fields["units"])
@@ -105,10 +105,10 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         manifest = Manifest(pass_index=int(fields["pass"]), commits=commits)
         require_same_text(manifest.to_bytes(), data)
     except MALFORMED as error:
-        raise StoreDamagedError(f"{where} is no manifest: {short(error)}") from None
+        raise StoreDamagedError(f"{where} is not a manifest: {short(error)}") from None
     return manifest
 
 
 def _sealed(fields: Mapping[str, Any]) -> bytes:
-    """Canonical JSON with its own sha256 as one more field: nothing else says that a record is whole."""
+    """Canonical JSON with its own sha256 as one more field. Nothing else records that a record is complete."""
     return canonical_json({**fields, "seal": sha256(canonical_json(fields))})

@@ -1,4 +1,4 @@
-"""Opening: a store begun at a URL, found there, or refused, by the two documents that say what it is."""
+"""Opening stores: creating, finding and checking a store at a URL, and listing the stores of a home."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,28 +26,29 @@ from kdcache.cache.store.store import IMAGES, SPEC, TOP, Store
 
 
 def create_store(url: str, spec: StoreSpec, image_ids: tuple[str, ...]) -> Store:
-    """Begin the store of `spec` at `url`, or open the one that stands there.
+    """Create the store of `spec` at `url`, or open it if it exists.
 
     Raises:
-        UsageError: something else stands at `url`.
-        StoreMismatchError: the store at `url` has another spec; the message lists the fields that differ.
-        StoreDamagedError: it lists other images than its spec is about.
+        UsageError: something else is at `url`.
+        StoreMismatchError: the store at `url` has another spec; the message lists the differing fields.
+        StoreDamagedError: it lists other images than its spec.
     """
     assert len(image_ids) == spec.dataset.images
     if find_store_of(spec, url) is None:
         objects = open_objects(url)
+        # Builders may do this at the same time: all write the same bytes, and the one that is first wins.
         _put_images(objects, image_ids)
         objects.put_new("zarr.json", root_metadata(spec, image_ids))
-        objects.put_new(SPEC, canonical_json(spec.to_dict()))  # last: a store exists once its spec does
+        objects.put_new(SPEC, canonical_json(spec.to_dict()))  # last: a store exists only once its spec does
     store = find_store_of(spec, url)
     assert store is not None
     if store.image_ids != image_ids:
-        raise StoreDamagedError(f"{redact(url)}/{IMAGES} lists other images than the store's spec is about")
+        raise StoreDamagedError(f"{redact(url)}/{IMAGES} lists other images than the store's spec")
     return store
 
 
 def find_store_of(spec: StoreSpec, url: str) -> Store | None:
-    """The store of `spec` at `url`; None where nothing stands yet. Raises as `create_store` does; writes nothing."""
+    """The store of `spec` at `url`; None if there is nothing yet. Raises as `create_store`; writes nothing."""
     try:
         store = open_store(url)
     except StoreNotFoundError:
@@ -56,62 +57,62 @@ def find_store_of(spec: StoreSpec, url: str) -> Store | None:
     if store.spec.key != spec.key:
         lines = "\n  ".join(store.spec.differences(spec))
         raise StoreMismatchError(
-            f"{redact(url)} is another store; differing fields (store, asked):\n  {lines}",
-            hint="leave out --store to have the store named by its spec, or name another folder",
+            f"{redact(url)} is another store. Differing fields (in the store, asked for):\n  {lines}",
+            hint="leave out --store, and the store gets a name from its spec; or name another folder",
         )
     return store
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`. Raises StoreNotFoundError where there is none, StoreDamagedError where it cannot be read."""
+    """The store at `url`. Raises StoreNotFoundError if there is none, StoreDamagedError if it is unreadable."""
     objects = open_objects(url)
     spec = read_spec(objects)
     return Store(url, objects, spec, read_image_ids(objects, spec))
 
 
 def read_spec(objects: Objects) -> StoreSpec:
-    """What a store was asked for. Raises StoreNotFoundError where there is none, StoreDamagedError."""
+    """The spec of a store. Raises StoreNotFoundError if there is none, StoreDamagedError if it is malformed."""
     try:
         return StoreSpec.from_bytes(read_document(objects, SPEC), f"{objects.url}/{SPEC}")
     except FileNotFoundError:
         raise StoreNotFoundError(
-            f"no store at {objects.url} (looked for {SPEC})", hint="`kdcache ls` lists the stores of the home"
+            f"no store at {objects.url}: {SPEC} is missing", hint="`kdcache ls` lists the stores of the home"
         ) from None
 
 
 def read_image_ids(objects: Objects, spec: StoreSpec) -> tuple[str, ...]:
-    """The store's images, in its order. Raises StoreDamagedError."""
+    """The ids of the store's images, in its order. Raises StoreDamagedError."""
     where = f"{objects.url}/{IMAGES}"
     data = require_document(objects, IMAGES)
     image_ids = parse_json(data, where, list)
     if len(image_ids) != spec.dataset.images:
         raise StoreDamagedError(f"{where} does not list the {spec.dataset.images} images of the spec")
     if not all(isinstance(image_id, str) for image_id in image_ids) or len(set(image_ids)) < len(image_ids):
-        raise StoreDamagedError(f"{where} is no list of different names")
+        raise StoreDamagedError(f"{where} is not a list of distinct names")
     try:
         require_same_text(canonical_json(image_ids), data)
     except ValueError as error:
-        raise StoreDamagedError(f"{where} is no list of images: {error}") from None
+        raise StoreDamagedError(f"{where} is not a list of image ids: {error}") from None
     return tuple(image_ids)
 
 
 def root_metadata(spec: StoreSpec, image_ids: tuple[str, ...]) -> bytes:
-    """The zarr.json at the top: it names the spec and the images, whose documents nothing else vouches for."""
+    """The zarr.json at the top. It names the key and the digest of the image ids, which nothing else records."""
     images = sha256(canonical_json(list(image_ids)))
     return group_metadata({"kdcache": {"key": spec.key, "images": images}})
 
 
 def other_names(objects: Objects) -> list[str]:
-    """What stands beside a store's objects and is none of them; hidden files are nobody's."""
+    """Names of files and folders that do not belong to the store; hidden ones are ignored."""
     return [name for name in objects.names("") if name not in TOP and not name.startswith(".")]
 
 
 def _require_free(url: str) -> None:
     if others := other_names(open_objects(url)):
         raise UsageError(
-            f"{redact(url)} is no store and not empty: it holds {', '.join(others[:3])}"
+            f"{redact(url)} is neither a store nor empty: it contains {', '.join(others[:3])}"
             + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
-            hint="name an empty or a new folder; --home is the folder of all stores, --store that of one",
+            hint="name an empty or a new folder: --home for the folder of all stores, --store for a single one",
         )
 
 
@@ -120,25 +121,25 @@ def _put_images(objects: Objects, image_ids: tuple[str, ...]) -> None:
     if len(ids) > MAX_DOCUMENT_BYTES:
         raise UsageError(
             f"the ids of the {len(image_ids)} images take {len(ids) >> 20} MiB, more than {MAX_DOCUMENT_BYTES >> 20}",
-            hint="shorter file names, or a part of the images",
+            hint="use shorter file names, or fewer images",
         )
     if objects.put_same(IMAGES, ids) != ids:
         raise StoreDamagedError(
-            f"{objects.url} was begun for other images and never got further",
-            hint="it holds nothing: delete it, or name another folder",
+            f"the store at {objects.url} was started for other images and never completed",
+            hint="it contains nothing yet: delete it, or name another folder",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What stands directly under a home, by name."""
+    """The stores directly under a home."""
 
     stores: tuple[Store, ...]
-    unreadable: Mapping[str, KDCacheError]  # by URL: why a store there cannot be opened
+    unreadable: Mapping[str, KDCacheError]  # by URL: why opening a store failed
 
 
 def list_stores(home: str) -> Home:
-    """All stores directly under `home`; folders that hold none are passed over."""
+    """All stores directly under `home`. Folders without a store are skipped."""
     stores, unreadable = [], {}
     for name in open_objects(home).names(""):
         url = join_url(home, name)

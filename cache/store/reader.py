@@ -1,10 +1,10 @@
-"""The reader: single entries out of sharded Zarr v3 arrays by positional reads, a thin layer over what the standard says.
+"""The reader: single entries from sharded Zarr v3 arrays, read by position, with little between it and the bytes.
 
-zarr-python reads a shard's index again for every entry; here it is read once, checked and kept, so that an entry of an
-array is one read, one checksum and one decompression to where it stays. Reading and decompression run outside the GIL;
-decompression is some nine tenths of the time. It reads what `shards` writes and refuses anything else.
+zarr-python reads a shard's index again for every entry. Here it is read once, checked and kept, so that an entry of an
+array costs one read, one checksum and one decompression into its final place. Reading and decompression run without the
+GIL; decompression takes about nine tenths of the time. The reader accepts what shards.py writes and nothing else.
 
-A store that is not on this host is read by way of a cache, where one is given: then shards are fetched whole.
+A store on another host is read through a cache, if one is given. Then shards are fetched whole.
 """
 
 import json
@@ -33,21 +33,21 @@ from kdcache.cache.views.replay import Crop, EntryRow, parse_entry_row
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One view and its targets, still in codes."""
+    """One view and its targets, still encoded."""
 
     row: EntryRow
-    codes: dict[str, np.ndarray]  # by target, as Codec.encode gives them, without the first axis
-    crop: Crop | None = None  # where the store keeps it and the reader was opened for crops
+    codes: dict[str, np.ndarray]  # by target: as Codec.encode returns them, without the first axis
+    crop: Crop | None = None  # if the store keeps crops and the reader was opened for them
 
 
 class StoreReader:
     """Random access to the entries of a store's complete passes.
 
-    Pickles small, for worker processes: sizes of shards (and their digests, where a cache goes by them), but neither
-    `manifests` nor the store, which stay where it was opened.
+    Its pickle, for worker processes, is small: it contains the sizes of shards (and their digests, if there is a
+    cache), but neither `manifests` nor the store.
 
     Raises:
-        StoreMismatchError: the store does not hold one of `targets`, or this copy of it does not.
+        StoreMismatchError: the store, or this copy of it, does not contain one of `targets`.
         IncompleteError: no pass of the store is complete yet.
     """
 
@@ -56,8 +56,8 @@ class StoreReader:
         url: str,
         targets: Sequence[str] = (),
         *,
-        crops: bool = False,  # entries come with their crops, where the store keeps them
-        cache: ShardCache | None = None,  # for a store that is not on this host
+        crops: bool = False,  # return entries with their crops, if the store keeps crops
+        cache: ShardCache | None = None,  # used if the store is not on this host
     ) -> None:
         self.url = url
         self.targets = tuple(targets)
@@ -66,8 +66,8 @@ class StoreReader:
         missing = [name for name in targets if name not in store.spec.targets]
         if missing:
             raise StoreMismatchError(
-                f"{redact(url)} holds {', '.join(store.spec.targets)}, not {', '.join(missing)}",
-                hint=f"{_build_command(store.spec, missing)} builds one that does; its other options as for this one",
+                f"{redact(url)} contains {', '.join(store.spec.targets)}, not {', '.join(missing)}",
+                hint=f"build a store that does, with your other options: {_build_command(store.spec, missing)}",
             )
         self.spec: StoreSpec = store.spec
         self.image_ids = store.image_ids
@@ -75,16 +75,16 @@ class StoreReader:
         if cache is not None and not isinstance(store.objects, LocalObjects):
             self.cached = CachedShards(store.objects, cache)
         passes = self.complete_passes()
-        if not passes and store.complete_passes():
+        if not passes and store.complete_passes():  # complete, but this copy lacks an array
             lacking = [name for name in targets if not store.complete_passes([name])] or targets
             raise StoreMismatchError(
-                f"this copy of the store, {redact(url)}, is without {', '.join(lacking)}",
-                hint="kdcache pull URL --targets NAME,... from where it was copied completes it",
+                f"this copy of the store, {redact(url)}, does not contain {', '.join(lacking)}",
+                hint=f"copy the missing arrays from the original: kdcache pull URL --targets {','.join(lacking)}",
             )
         if not passes:
             raise IncompleteError(
                 f"{redact(url)} has no complete pass yet",
-                hint="run its `kdcache build` again: it goes on where it was",
+                hint="run its `kdcache build` again: it continues after the last committed unit",
             )
         self.codecs: dict[str, Codec] = {name: store.calibration.codecs[name] for name in targets}
         self.manifests: dict[int, Manifest] = {}
@@ -93,7 +93,7 @@ class StoreReader:
             self.open_pass(index)
 
     def open_pass(self, pass_index: int) -> None:
-        """Read from a complete pass too; one that is open stays as it was opened. Raises IncompleteError."""
+        """Also read from this complete pass. A pass that is open stays as it was opened. Raises IncompleteError."""
         if pass_index in self._arrays:
             return
         manifest = self._store.manifest(pass_index)
@@ -103,30 +103,30 @@ class StoreReader:
         self._arrays[pass_index] = self._open_arrays(self._store, pass_index)
 
     def complete_passes(self) -> list[int]:
-        """All that the store has by now with the arrays that are read, in order; those of `passes` are open."""
+        """All passes that the store has by now with the arrays that are read, in order. `passes` are the open ones."""
         return self._store.complete_passes((*self._inputs, *self.targets))
 
     def require_unchanged(self, pass_index: int) -> None:
-        """Raises StoreDamagedError where a pass was repaired, or is gone, since it was opened."""
+        """Raises StoreDamagedError if a pass was repaired or removed after it was opened."""
         manifest = self._store.manifest(pass_index)
         if manifest is None or manifest.digest != self.manifests[pass_index].digest:
             raise StoreDamagedError(
-                f"pass {pass_index} of {redact(self.url)} was repaired or is gone since it was opened",
-                hint="begin another run in a new folder",
+                f"pass {pass_index} of {redact(self.url)} was repaired or removed after it was opened",
+                hint="start another run in a new folder",
             )
 
     def shards(self, pass_index: int, unit: int) -> list[str]:
-        """Paths of the shards that a unit's entries are read from."""
+        """Paths of the shards that contain a unit's entries."""
         return [array.shard_path(unit) for array in self._arrays[pass_index].values()]
 
     def unit_bytes(self) -> int:
-        """Of the largest unit: what is read of it, as stored."""
+        """Stored bytes of the largest unit, counting the arrays that are read."""
         sizes = [[array.shard_sizes for array in arrays.values()] for arrays in self._arrays.values()]
         return int(np.sum(sizes, axis=1).max())
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """Those that are open, in order."""
+        """The passes that are open, in order."""
         return tuple(sorted(self._arrays))
 
     @property
@@ -139,15 +139,15 @@ class StoreReader:
 
     @property
     def _inputs(self) -> tuple[str, ...]:
-        """The arrays of inputs that are read."""
+        """The arrays of inputs that this reader reads."""
         return tuple(self.spec.input_packings) if self.has_crops else (VIEWS,)
 
     def entry(self, pass_index: int, position: int) -> Entry:
-        """The entry at `position` of a complete pass. Raises StoreDamagedError when a byte of it is wrong."""
+        """The entry at `position` of a complete pass. Raises StoreDamagedError if any byte of it is wrong."""
         return self.entries(pass_index, [position])[0]
 
     def entries(self, pass_index: int, positions: Sequence[int]) -> list[Entry]:
-        """Several entries of one pass, in the order asked; the waits for their bytes overlap. Raises as `entry`."""
+        """Several entries of one pass, in the order of `positions`; their reads overlap. Raises as `entry`."""
         arrays = self._arrays[pass_index]
         names = (*self._inputs, *self.targets)
         rows = dict(zip(names, read_rows([arrays[name] for name in names], positions), strict=True))
@@ -157,7 +157,7 @@ class StoreReader:
         ]
 
     def rows(self, pass_index: int) -> np.ndarray:
-        """The inputs of a whole pass, (n_images, columns) int32, see replay.ENTRY_COLUMNS."""
+        """The rows of views of a whole pass, (n_images, columns) int32, see replay.ENTRY_COLUMNS."""
         views = self._arrays[pass_index][VIEWS]
         return np.concatenate([views.unit(unit) for unit in range(len(views.shard_sizes))])
 
@@ -173,11 +173,11 @@ class StoreReader:
         return Entry(row, codes, crop)
 
     def _codes(self, array: "ShardedArray", position: int, row: np.ndarray) -> np.ndarray:
-        """An entry's codes out of its stored row."""
+        """The codes of an entry, from its stored row."""
         try:
             return self.codecs[array.layout.name].unpack(row)
         except ValueError as error:
-            raise StoreDamagedError(f"{array.path}: entry {position} cannot be unpacked: {error}") from None
+            raise StoreDamagedError(f"{array.path}: entry {position} does not unpack: {error}") from None
 
     def _open_arrays(self, store: Store, pass_index: int) -> dict[str, "ShardedArray"]:
         arrays = {}
@@ -193,11 +193,12 @@ class StoreReader:
         return arrays
 
     def __getstate__(self) -> dict[str, Any]:
+        # A manifest lists thousands of units, and workers read entries only.
         return {**self.__dict__, "manifests": {}, "_store": None}
 
 
 def _build_command(spec: StoreSpec, missing: Sequence[str]) -> str:
-    """What builds a store like that of `spec` with more targets."""
+    """The command that builds a store like that of `spec` with more targets."""
     targets = ",".join(dict.fromkeys([*spec.targets, *missing]))
     return (
         f"kdcache build --dataset {spec.dataset.name} --split {spec.dataset.split} "
@@ -206,7 +207,7 @@ def _build_command(spec: StoreSpec, missing: Sequence[str]) -> str:
 
 
 class ShardedArray:
-    """Rows of one array of one pass."""
+    """The rows of one array of one pass."""
 
     def __init__(
         self,
@@ -220,54 +221,55 @@ class ShardedArray:
         self.shard_sizes = shard_sizes
         self.path = path
         self.indexes: dict[int, np.ndarray] = {}
-        """By unit, (unit_entries, 2) uint64: offsets and sizes of its rows."""
+        """By unit: offsets and sizes of its rows in bytes, (unit_entries, 2) uint64."""
 
     def row(self, position: int) -> np.ndarray:
-        """Row `position`, of the layout's row shape and dtype."""
+        """The row at `position`, of the layout's row shape and dtype."""
         (rows,) = read_rows([self], [position])
         return rows[0]  # type: ignore[no-any-return] # numpy has no type for a row
 
     def unit(self, unit: int) -> np.ndarray:
-        """All rows of a unit, (n, *row_shape), by reading its shard whole."""
+        """All rows of a unit, (n, *row_shape), from one read of its whole shard."""
         start = unit * self.layout.unit_entries
         n = min(self.layout.unit_entries, self.layout.rows - start)
         path = self.shard_path(unit)
+        # One byte more than recorded shows a shard that is too long.
         (shard,) = _read([ByteRange(path, 0, int(self.shard_sizes[unit]) + 1)], [self])
         if len(shard) != self.shard_sizes[unit]:
-            raise StoreDamagedError(f"{path} is not of the size that the ledger says")
+            raise StoreDamagedError(f"{path} does not have the size that the ledger records")
         return self.layout.decode(shard, n)
 
     def index_range(self, unit: int) -> ByteRange:
-        """Where the index of a unit's shard stands: at its end."""
+        """The bytes of the index of a unit's shard, which are the last ones."""
         size = self.layout.index_bytes
         return ByteRange(self.shard_path(unit), max(0, int(self.shard_sizes[unit]) - size), size)
 
     def keep_index(self, unit: int, tail: bytes) -> None:
-        """Take the bytes of `index_range`, checked, for good."""
+        """Check the bytes of `index_range` and keep the index."""
         self.indexes[unit] = self.layout.read_index(tail, int(self.shard_sizes[unit]), self.shard_path(unit))
 
     def row_range(self, position: int) -> ByteRange:
-        """Where a row's bytes stand; the index of its shard must be at hand."""
-        unit, place = divmod(position, self.layout.unit_entries)
-        offset, size = self.indexes[unit][place].tolist()
+        """The bytes of a row. The index of its shard must have been kept before."""
+        unit, row = divmod(position, self.layout.unit_entries)
+        offset, size = self.indexes[unit][row].tolist()
         path = self.shard_path(unit)
         if offset == EMPTY:
-            raise StoreDamagedError(f"{path}: entry {place} is missing")
+            raise StoreDamagedError(f"{path}: entry {row} is missing")
         return ByteRange(path, offset, size)
 
     def shard_path(self, unit: int) -> str:
-        """Where a unit's shard stands in the store."""
+        """Path of a unit's shard in the store."""
         return f"{self.path}/{self.layout.shard_path(unit)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "indexes": {}}
+        return {**self.__dict__, "indexes": {}}  # a worker reads the indexes that it needs
 
 
 def read_rows(
     arrays: Sequence[ShardedArray],  # of one store
     positions: Sequence[int],
 ) -> list[np.ndarray]:
-    """The rows at `positions` of every array, (n, *row_shape) each: two rounds of reads, the first for new shards alone.
+    """The rows at `positions` of every array, (n, *row_shape) each. Two rounds of reads: new indexes, then rows.
 
     Raises:
         StoreDamagedError: a shard is missing, or a row of it is missing or wrong.
@@ -282,7 +284,7 @@ def read_rows(
     try:
         return _read_rows(arrays, positions)
     except StoreDamagedError:
-        # What the cache holds was right when it came in: a disk that lost it since is no damage of the store's.
+        # The bytes were right when they were cached, so this disk has lost them, not the store: fetch them once more.
         objects.discard(paths)
         for array, unit in shards:
             array.indexes.pop(unit, None)
@@ -290,16 +292,16 @@ def read_rows(
 
 
 def _read_rows(arrays: Sequence[ShardedArray], positions: Sequence[int]) -> list[np.ndarray]:
-    wanted = [(array, position) for array in arrays for position in positions]
-    shards = dict.fromkeys((array, position // array.layout.unit_entries) for array, position in wanted)
+    rows_to_read = [(array, position) for array in arrays for position in positions]
+    shards = dict.fromkeys((array, position // array.layout.unit_entries) for array, position in rows_to_read)
     new = [(array, unit) for array, unit in shards if unit not in array.indexes]
     for (array, unit), tail in zip(new, _read([a.index_range(unit) for a, unit in new], arrays), strict=True):
         array.keep_index(unit, tail)
-    ranges = [array.row_range(position) for array, position in wanted]
+    ranges = [array.row_range(position) for array, position in rows_to_read]
     batches = [array.layout.empty_rows(len(positions)) for array in arrays]
     rows = (row for batch in batches for row in batch)
     packed = _read(ranges, arrays)
-    for (array, position), where, data, row in zip(wanted, ranges, packed, rows, strict=True):
+    for (array, position), where, data, row in zip(rows_to_read, ranges, packed, rows, strict=True):
         array.layout.unpack(data, row, f"{where.path}: entry {position % array.layout.unit_entries}")
     return batches
 
@@ -310,12 +312,12 @@ def _read(ranges: Sequence[ByteRange], arrays: Sequence[ShardedArray]) -> list[b
     except FileNotFoundError as error:
         raise StoreDamagedError(
             f"{error} is missing",
-            hint="the ledger lists it: restore it from a copy, or make it again by kdcache verify --repair",
+            hint=f"restore it from a copy, or run `kdcache verify {arrays[0].objects.url} --repair`",
         ) from None
 
 
 def require_row_of(spec: StoreSpec, row: np.ndarray, where: str) -> EntryRow:
-    """A row of views, parsed. Raises StoreDamagedError, naming `where`, for one that no entry of the store has."""
+    """The parsed row of views. Raises StoreDamagedError, which names `where`, if no entry of the store can have it."""
     entry = parse_entry_row(row)
     height, width = spec.views.crop_size
     if entry.image_index >= spec.dataset.images or entry.view.height > height or entry.view.width > width:
@@ -327,27 +329,27 @@ def require_row_of(spec: StoreSpec, row: np.ndarray, where: str) -> EntryRow:
 
 
 def read_crop(spec: StoreSpec, rows: Mapping[str, np.ndarray], entry: EntryRow, where: str) -> Crop:
-    """The stored crop of an entry. Raises StoreDamagedError, naming `where`."""
+    """The stored crop of an entry. Raises StoreDamagedError, which names `where`."""
     crop = unpack_crop(rows[CROPS], rows[LABELS], (entry.view.height, entry.view.width), where)
     classes = len(spec.dataset.class_names)
     if (largest := int((crop.label + np.uint8(1)).max())) > classes:  # void is 255, and wraps to 0
-        raise StoreDamagedError(f"{where} is labelled {largest - 1}, of {classes} classes")
+        raise StoreDamagedError(f"{where} has label {largest - 1}, but there are only {classes} classes")
     return crop
 
 
 def check_metadata(store: Store, pass_index: int, name: str, layout: ArrayLayout) -> None:
-    """Refuse an array whose Zarr metadata is not what the spec and the calibration lead to."""
+    """Raises StoreDamagedError if an array's Zarr metadata differs from what the spec and the calibration imply."""
     path = f"{array_path(pass_index, name)}/zarr.json"
     stored = parse_json(require_document(store.objects, path), path, dict)
     expected: dict[str, Any] = json.loads(layout.metadata())
     for key in ("shape", "data_type", "chunk_grid", "codecs"):
         if stored.get(key) != expected[key]:
             raise StoreDamagedError(
-                f"{redact(store.url)}: array {name} of pass {pass_index} has another {key}",
-                hint="kdcache verify --repair writes it again",
+                f"{redact(store.url)}: array {name} of pass {pass_index} has another {key} than its spec implies",
+                hint=f"`kdcache verify {redact(store.url)} --repair` writes it again",
             )
 
 
 def requests_of_a_pass(spec: StoreSpec, targets: Sequence[str]) -> int:
-    """Objects, whose GETs a bucket counts, that a cache fetches of a pass: one for every unit and array that is read."""
+    """GET requests to a bucket with which a cache fetches one pass: one for every unit and array that is read."""
     return (len(spec.input_packings) + len(targets)) * spec.units_per_pass

@@ -1,4 +1,4 @@
-"""The images of a store that keeps its own crops: names and classes, with no dataset at hand."""
+"""The images of a store that keeps its own crops: names and classes, without the dataset."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from kdcache.cache.store.reader import StoreReader
 
 
 class StoredImages(SegmentationDataset):
-    """What a store says of the dataset that it was built from. Whole images are not there, only its crops."""
+    """What a store knows about the dataset that it was built from. It has no whole images, only crops."""
 
     def __init__(self, reader: StoreReader) -> None:
         stored = reader.spec.dataset
@@ -32,12 +32,12 @@ class StoredImages(SegmentationDataset):
 
     def _no_images(self) -> NotFoundError:
         return NotFoundError(
-            f"a store keeps crops of {self.name}, not its whole images",
-            hint="--fresh-views and evaluation need the dataset: --data-root DIR",
+            f"this store keeps only crops of {self.name}, not its whole images",
+            hint="--fresh-views and evaluation need the dataset itself: name it with --data-root DIR",
         )
 
 
 def _class_set(name: str, names: tuple[str, ...]) -> ClassSet:
-    """The classes in their dataset's colours, where these are known."""
+    """The classes, in their dataset's colours if these are known."""
     known = next((classes for classes in CLASS_SETS.values() if classes.names == names), None)
     return known or ClassSet(name, names, colour_map(len(names)))

@@ -1,6 +1,7 @@
-"""Survey: how far a store is and what it takes, with few requests.
+"""Survey: how complete a store is and how large, with few requests.
 
-A manifest says all of its pass, so only the passes that are not complete have their commits listed, and no array is.
+The manifest of a complete pass says everything about it. So only incomplete passes have their commits listed, and
+arrays are never listed.
 """
 
 from collections.abc import Mapping
@@ -13,25 +14,27 @@ from kdcache.cache.store.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """A store at one moment."""
+    """The state of a store at one moment."""
 
-    goal: int  # passes that are wanted
-    units: Mapping[int, int]  # committed ones, by begun pass
-    units_wanted: int
+    goal: int  # number of passes asked for
+    units: Mapping[int, int]  # committed units, by pass; only passes that have some
+    goal_units: int
     complete_passes: tuple[int, ...]
-    partial: Mapping[int, tuple[str, ...]]  # passes that a copy left arrays out of: those that are here
-    bytes_by_array: Mapping[str, int]  # of complete passes, as far as they are here
-    passes_by_array: Mapping[str, int]  # how many those are
-    last: Commit | None  # of the last unit of the last begun pass
+    partial: Mapping[
+        int, tuple[str, ...]
+    ]  # passes that a copy brought without all arrays: the arrays that are here
+    bytes_by_array: Mapping[str, int]  # of complete passes, if the array is here
+    passes_by_array: Mapping[str, int]  # how many passes these bytes are of
+    last: Commit | None  # of the last unit of the last pass that has units
 
     @property
     def progress(self) -> float:
-        """Committed units of those that are wanted, from 0 to 1."""
-        return min(1.0, sum(self.units.values()) / self.units_wanted) if self.units_wanted else 0.0
+        """The fraction of the goal's units that is committed, from 0 to 1."""
+        return min(1.0, sum(self.units.values()) / self.goal_units) if self.goal_units else 0.0
 
 
 def survey(store: Store) -> Survey:
-    """Look at the ledger once."""
+    """Survey a store by reading its ledger once."""
     partial = store.partial_passes()
     units: dict[int, int] = {}
     complete: list[int] = []
@@ -47,19 +50,19 @@ def survey(store: Store) -> Survey:
         units[index] = len(generations)
         if generations:
             last = (index, *max(generations.items()))
-        held = partial.get(index, set(store.arrays))
-        if manifest and VIEWS in held:
+        here = partial.get(index, set(store.arrays))
+        if manifest and VIEWS in here:
             complete.append(index)
-            for name in held:
+            for name in here:
                 sizes[name] += manifest.bytes_by_array[name]
                 passes[name] += 1
     goal = store.goal
     return Survey(
         goal=goal,
         units=units,
-        units_wanted=goal * store.spec.units_per_pass,
+        goal_units=goal * store.spec.units_per_pass,
         complete_passes=tuple(complete),
-        partial={index: tuple(sorted(held)) for index, held in sorted(partial.items())},
+        partial={index: tuple(sorted(here)) for index, here in sorted(partial.items())},
         bytes_by_array={name: size for name, size in sizes.items() if passes[name]},
         passes_by_array={name: count for name, count in passes.items() if count},
         last=store.commit_of(*last) if last else None,

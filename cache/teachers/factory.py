@@ -1,15 +1,14 @@
-"""Teachers from a function of the user's own, named as `package.module:function`.
+"""Teachers from your own Python function, named as `package.module:function`.
 
-A factory is called without arguments and returns an `nn.Module` or a `FactoryTeacher`. The module gets
-normalised images, (N, 3, H, W) float32, 0 in the padding, and gives the logits, (N, C, h, w) before any
-upsampling, as a tensor, as a NetworkOutput, or in a mapping with the key "logits" (and "features", "aux",
-"backbone", where it has them):
+A factory is called without arguments and returns an `nn.Module` or a `FactoryTeacher`. The module receives normalised
+images, (N, 3, H, W) float32, 0 in the padding. It returns the logits, (N, C, h, w) before any upsampling, as a tensor,
+as a NetworkOutput, or in a mapping with the key "logits" (and "features", "aux" and "backbone" if it has them):
 
     def make() -> FactoryTeacher:
         model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights="DEFAULT")
         return FactoryTeacher(
             module=model,
-            taps={"logits": "classifier"},  # a submodule's output, as the model upsamples its own
+            taps={"logits": "classifier"},  # the output of a submodule, because the model upsamples its own
             stride_px=8,
             normalisation=RGB_IMAGENET,
             class_map=(0, 7, 15),  # the teacher's class for each class of the dataset
@@ -30,16 +29,16 @@ from torch import Tensor, nn
 from kdcache.cache.errors import TeacherError, UsageError
 from kdcache.cache.networks.network import STRIDE_PX, NetworkOutput
 from kdcache.cache.networks.normalisation import RGB_IMAGENET, Normalisation
-from kdcache.cache.views.maps import TARGETS
+from kdcache.cache.views.view import TARGETS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FactoryTeacher:
-    """What a factory may return to say more than a bare module does; see the module's docstring.
+    """What a factory returns to say more than a bare module can; see the module's docstring.
 
-    taps: target -> dotted name of the submodule whose output it is; the module's own output gives the rest.
-    class_map: for each class of the dataset the teacher's class, applied to logits and aux.
-    version: what else determines the outputs, as the release of the package that makes the network.
+    taps: target -> dotted name of the submodule whose output it is. Other targets come from the module's own output.
+    class_map: for each class of the dataset the teacher's class; applied to logits and aux.
+    version: what else determines the outputs, such as the release of the package that makes the network.
     """
 
     module: nn.Module
@@ -61,11 +60,11 @@ class FactoryTeacher:
 
 
 def call_factory(name: str) -> FactoryTeacher:
-    """Import `package.module:function`, call it, and return what it made, a bare module wrapped.
+    """Import `package.module:function`, call it, and return its result; a bare module is wrapped.
 
     Raises:
-        UsageError: it cannot be imported or is no function.
-        TeacherError: it raised, or returned something else.
+        UsageError: importing fails, or it is not a function.
+        TeacherError: the function raised, or returned something else.
     """
     module_name, _, attribute = name.partition(":")
     try:
@@ -90,9 +89,9 @@ def call_factory(name: str) -> FactoryTeacher:
 
 
 def probe_channels(name: str, given: FactoryTeacher, device: torch.device) -> dict[str, int]:
-    """Channels of all targets, in the order of TARGETS, from one small black image.
+    """Channels of all targets, in the order of TARGETS, found by running the module on one small black image.
 
-    Raises TeacherError where the module fails, gives no logits, or has another stride than declared.
+    Raises TeacherError if the module fails, gives no logits, or has another stride than declared.
     """
     side = 16 * given.stride_px
     image = torch.zeros((1, 3, side, side), device=device)
@@ -119,11 +118,11 @@ def probe_channels(name: str, given: FactoryTeacher, device: torch.device) -> di
 
 
 def run_module(module: nn.Module, taps: Mapping[str, str], images: Tensor) -> dict[str, Tensor]:
-    """A module's outputs by target, those of the tapped submodules included."""
+    """The outputs of a module by target, including those of tapped submodules."""
     tapped: dict[str, Tensor] = {}
     hooks = [
         module.get_submodule(path).register_forward_hook(
-            # Copied: the module may go on in place, as ReLU(inplace=True) does.
+            # Copied, because the module may change it in place, as ReLU(inplace=True) does.
             partial(_keep_copy, tapped, name)
         )
         for name, path in taps.items()
@@ -137,11 +136,12 @@ def run_module(module: nn.Module, taps: Mapping[str, str], images: Tensor) -> di
 
 
 def state_sha256(module: nn.Module) -> str:
-    """Digest of a module's parameters and buffers: names, types, shapes and bytes."""
+    """SHA-256 (hex) of a module's parameters and buffers: names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            # As raw bytes: numpy has no bfloat16.
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -1,14 +1,12 @@
-"""Does a teacher's output belong to these images? A check on one batch, before hours are spent on storing it.
+"""Do a teacher's outputs belong to these images? A check on one batch, before hours are spent on storing them.
 
-Two faults are common and silent. Weights read into the wrong layout (or images normalised the wrong way) give
-outputs that have little to do with the image; and a slip in the geometry of a view gives right outputs for
-other pixels.
+Two faults are common and silent. Weights read with the wrong layout, or images normalised the wrong way, give outputs
+that have little to do with the image. An error in the geometry of a view gives the right outputs for other pixels.
 
-Accuracy alone does not show the first: on streets, calling everything road scores 35 %, and a weak but real
-teacher scores 45 %. So accuracy is set against the accuracy that the same predictions would have in random
-places, sum over c of P(predicted = c) P(label = c): 0 is chance and 1 is perfect on the scale of Cohen's
-kappa (1960), (accuracy - chance) / (1 - chance). The second shows as predictions that agree better with
-shifted labels.
+Accuracy alone does not show the first fault: on streets, predicting road everywhere scores 35 %, and a weak but real
+teacher 45 %. So accuracy is compared with chance, the accuracy of the same predictions in random positions: the sum
+over c of P(predicted = c) P(label = c). Cohen's kappa (1960), (accuracy - chance) / (1 - chance), is 0 at chance and 1
+for perfect predictions. The second fault shows in predictions that agree better with shifted labels.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,35 +19,37 @@ from torch.nn import functional as F
 from kdcache.cache.errors import TeacherError
 from kdcache.cache.images.classes import IGNORE
 
-# Thirty untrained networks of all presets came to -0.06 .. 0.07 on CamVid crops, with a standard deviation of
-# 0.025: their argmax follows brightness a little, and so do the classes. A PSPNet-ResNet-18 of 46 % pixel
-# accuracy, early in its training there, has 0.27 to 0.35.
+# Thirty untrained networks of all presets reached -0.06 .. 0.07 on CamVid crops, with a standard deviation of 0.025:
+# their argmax follows brightness a little, and so do the classes. A PSPNet-ResNet-18 with 46 % pixel accuracy, early in
+# its training on CamVid, reaches 0.27 to 0.35.
 CHANCE_KAPPA = 0.1
 
-# Crops of nearly one class give kappa nothing to measure: then only a teacher that mostly says another class
-# is refused.
-ONE_CLASS_SHARE = 0.95
+# In crops of nearly one class kappa has nothing to measure. Then only a teacher that mostly predicts another class is
+# refused.
+ONE_CLASS_FRACTION = 0.95
 ONE_CLASS_ACCURACY = 0.2
 
 PEAK_RADIUS_CELLS = 2
-SCAN_CELLS = 4  # shifts of up to 4 cells of the map, 32 pixels, both ways
+SCAN_CELLS = 4  # shifts of up to 4 cells of the map, 32 pixels, in all directions
 
-# A teacher is misaligned where a shift gains this much agreement over none, and so much over every shift two
+# A teacher is misaligned if a shift agrees this much better than no shift, and this much better than every shift two
 # cells around it. Good predictions that are displaced have a sharp peak: one cell off costs predictions of 94 %
-# accuracy 7 to 9 points on CamVid. Weak ones have a plateau, whose top lies anywhere and may gain 7 points over
-# no shift, but over its surroundings at most 1.6: a PSPNet-ResNet-18 of 16 to 66 %, in its first 90 steps there.
+# accuracy 7 to 9 points on CamVid. Weak predictions have a plateau. Its top is anywhere and may gain 7 points over no
+# shift, but at most 1.6 over its surroundings (a PSPNet-ResNet-18 with 16 to 66 % accuracy, in its first 90 steps on
+# CamVid).
 PEAK = 0.02
 
-MIRROR_GAIN = 0.05  # mirrored CamVid costs a good teacher 35 points, a weak one from none to 20
+MIRROR_GAIN = 0.05  # mirroring CamVid costs a good teacher 35 points, a weak one 0 to 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherCheck:
-    """What a batch says about a teacher; `text` is one line for a person.
+    """What one batch shows about a teacher; `text` is one line for people.
 
-    accuracy and chance are shares of the labelled pixels; kappa is 0 at chance and 1 when all are right. None
-    where nothing is labelled. best_shift is (dy, dx) in cells of the map: predictions from there agree best
-    with the labels. For a weak teacher that may be anywhere, and is no fault unless it stands out.
+    accuracy and chance are fractions of the labelled pixels. kappa is 0 at chance and 1 for perfect predictions. All
+    are None if no pixel has a label. best_shift is (dy, dx) in cells of the map: predictions from there agree best with
+    the labels. For a weak teacher it is arbitrary; it counts as a fault only if it is much better than its
+    surroundings.
     """
 
     accuracy: float | None
@@ -61,7 +61,7 @@ class TeacherCheck:
     text: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by field."""
+        """The fields as JSON values."""
         return {**asdict(self), "best_shift": list(self.best_shift)}
 
 
@@ -72,7 +72,7 @@ def check_teacher(
 ) -> TeacherCheck:
     """Compare a teacher's logits with the labels of the same crops.
 
-    Without labelled pixels nothing can be said, and the check passes with a text that says so.
+    Without labelled pixels nothing can be checked: the result is ok, and its text says so.
     """
     if not torch.isfinite(logits).all():
         return _verdict(None, "the teacher's logits are not finite", ok=False)
@@ -81,7 +81,7 @@ def check_teacher(
         return _verdict(None, "teacher not checked: these crops have no labels", ok=True)
     highest = int(labels[labels != IGNORE].max())
     if highest >= logits.shape[1]:
-        text = f"the labels hold class {highest}, the teacher knows {logits.shape[1]} classes"
+        text = f"the labels contain class {highest}, but the teacher has only {logits.shape[1]} classes"
         return _verdict(None, text, ok=False)
     predictions = _upsampled_argmax(logits, labels.shape[1:])
     agreement = _Agreement.of(predictions, labels)
@@ -93,18 +93,19 @@ def check_teacher(
 
 
 def require_sane(check: TeacherCheck) -> None:
-    """Raise TeacherError where a check failed."""
+    """Raises TeacherError if a check failed."""
     if not check.ok:
         raise TeacherError(
-            check.text, hint="check --weights, --teacher and its normalisation; --force goes on all the same"
+            check.text,
+            hint="check --weights, --teacher and the teacher's normalisation; --force builds anyway",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Agreement:
     accuracy: float
-    chance: float  # of the same predictions in random places
-    top_share: float  # share of the most frequent label
+    chance: float  # accuracy of the same predictions in random positions
+    top_fraction: float  # of the most frequent label
 
     @property
     def kappa(self) -> float:
@@ -116,45 +117,46 @@ class _Agreement:
         predicted, labelled = predictions[known].long(), labels[known].long()
         total = labelled.numel()
         size = int(max(predicted.max(), labelled.max())) + 1
-        shares = torch.bincount(predicted, minlength=size).double() / total
-        label_shares = torch.bincount(labelled, minlength=size).double() / total
+        fractions = torch.bincount(predicted, minlength=size).double() / total
+        label_fractions = torch.bincount(labelled, minlength=size).double() / total
         accuracy = (predicted == labelled).double().mean()
-        return cls(float(accuracy), float((shares * label_shares).sum()), float(label_shares.max()))
+        return cls(float(accuracy), float((fractions * label_fractions).sum()), float(label_fractions.max()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
     best: tuple[int, int]
-    gain: float  # of agreement over none
-    stands_out: bool
+    gain: float  # in agreement, over no shift
+    is_peak: bool
 
     @classmethod
     def of(cls, agreement: dict[tuple[int, int], float]) -> "_Scan":
+        # Of equal shifts the one of zero wins.
         best = max(agreement, key=lambda shift: (agreement[shift], shift == (0, 0)))
         around = [
             value
             for (dy, dx), value in agreement.items()
             if max(abs(dy - best[0]), abs(dx - best[1])) == PEAK_RADIUS_CELLS
         ]
-        stands_out = agreement[best] >= max([agreement[0, 0], *around]) + PEAK
-        return cls(best, agreement[best] - agreement[0, 0], stands_out)
+        is_peak = agreement[best] >= max([agreement[0, 0], *around]) + PEAK
+        return cls(best, agreement[best] - agreement[0, 0], is_peak)
 
     def __str__(self) -> str:
         if self.best == (0, 0):
             return "best agreement with the labels unshifted"
-        size = "by" if self.stands_out else "but only on a plateau, by"
+        size = "by" if self.is_peak else "but only on a plateau, by"
         return f"best agreement shifted by {self.best} cells (down, right), {size} {self.gain:.1%}"
 
 
 def _judge(agreement: _Agreement, scan: _Scan, mirrored: bool) -> TeacherCheck:
     found = f"pixel accuracy {agreement.accuracy:.1%}, by chance {agreement.chance:.1%}; {scan}"
     fault = ""
-    if agreement.top_share >= ONE_CLASS_SHARE:
-        found += f"; {agreement.top_share:.0%} of the pixels are of one class, too many to judge by"
-        fault = "hardly ever says that class" if agreement.accuracy < ONE_CLASS_ACCURACY else ""
+    if agreement.top_fraction >= ONE_CLASS_FRACTION:
+        found += f"; {agreement.top_fraction:.0%} of the pixels are of one class, too many to judge by"
+        fault = "hardly ever predicts that class" if agreement.accuracy < ONE_CLASS_ACCURACY else ""
     elif mirrored:
         fault = "looks mirrored"
-    elif scan.stands_out:
+    elif scan.is_peak:
         fault = "looks misaligned"
     elif agreement.kappa < CHANCE_KAPPA:
         fault = "looks like chance"
@@ -193,7 +195,7 @@ def _padding_ignored(labels: Tensor, valid_size: Tensor | None) -> Tensor:
 
 
 def _upsampled_argmax(logits: Tensor, size: torch.Size) -> Tensor:
-    """(N, H, W) int16; one crop at a time, as upsampled logits of 150 classes are 150 floats a pixel."""
+    """(N, H, W) int16. One crop at a time: upsampled logits of 150 classes take 600 bytes a pixel."""
     rows = [F.interpolate(row[None].float(), size=size, mode="bilinear").argmax(dim=1) for row in logits]
     return torch.cat(rows).to(torch.int16)
 
@@ -201,8 +203,8 @@ def _upsampled_argmax(logits: Tensor, size: torch.Size) -> Tensor:
 def _scan(predictions: Tensor, labels: Tensor, map_size: torch.Size) -> dict[tuple[int, int], float]:
     """Agreement by shift (dy, dx) in cells: predictions at (y + dy, x + dx) against labels at (y, x).
 
-    All shifts judge the same labels, the crop less a margin: otherwise a shift that drops a hard border would
-    gain.
+    All shifts are compared with the same labels, the crop without a margin. Otherwise a shift that moves a difficult
+    border out of the crop would gain.
     """
     height, width = labels.shape[1:]
     step_y, step_x = max(height // map_size[0], 1), max(width // map_size[1], 1)

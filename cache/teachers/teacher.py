@@ -1,8 +1,8 @@
 """The teacher: a fixed network that turns uint8 crops into named targets.
 
-A teacher is one of the networks by name with a checkpoint, or whatever a factory `package.module:function`
-returns. `Teacher.identity` is all that determines its outputs, so that a store can be told from that of
-another teacher. A factory's contract stands in factory.py.
+A teacher is a network by name with a checkpoint, or what a factory `package.module:function` returns (factory.py
+describes what it must return). `Teacher.identity` contains everything that determines its outputs, so that stores of
+different teachers are never confused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.cache.errors import TeacherError, UsageError
+from kdcache.cache.errors import TeacherError, UsageError, unknown_name
 from kdcache.cache.networks.checkpoints import load_checkpoint
 from kdcache.cache.networks.network import NETWORKS, STRIDE_PX, NetworkOutput, SegmentationNetwork
 from kdcache.cache.networks.normalisation import Normalisation
@@ -39,8 +39,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 class Teacher:
     """A module in evaluation mode on one device, and what is known about it.
 
-    classes counts the dataset's classes, to which class_map (None: as they are) maps the teacher's.
-    weights_sha256 is that of the checkpoint file, or of a factory's state dict.
+    classes is the number of the dataset's classes. class_map gives the teacher's class for each of them (None: the
+    same). weights_sha256 is the digest of the checkpoint file, or of a factory's state dict.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Teacher:
     class_map: tuple[int, ...] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """All that determines the outputs, as JSON values; no path and no URL, the digest stands for them."""
+        """Everything that determines the outputs, as JSON values. The weights' digest replaces path and URL."""
         network = self.module.config.to_dict() if isinstance(self.module, SegmentationNetwork) else None
         return {
             "name": self.name,
@@ -79,32 +79,32 @@ class Teacher:
         valid_size: Tensor | None = None,  # (N, 2) integer height and width of the part that is not padding
         targets: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """The targets (N, C, h, w), float32 and contiguous: all that the teacher has, or those named.
+        """The targets by name, (N, C, h, w) float32 and contiguous: those named, or all that the teacher has.
 
-        Naming them saves the auxiliary head's work and the copies. "float32" leaves TF32 as torch is set.
+        Naming them saves the work of the auxiliary head, and copies. "float32" uses TF32 if torch is set to.
 
         Raises:
             UsageError: a named target is not one of `channels`.
-            TeacherError: a target has another shape than the teacher declared.
+            TeacherError: a target differs in shape from what the teacher declared.
         """
-        wanted = tuple(self.channels) if targets is None else tuple(dict.fromkeys(targets))
-        if missing := [name for name in wanted if name not in self.channels]:
+        names = tuple(self.channels) if targets is None else tuple(dict.fromkeys(targets))
+        if missing := [name for name in names if name not in self.channels]:
             raise UsageError(
-                f"teacher {self.name} gives no {', '.join(missing)}; it gives {', '.join(self.channels)}"
+                f"teacher {self.name} does not give {', '.join(missing)}; it gives {', '.join(self.channels)}"
             )
         dtype = PRECISIONS[self.precision]
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), autocast:
             images = self.normalisation(crops, valid_size).contiguous(memory_format=torch.channels_last)
-            found = self._run(images, wanted)
-        # Copied outside inference mode, whose own tensors cannot take part in a student's backward pass.
-        return {name: self._as_target(name, found[name], crops) for name in wanted}
+            found = self._run(images, names)
+        # Copied outside inference mode, because inference tensors cannot take part in a student's backward pass.
+        return {name: self._as_target(name, found[name], crops) for name in names}
 
     @property
     def classifier(self) -> Callable[[Tensor], Tensor] | None:
-        """From (N, D, h, w) features, decoded ones too, to (N, C, h, w) logits, both float32 on any device.
+        """A function from (N, D, h, w) features, also decoded ones, to (N, C, h, w) logits; float32, on any device.
 
-        None for a factory's module, which does not say what turns its features into logits.
+        None for a factory's module, because it is unknown what turns its features into logits.
         """
         if not isinstance(self.module, SegmentationNetwork):
             return None
@@ -117,22 +117,28 @@ class Teacher:
         return classify
 
     def in_float32(self) -> "Teacher":
-        """The same weights in full precision."""
+        """The same teacher, computing in full precision."""
         return replace(self, precision="float32")
 
     def target_shape(self, target: str, crop_size_px: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of a target for crops of that height and width; a factory's module is run once to see."""
+        """(C, h, w) of a target for crops of this (height, width). A factory's module is run once to find it.
+
+        Raises:
+            UsageError: the teacher does not give this target.
+        """
         if target not in self.channels:
-            raise UsageError(f"teacher {self.name} gives no {target}; it gives {', '.join(self.channels)}")
+            raise UsageError(
+                f"teacher {self.name} does not give {target}; it gives {', '.join(self.channels)}"
+            )
         if isinstance(self.module, SegmentationNetwork):
             return self.channels[target], *self.module.config.map_size(*crop_size_px)
         crop = torch.zeros((1, *crop_size_px, 3), dtype=torch.uint8, device=self.device)
         channels, height, width = self(crop, targets=(target,))[target].shape[1:]
         return channels, height, width
 
-    def _run(self, images: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+    def _run(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         if isinstance(self.module, SegmentationNetwork):
-            output: NetworkOutput = self.module(images, with_aux="aux" in wanted)
+            output: NetworkOutput = self.module(images, with_aux="aux" in names)
             return {name: value for name, value in output._asdict().items() if value is not None}
         return run_module(self.module, self.taps, images)
 
@@ -140,6 +146,7 @@ class Teacher:
         if name in ("logits", "aux") and self.class_map is not None:
             found = found[:, list(self.class_map)]
         cells = [-(-side // self.stride) for side in crops.shape[1:3]]
+        # Networks round a size up or down: 65 cells of 512 pixels are as good as 64. A wrong stride is farther off.
         close = all(abs(side - cell) <= 1 for side, cell in zip(found.shape[2:], cells, strict=True))
         if found.shape[0] != crops.shape[0] or found.shape[1] != self.channels[name] or not close:
             raise TeacherError(
@@ -147,6 +154,7 @@ class Teacher:
                 f"{tuple(crops.shape)}; expected about ({crops.shape[0]}, {self.channels[name]}, {cells[0]}, "
                 f"{cells[1]}) at stride {self.stride}"
             )
+        # copy=True: without autocast `to` would return the inference tensor itself.
         return found.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -160,19 +168,19 @@ def load_teacher(
     precision: str = "float32",
     progress: Progress = silent,
 ) -> Teacher:
-    """A teacher by name, ready to be called.
+    """A teacher by name, ready to use.
 
     Args:
         name: a key of NETWORKS, or a factory as `package.module:function`.
-        weights: "auto", a path or a URL; a factory brings its own, so there it must be None or "auto".
-        dataset_name: what "auto" looks up, as in "cityscapes".
-        classes: how many classes the dataset has; the teacher must have as many, or a class map to as many.
-        precision: of the arithmetic, by autocast: a key of PRECISIONS.
+        weights: "auto", a path or a URL. A factory loads its own weights, so it takes only None or "auto".
+        dataset_name: the dataset for which "auto" finds weights, such as "cityscapes".
+        classes: number of classes of the dataset; the teacher must have as many, or a class map of this length.
+        precision: a key of PRECISIONS; the arithmetic uses it by autocast.
 
     Raises:
-        UsageError: an unknown name or precision, or a factory that cannot be found.
-        NotFoundError: the weights are not there.
-        WeightsError: they do not fit.
+        UsageError: an unknown name or precision, or a factory that does not exist.
+        NotFoundError: the weights do not exist.
+        WeightsError: the weights do not fit.
         TeacherError: the classes do not match, or a factory failed.
     """
     if precision not in PRECISIONS:
@@ -180,19 +188,20 @@ def load_teacher(
     device = torch.device(device)
     if ":" in name:
         if weights not in (None, "auto"):
-            raise UsageError(f"--weights does not go with the factory {name}: it loads its own")
+            raise UsageError(
+                f"--weights {weights} has no effect: the factory {name} loads its own weights",
+                hint="leave --weights out",
+            )
         return _from_factory(name, classes, device, precision)
     if name not in NETWORKS:
-        raise UsageError(
-            f"unknown teacher {name!r}; known: {', '.join(NETWORKS)}, or a factory package.module:function"
-        )
+        raise unknown_name("teacher", name, NETWORKS, more="or your own factory package.module:function")
     if weights is None:
         raise UsageError(f"teacher {name} needs weights", hint="--weights auto, a file, or a URL")
     path = resolve_weights(weights, network=name, dataset_name=dataset_name, progress=progress)
     checkpoint = load_checkpoint(path)
     if checkpoint.config.name != name:
         raise UsageError(
-            f"{path} holds a {checkpoint.config.name}, the teacher is to be {name}",
+            f"{path} contains a {checkpoint.config.name}, but the teacher is {name}",
             hint=f"--teacher {checkpoint.config.name}",
         )
     _check_classes(name, checkpoint.config.classes, classes, dataset_name)
@@ -218,7 +227,7 @@ def _from_factory(name: str, classes: int, device: torch.device, precision: str)
     if class_map is not None:
         if not class_map or min(class_map) < 0 or max(class_map) >= channels["logits"]:
             raise TeacherError(
-                f"factory {name}: class_map must name classes from 0 to {channels['logits'] - 1}, not {class_map}"
+                f"factory {name}: class_map must contain classes from 0 to {channels['logits'] - 1}, not {class_map}"
             )
         channels |= {target: len(class_map) for target in ("logits", "aux") if target in channels}
     _check_classes(name, channels["logits"], classes, "the dataset")
@@ -240,13 +249,13 @@ def _from_factory(name: str, classes: int, device: torch.device, precision: str)
 
 
 def _prepare(module: nn.Module, device: torch.device) -> nn.Module:
-    # Channels-last weights: torch's convolutions on GPUs with tensor cores and on CPUs are faster with them.
+    # Channels-last weights make torch's convolutions faster on CPUs and on GPUs with tensor cores.
     return module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def _check_classes(name: str, found: int, classes: int, dataset_name: str) -> None:
     if found != classes:
         raise TeacherError(
-            f"teacher {name} has {found} classes, {dataset_name} has {classes}",
-            hint="weights trained on this dataset, or a factory with a class_map",
+            f"teacher {name} has {found} classes, but {dataset_name} has {classes}",
+            hint="use weights trained on this dataset, or a factory with a class_map",
         )

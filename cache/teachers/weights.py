@@ -1,14 +1,15 @@
-"""A teacher's weights: a file, a URL, or `auto`, the public checkpoint of a network and dataset.
+"""A teacher's weights: a file, a URL, or `auto`, which is the public checkpoint for a network and a dataset.
 
-Downloads are kept under $KDCACHE_CACHE (or ~/.cache/kdcache/weights). Publishers of PyTorch weights end a
-file's name with the first eight hex digits of its sha256; wherever a name does, the digest is checked, at the
-download and at every later use.
+Downloads are kept under $KDCACHE_CACHE (default: ~/.cache/kdcache/weights). Publishers of PyTorch weights end file
+names with the first eight hex digits of the sha256. If a name has such digits, they are checked at the download and at
+every later use.
 """
 
 import hashlib
 import http.client
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from kdcache.cache.errors import NotFoundError, UsageError, WeightsError
-from kdcache.cache.networks.checkpoints import file_sha256
 from kdcache.cache.progress import Progress, silent
 
 TIMEOUT_S = 30
@@ -32,14 +32,14 @@ PYTORCH = "https://download.pytorch.org/models"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicWeights:
-    """A published checkpoint; miou is its publisher's figure in percent: val split, single scale."""
+    """A published checkpoint. miou is the publisher's figure in percent, on the val split at a single scale."""
 
     url: str
     miou: float
 
 
-# Network and dataset -> weights. mmsegmentation's: configs/pspnet/metafile.yaml of 1.2.2. torchvision's were
-# trained on the part of COCO that has VOC's classes and measured on COCO val 2017.
+# (network, dataset) -> weights. Figures of mmsegmentation: configs/pspnet/metafile.yaml of 1.2.2. torchvision's weights
+# were trained on the part of COCO with VOC's classes and measured on COCO val 2017.
 PUBLIC_WEIGHTS: dict[tuple[str, str], PublicWeights] = {
     ("pspnet_resnet101", "cityscapes"): PublicWeights(
         url=f"{OPENMMLAB}/pspnet_r101-d8_512x1024_80k_cityscapes/"
@@ -68,7 +68,7 @@ PUBLIC_WEIGHTS: dict[tuple[str, str], PublicWeights] = {
 
 
 def public_miou(weights_sha256: str) -> float | None:
-    """The publisher's mIoU in percent of the weights with this digest; None where they are nobody's."""
+    """The publisher's mIoU in percent for the weights with this digest; None if they are not public weights."""
     digests = {digest_in_name(known.url): known.miou for known in PUBLIC_WEIGHTS.values()}
     return next(
         (miou for digest, miou in digests.items() if digest and weights_sha256.startswith(digest)), None
@@ -78,40 +78,42 @@ def public_miou(weights_sha256: str) -> float | None:
 def resolve_weights(
     weights: str | Path, *, network: str, dataset_name: str, progress: Progress = silent
 ) -> Path:
-    """The local file that `--weights` means: "auto", a path, or a URL, which is downloaded once.
+    """The local file for `--weights`: "auto", a path, or a URL, which is downloaded once.
 
-    dataset_name may carry its options, as in "streets:96x192:200".
+    dataset_name may contain options, as in "streets:96x192:200".
 
     Raises:
-        NotFoundError: no public checkpoint of the pair is known, no such file, or the URL cannot be reached.
-        WeightsError: what came does not have the digest in its name, or is not all of it.
+        NotFoundError: no public checkpoint is known, the file does not exist, or the download fails.
+        WeightsError: the download is incomplete, or does not match the digest in its name.
     """
     weights = str(weights)
     if weights == "auto":
-        return fetch(_public(network, dataset_name.partition(":")[0]).url, progress=progress)
+        return fetch(_public(network, dataset_name).url, progress=progress)
     if "://" in weights:
         return fetch(weights, progress=progress)
     path = Path(weights).expanduser()
     if not path.is_file():
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
-        raise NotFoundError(f"--weights {path} {what}", hint="give a file, a URL, or auto")
+        raise NotFoundError(f"--weights {path} {what}", hint="give a file, a URL, or auto for public weights")
     return path
 
 
 def fetch(url: str, *, folder: Path | None = None, progress: Progress = silent) -> Path:
-    """Download a file once and return its path; http(s) through urllib, any other scheme through fsspec.
+    """Download a file once and return its path: http(s) through urllib, any other scheme through fsspec.
 
-    progress is called with bytes; its total is 0 where the server does not tell the size.
-    Raises as `resolve_weights` does. An interrupted download leaves nothing behind under the file's name.
+    progress is called with bytes; the total is 0 if the server does not report the size.
+    Raises as `resolve_weights`. An interrupted download leaves no file of that name.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
         return resolve_weights(url2pathname(parts.path), network="", dataset_name="")
     name = Path(unquote(parts.path)).name
     if not name:
-        raise UsageError(f"--weights {_shown(url)} names no file")
+        raise UsageError(f"--weights {_shown(url)} does not name a file")
+    from kdcache.cache.networks.checkpoints import file_sha256  # torch, which `ls` must not import
+
     digest = digest_in_name(name)
-    if digest is None:  # without a digest another URL may give another file of this name
+    if digest is None:  # another URL may have another file of this name, so the name gets a digest of the URL
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     target = (folder or weights_folder()) / name
     if target.is_file() and (digest is None or file_sha256(target).startswith(digest)):
@@ -122,8 +124,8 @@ def fetch(url: str, *, folder: Path | None = None, progress: Progress = silent) 
         found = _download(url, temporary, progress)
         if digest is not None and not found.startswith(digest):
             raise WeightsError(
-                f"{_shown(url)} came with sha256 {found[:16]}..., its name says {digest}",
-                hint="a proxy may have answered in its place; download it elsewhere and pass --weights FILE",
+                f"the download of {_shown(url)} has sha256 {found[:16]}..., but its name says {digest}",
+                hint="a proxy may have answered instead; download it elsewhere and pass --weights FILE",
             )
         os.replace(temporary, target)
     finally:
@@ -132,28 +134,31 @@ def fetch(url: str, *, folder: Path | None = None, progress: Progress = silent) 
 
 
 def weights_folder() -> Path:
-    """$KDCACHE_CACHE, else ~/.cache/kdcache/weights."""
+    """$KDCACHE_CACHE, or ~/.cache/kdcache/weights if it is not set."""
     chosen = os.environ.get("KDCACHE_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdcache" / "weights"
 
 
 def digest_in_name(name: str) -> str | None:
-    """The start of the sha256 that a name ends with, as in "resnet18-f37072fd.pth", or None."""
+    """The start of the sha256 at the end of a file name, as in "resnet18-f37072fd.pth"; None if there is none."""
     found = re.search(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$", name)
     return found.group(1) if found else None
 
 
-def _public(network: str, dataset: str) -> PublicWeights:
+def _public(network: str, dataset_name: str) -> PublicWeights:
+    dataset = dataset_name.partition(":")[0]
     if (network, dataset) in PUBLIC_WEIGHTS:
         return PUBLIC_WEIGHTS[network, dataset]
     others = [name for name, known in PUBLIC_WEIGHTS if known == dataset]
+    # Fresh views, for without them the command would look for a store, which a teacher has to build first.
+    words = ["--method", "none", "--dataset", dataset_name, "--fresh-views", "--student", network]
     hint = (
-        f"train one: kdcache distill --method none --student {network} --dataset {dataset}; "
-        "then --weights RUN/student.safetensors, or pass any other file or URL"
+        f"train one with: {shlex.join(['kdcache', 'distill', *words])}; "
+        f"then use --weights runs/none-{network}/student.safetensors. Any other file or URL works too"
     )
     if others:
-        hint = f"--teacher {others[0]} has one; or {hint}"
-    raise NotFoundError(f"no public weights of {network} for dataset {dataset} are known", hint=hint)
+        hint = f"use --teacher {others[0]}, which has public weights; or {hint}"
+    raise NotFoundError(f"no public weights are known for {network} on dataset {dataset}", hint=hint)
 
 
 def _make_folder(folder: Path) -> None:
@@ -162,12 +167,12 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"cannot keep weights under {folder}: {error.strerror}",
-            hint="point KDCACHE_CACHE to another folder",
+            hint="set KDCACHE_CACHE to another folder",
         ) from None
 
 
 def _download(url: str, target: Path, progress: Progress) -> str:
-    """Fetch `url` into `target`; the sha256 (hex) of what was written. Raises NotFoundError, WeightsError."""
+    """Download `url` to `target`. Returns the sha256 (hex) of the bytes. Raises NotFoundError, WeightsError."""
     digest = hashlib.sha256()
     done = 0
     try:
@@ -192,12 +197,12 @@ def _download(url: str, target: Path, progress: Progress) -> str:
 
 @contextmanager
 def _open(url: str) -> Iterator[tuple[IO[bytes], int]]:
-    """A stream of the bytes at `url`, and their number or 0."""
+    """A stream of the bytes at `url`, and their number (0 if unknown)."""
     if urlsplit(url).scheme in ("http", "https"):
         with urlopen(Request(url, headers={"User-Agent": "kdcache"}), timeout=TIMEOUT_S) as answer:
             yield answer, int(answer.headers.get("Content-Length") or 0)
         return
-    import fsspec  # only here: remote schemes bring their own, slow, imports
+    import fsspec  # not at the top: remote schemes have slow imports
 
     opened: Callable[[], IO[bytes]] = fsspec.open(url, "rb").open
     with opened() as stream:
@@ -210,6 +215,6 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(url: str) -> str:
-    """The URL without user, password and query: they may hold a key."""
+    """The URL without user, password and query, which may contain a key."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

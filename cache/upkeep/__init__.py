@@ -1,5 +1,5 @@
-"""Stores over time: checked, repaired, copied, cleaned up, removed.
+"""Stores over time: verified, repaired, copied, cleaned up, removed.
 
-Read in this order: `damage` (what can be wrong), `verify` (ledger against objects), `recompute` (the teacher once more),
-`repair`, `transfer` (push and pull), `garbage` (what dead builders leave), `removal`.
+Read in this order: `damage` (what can be wrong), `verify` (the ledger against the objects), `recompute` (the teacher
+runs again), `repair`, `transfer` (push and pull), `garbage` (what dead builders leave), `removal`.
 """

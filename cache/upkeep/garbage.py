@@ -1,7 +1,7 @@
 """Garbage: what dead builders, probes and copies leave beside a store, found and removed once it is old.
 
-Only leases, probes, temporary files and unfinished uploads. An object at a unit's key is never garbage: a builder may
-adopt it at this moment. Ages are by the storage's clock, never by this machine's.
+Garbage is only leases, probes, temporary files and unfinished uploads. An object with a unit's path is never garbage: a
+builder may be about to commit it. Ages are measured with the storage's clock, never with this machine's.
 """
 
 import logging
@@ -27,7 +27,7 @@ class Garbage:
     """Something that nobody needs."""
 
     kind: str
-    found: ListedObject | Upload  # its path is under the place that was searched
+    found: ListedObject | Upload  # its path is relative to the URL that was searched
     age_s: float
 
     @property
@@ -36,28 +36,28 @@ class Garbage:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Bytes."""
         return self.found.size
 
 
 def find_garbage(url: str, grace_s: float) -> list[Garbage]:
-    """What is older than `grace_s` seconds in a store, or in all stores of a home.
+    """Garbage that is older than `grace_s` seconds, in a store or in all stores of a home.
 
     Raises:
         StoreNotFoundError: there is nothing at `url`.
     """
     objects = open_objects(url)
-    places = {"": objects.names("")}  # by prefix, the names directly there
-    if not places[""]:
+    names_by_prefix = {"": objects.names("")}
+    if not names_by_prefix[""]:
         raise StoreNotFoundError(
-            f"nothing is at {redact(url)}", hint="`kdcache ls` lists the stores of the home"
+            f"there is nothing at {redact(url)}", hint="`kdcache ls` lists the stores of the home"
         )
-    if not _is_store(objects, "", places[""]):
-        places |= {f"{name}/": objects.names(name) for name in places[""]}
-    stores = tuple(prefix for prefix, names in places.items() if _is_store(objects, prefix, names))
+    if not _is_store(objects, "", names_by_prefix[""]):
+        names_by_prefix |= {f"{name}/": objects.names(name) for name in names_by_prefix[""]}
+    stores = tuple(prefix for prefix, names in names_by_prefix.items() if _is_store(objects, prefix, names))
     candidates: list[tuple[str, ListedObject | Upload]] = [
         ("probe", stored)
-        for prefix, names in places.items()
+        for prefix, names in names_by_prefix.items()
         for name in names
         if name.startswith(PROBE_PREFIX)
         for stored in objects.walk(f"{prefix}{name}")
@@ -75,7 +75,7 @@ def find_garbage(url: str, grace_s: float) -> list[Garbage]:
 
 
 def remove_garbage(url: str, garbage: Sequence[Garbage]) -> None:
-    """Remove what `find_garbage` found at `url`; what is gone already is no error."""
+    """Remove what `find_garbage` found at `url`, if it still exists."""
     objects = open_objects(url)
     objects.remove_many([each.path for each in garbage if isinstance(each.found, ListedObject)])
     for each in garbage:
@@ -84,11 +84,11 @@ def remove_garbage(url: str, garbage: Sequence[Garbage]) -> None:
 
 
 def unfinished_uploads(objects: Objects) -> list[Upload]:
-    """What `objects.uploads` lists, or a warning and nothing where it cannot be listed."""
+    """The unfinished uploads; an empty list and a warning if listing them fails."""
     try:
         return objects.uploads()
-    except KDCacheError as error:  # not every server can say, nor every user ask
-        logger.warning("unfinished uploads are not looked at: %s", error)
+    except KDCacheError as error:  # not every server supports this, and not every user may ask
+        logger.warning("unfinished uploads are not listed: %s", error)
         return []
 
 

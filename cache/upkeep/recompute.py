@@ -1,4 +1,4 @@
-"""Recomputing: the teacher once more over entries of a store, to make a unit again or to see what became of one."""
+"""Recomputing: the teacher runs again on entries of a store, to rebuild a unit or to check one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,22 @@ from kdcache.cache.store.store import Store
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.replay import Crop, compare_digest, crop_digest, replay
 
-_ERROR_FACTOR = 10.0  # over what the codec lost when it was fitted: other machines round otherwise
-_SMALL_ERROR = 0.01  # of the variance: never suspicious
+# Allowed error, times what the codec lost in the calibration: other machines round differently
+_ERROR_FACTOR = 10.0
+_SMALL_ERROR = 0.01  # relative error that is never suspicious
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetDifference:
-    """How far the stored targets of some entries are off from what the teacher says now."""
+    """How far the stored targets of some entries differ from what the teacher gives now."""
 
-    largest_in_bounds: float  # the largest error, in units of the bound that the codec states for that value
-    relative_error: float  # squared, of the variance of the values
-    equal_codes: float  # share
-    is_the_teachers: bool  # near enough to be the same teacher's word for the same crop
+    largest_in_bounds: float  # the largest error, divided by the codec's error bound for that value
+    relative_error: float  # squared error / variance of the values
+    equal_codes: float  # fraction
+    is_the_teachers: bool  # near enough to be of the same teacher and the same crop
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by field."""
+        """The fields as JSON values."""
         return {
             "largest_in_bounds": self.largest_in_bounds,
             "relative_error": self.relative_error,
@@ -44,14 +45,14 @@ class TargetDifference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recomputation:
-    """Some entries, made again."""
+    """The result of recomputing some entries."""
 
     entries: int
-    other_crops: tuple[str, ...]  # entries whose crop is not the one that the teacher saw, and why
-    targets: Mapping[str, TargetDifference]  # over the entries whose crops are
+    other_crops: tuple[str, ...]  # entries whose crop differs from the one that the teacher saw, and why
+    targets: Mapping[str, TargetDifference]  # over the other entries
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by field."""
+        """The fields as JSON values."""
         return {
             "entries": self.entries,
             "other_crops": list(self.other_crops),
@@ -60,13 +61,13 @@ class Recomputation:
 
 
 def require_same_teacher(spec: StoreSpec, teacher: Teacher, where: str) -> None:
-    """Raises StoreMismatchError where `teacher` is not the one that the store of `spec` is of."""
+    """Raises StoreMismatchError unless `teacher` is the teacher of the store with this spec."""
     stored, found = spec.teacher, teacher.identity()
     if differing := [name for name in found if stored.get(name) != found[name]]:
         lines = "; ".join(f"{name}: {stored.get(name)}, {found[name]}" for name in differing)
         raise StoreMismatchError(
-            f"the teacher is not the one of {where} (store, given): {lines}",
-            hint="--teacher, --weights and --precision as the store was built with; `kdcache info` shows them",
+            f"the teacher is not the one of {where}. Differing fields (in the store, given): {lines}",
+            hint="use the store's --teacher, --weights and --precision; `kdcache info` shows them",
         )
 
 
@@ -74,11 +75,11 @@ def recompute_unit(
     store: Store,
     dataset: SegmentationDataset,
     teacher: Teacher,
-    place: tuple[int, int],  # pass, unit
-    batch_size: int,  # equal ones give equal bytes on one machine
+    unit_id: tuple[int, int],  # pass, unit
+    batch_size: int,  # the same size gives the same bytes on one machine
 ) -> dict[str, np.ndarray]:
-    """The rows of all arrays of a unit, made from scratch, (n, ...) each. Raises TeacherError."""
-    pass_index, unit = place
+    """The rows of all arrays of a unit, computed again, (n, ...) each. Raises TeacherError for NaN or infinity."""
+    pass_index, unit = unit_id
     spec, codecs = store.spec, store.calibration.codecs
     entries = [cut_entry(dataset, spec, pass_index, position) for position in spec.unit_rows(unit)]
     encoded: dict[str, list[Tensor]] = {name: [] for name in codecs}
@@ -104,7 +105,7 @@ def recompute_entries(
     losses: Mapping[str, Mapping[str, Any]],  # Calibration.fidelity
     progress: Progress = silent,
 ) -> Recomputation:
-    """Hold `count` entries, spread evenly over the complete passes, against the teacher run again.
+    """Compare `count` entries, spread evenly over the complete passes, with a new run of the teacher.
 
     Raises:
         StoreMismatchError: the teacher is not the store's.

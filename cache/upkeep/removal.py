@@ -1,7 +1,8 @@
-"""Removal: a store taken away whole, its spec first.
+"""Removal: a whole store is deleted, its spec first.
 
-Without a spec there is no store, so one that is half removed reads as absent and not as damaged; without commits
-nothing that is still there would be trusted if the store were begun again. The same removal finishes what another left.
+A store exists only with its spec, so a half-removed one counts as absent and not as damaged. The commits go next:
+without them nothing that remains would be trusted if a store were created there again. Another removal finishes an
+interrupted one.
 """
 
 import re
@@ -18,68 +19,68 @@ from kdcache.cache.store.opening import open_store, other_names
 from kdcache.cache.store.store import SPEC
 from kdcache.cache.upkeep.garbage import unfinished_uploads
 
-RECENT_S = 600.0  # a lease or commit younger than this says that somebody is at work
+RECENT_S = 600.0  # a lease or commit younger than this means that a builder may be working
 
 _OWN = re.compile(r"kd/|passes/\d+/")
 _AT_WORK = (f"{LEASES}/", "kd/passes/")
-_ORDER = (SPEC, "kd/passes/", "kd/", "")  # prefixes, in the order in which they go
-_AT_ONCE = 1000
+_ORDER = (SPEC, "kd/passes/", "kd/", "")  # prefixes, in the order in which they are deleted
+_AT_ONCE = 1000  # between two reports of progress; also what S3 deletes with one request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """All objects and unfinished uploads under a store's prefix, listed before they go."""
+    """All objects and unfinished uploads under a store's prefix, listed before they are deleted."""
 
     objects: Objects
     stored: tuple[ListedObject, ...]
     uploads: tuple[Upload, ...]
-    entries: int | None  # committed; None where the ledger does not say
-    newest_age_s: float | None  # of the newest lease or commit, by the storage's clock
+    entries: int | None  # committed entries; None if the ledger is unreadable
+    newest_age_s: float | None  # age of the newest lease or commit, by the storage's clock
 
     @property
     def bytes(self) -> int:
-        """Of objects, and of the parts of uploads."""
+        """Bytes of the objects, and of the parts of unfinished uploads."""
         return sum(each.size for each in self.stored) + sum(each.size for each in self.uploads)
 
     @property
     def is_recent(self) -> bool:
-        """Whether somebody seems to be at work."""
+        """True if somebody may be building."""
         return self.newest_age_s is not None and self.newest_age_s < RECENT_S
 
     def carry_out(self, progress: Progress = silent) -> None:
-        """Remove everything; progress counts objects."""
-        for upload in self.uploads:  # first: nothing would lead to them once the last object is gone
+        """Delete everything; `progress` counts objects."""
+        for upload in self.uploads:  # first: without any object nobody would look for uploads here
             self.objects.abort(upload)
         done = 0
         for paths in self._batches():
             self.objects.remove_many(paths)
             done += len(paths)
             progress(done, len(self.stored), "")
-        self.objects.remove_all()  # empty folders, and what came in meanwhile
+        self.objects.remove_all()  # empty folders, and objects that were added meanwhile
 
     def _batches(self) -> Iterator[list[str]]:
         rank = {
             stored.path: next(n for n, prefix in enumerate(_ORDER) if stored.path.startswith(prefix))
             for stored in self.stored
         }
-        for wanted in range(len(_ORDER)):
-            paths = [path for path in rank if rank[path] == wanted]
+        for number in range(len(_ORDER)):
+            paths = [path for path in rank if rank[path] == number]
             for start in range(0, len(paths), _AT_ONCE):
                 yield paths[start : start + _AT_ONCE]
 
 
 def plan_removal(url: str) -> Removal:
-    """Look at the store at `url`, or what an unfinished removal or a dead build left of one.
+    """List the store at `url`, or what an unfinished removal or a dead build left of one.
 
     Raises:
-        StoreNotFoundError: nothing of a store is there.
-        UsageError: other things stand beside it: a home, or somebody's files.
+        StoreNotFoundError: there is nothing of a store.
+        UsageError: there are other things too: it is a home, or contains somebody's files.
     """
     objects = open_objects(url)
     if others := other_names(objects):
         raise UsageError(
-            f"{redact(url)} is not only a store: it holds {', '.join(others[:3])}",
-            hint="name one store: `kdcache ls`",
+            f"{redact(url)} is not only a store: it contains {', '.join(others[:3])}",
+            hint="name a single store; `kdcache ls` lists them",
         )
     stored = tuple(objects.walk(""))
     if not any(_OWN.match(each.path) for each in stored):
@@ -97,7 +98,7 @@ def plan_removal(url: str) -> Removal:
 
 
 def _entries(url: str) -> int | None:
-    """Committed entries; None for what is no readable store."""
+    """The number of committed entries; None if the store is unreadable."""
     try:
         store = open_store(url)
         return sum(

@@ -1,9 +1,9 @@
-"""Transfer: a store copied to another place, several objects at once, each checked against the ledger on its way.
+"""Transfer: a store is copied to another place, several objects at once, each checked against the ledger on the way.
 
-What a reader trusts comes last, as in a build: a unit's commit after its objects, a pass's manifest after its units. So
-a copy that dies leaves nothing half visible, and the same copy again goes on. Everything is created once: what stands
-already is read and compared, never written over. A pass may be copied without some of its targets; `kd/partial` then
-says which arrays are here, and a later copy of the rest completes it.
+What a reader trusts is written last, as in a build: a unit's commit after its objects, a pass's manifest after its
+units. So a copy that dies leaves nothing half visible, and the same copy continues later. Everything is created once:
+what exists is read and compared, and never overwritten. A pass may be copied without some of its targets. Then
+`kd/partial` says which arrays are here, and a later copy of the others completes the pass.
 """
 
 import logging
@@ -25,19 +25,20 @@ from kdcache.cache.store.store import Store, pass_folder
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_WORKERS = 8  # fewer than the connections that an S3 client keeps open, 10
+DEFAULT_WORKERS = 8  # fewer than the 10 connections that an S3 client keeps open
 MAX_BYTES_IN_FLIGHT = 512 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferResult:
-    """What a copy did."""
+    """The outcome of a copy."""
 
-    objects_copied: int  # shards; a store's few small records are not counted
+    objects_copied: int  # shards; the few small records are not counted
     bytes_copied: int
-    objects_found: int  # that an earlier copy had left at their place without a commit: read, and right
+    # Already there without a commit, from an interrupted copy; they were read and are right
+    objects_found: int
     seconds: float
-    incomplete_passes: tuple[int, ...]  # that were asked for, and are not complete at the source
+    incomplete_passes: tuple[int, ...]  # asked for, but not complete in the source
 
 
 def copy_store(
@@ -49,32 +50,32 @@ def copy_store(
     workers: int = DEFAULT_WORKERS,
     progress: Progress = silent,
 ) -> TransferResult:
-    """Copy what of `source` is missing at `url`. `progress` counts bytes.
+    """Copy to `url` what it lacks of `source`. `progress` counts bytes.
 
     Args:
-        targets: by default all that the source has; inputs always come along.
-        passes: by default all of which something is committed.
-        workers: units copied at once, fewer where their objects are large.
+        targets: default: all that the source has; inputs are always copied.
+        passes: default: all that have a committed unit.
+        workers: units copied at once; fewer if their objects are large.
 
     Raises:
-        StoreMismatchError: the source lacks one of `targets`; or another store, calibration or object stands at `url`.
-        StoreDamagedError: an object of the source is not what its ledger says.
+        StoreMismatchError: the source lacks one of `targets`; or another store, calibration or object is at `url`.
+        StoreDamagedError: an object of the source differs from its ledger.
     """
     began = time.monotonic()
     arrays = _choose_arrays(source, targets)
     begun = source.begun_passes()
     asked = begun if passes is None else _asked(passes, begun)
-    target = _begin_target(source, url)
-    here, held = source.partial_passes(), target.partial_passes()
+    target = _open_target(source, url)
+    here, there = source.partial_passes(), target.partial_passes()
     plans = [
         _plan_pass(
-            source, target, index, arrays, here=here.get(index, set(source.arrays)), held=held.get(index)
+            source, target, index, arrays, here=here.get(index, set(source.arrays)), there=there.get(index)
         )
         for index in asked
         if index in begun
     ]
     if any(plan.units for plan in plans):
-        _prove_creation(target)
+        _probe_creation(target)
     copier = _Copier(source, target, sum(plan.bytes for plan in plans), workers, progress)
     for plan in plans:
         copier.copy(plan)
@@ -89,50 +90,50 @@ def copy_store(
 
 
 def _asked(passes: slice, begun: list[int]) -> list[int]:
-    """The passes of a slice; without an end those that are begun, never what a source's goal may claim."""
+    """The passes of a slice. Without an end, those that are begun: a goal may claim any number."""
     end = max(begun, default=-1) + 1 if passes.stop is None else passes.stop
     return list(range(passes.start or 0, end))
 
 
 def _choose_arrays(source: Store, targets: Collection[str] | None) -> tuple[str, ...] | None:
-    """Inputs and the targets asked for; None for whatever a pass has."""
+    """Inputs and the targets asked for; None for all arrays that a pass has."""
     if targets is None:
         return None
     if missing := sorted(set(targets) - set(source.spec.targets)):
         raise StoreMismatchError(
-            f"{redact(source.url)} holds {', '.join(source.spec.targets)}, not {', '.join(missing)}",
-            hint=f"--targets with some of {','.join(source.spec.targets)}",
+            f"{redact(source.url)} contains {', '.join(source.spec.targets)}, not {', '.join(missing)}",
+            hint=f"choose --targets from {','.join(source.spec.targets)}",
         )
     return tuple(name for name in source.arrays if name in source.spec.input_packings or name in targets)
 
 
-def _begin_target(source: Store, url: str) -> Store:
-    """The store at `url`, begun where there is none: spec, images, calibration and goal are the source's."""
+def _open_target(source: Store, url: str) -> Store:
+    """The store at `url`, created if it does not exist, with the source's spec, images, calibration and goal."""
     calibration = source.calibration
     target = create_store(url, source.spec, source.image_ids)
     target.objects.remove_leftovers()
-    stands = target.calibration if target.is_calibrated else target.adopt_calibration(calibration)
-    if stands.digest != calibration.digest:
+    adopted = target.calibration if target.is_calibrated else target.adopt_calibration(calibration)
+    if adopted.digest != calibration.digest:
         raise StoreMismatchError(
-            f"{redact(url)} was calibrated by another build than {redact(source.url)}: their targets do not mix",
-            hint="copy to a new place",
+            f"{redact(url)} was calibrated by another build than {redact(source.url)}: do not mix their targets",
+            hint="copy to another URL",
         )
     target.raise_goal(source.goal)
     return target
 
 
-def _prove_creation(target: Store) -> None:
-    """Have `target` look before every put where its storage would write over what came since it was listed."""
+def _probe_creation(target: Store) -> None:
+    """Make `target` look before every put if its storage would overwrite an object that was created meanwhile."""
     if not probe_creation(target.objects):
         logger.warning(
-            "%s cannot be relied on to create an object only once: nobody else may write there during the copy",
+            "%s may create an object twice: nobody else may write there during the copy",
             redact(target.url),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _UnitPlan:
-    """A unit to be settled: objects to copy, and its commit to put or compare."""
+    """What to do for a unit: objects to copy, and a commit to write or compare."""
 
     commit: Commit
     arrays: tuple[str, ...]
@@ -145,14 +146,14 @@ class _UnitPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PassPlan:
-    """What of a pass is missing at the target."""
+    """What the target lacks of a pass."""
 
     index: int
-    arrays: tuple[str, ...]  # that the target will have, earlier copies' aside
+    arrays: tuple[str, ...]  # to copy; the target may have others from earlier copies
     partial: bool
     manifest: Manifest | None  # of the source
     units: tuple[_UnitPlan, ...] = ()
-    stands: frozenset[str] = frozenset()  # paths of shards at the target
+    existing: frozenset[str] = frozenset()  # paths of shards at the target
 
     @property
     def bytes(self) -> int:
@@ -166,34 +167,35 @@ def _plan_pass(
     arrays: tuple[str, ...] | None,
     *,
     here: set[str],  # arrays at the source
-    held: set[str] | None,  # whole ones at the target, where it is a partial copy of this pass
+    there: set[str] | None,  # complete arrays at the target; None unless it is a partial copy of this pass
 ) -> _PassPlan:
     arrays = arrays or tuple(name for name in source.arrays if name in here)
     if missing := [name for name in arrays if name not in here]:
         raise StoreMismatchError(
             f"{redact(source.url)} is a copy without {', '.join(missing)} of pass {index}",
-            hint="copy from where it was copied from",
+            hint="copy from its original instead",
         )
     manifest, theirs = source.manifest(index), target.manifest(index)
     commits = manifest.commits if manifest else tuple(source.commits(index).values())
-    partial = held is not None or set(arrays) != set(source.arrays)
+    partial = there is not None or set(arrays) != set(source.arrays)
     plan = _PassPlan(index=index, arrays=arrays, partial=partial, manifest=manifest)
     if theirs is not None:
         for mine in commits:
             _require_same(mine, theirs.commits[mine.unit], target)
-        if held is None or set(arrays) <= held:
+        if there is None or set(arrays) <= there:
             return plan
     generations = target.generations(index)
     units = []
     for commit in commits:
         committed = commit.unit in generations
         if committed and generations[commit.unit] != commit.generation:
-            raise _mismatch(target, f"unit {commit.unit} of pass {index} is there in another generation")
-        vouched = set(source.arrays) if committed and held is None else held or set()
-        left = tuple(name for name in arrays if name not in vouched)
+            raise _mismatch(target, f"unit {commit.unit} of pass {index} has another generation")
+        # A commit at the target vouches for all arrays; at a partial copy only for those marked as complete.
+        complete = set(source.arrays) if committed and there is None else there or set()
+        left = tuple(name for name in arrays if name not in complete)
         units.append(_UnitPlan(commit=commit, arrays=left, committed=committed))
-    stands = frozenset(stored.path for stored in target.objects.walk(pass_folder(index)))
-    return replace(plan, units=tuple(units), stands=stands)
+    existing = frozenset(stored.path for stored in target.objects.walk(pass_folder(index)))
+    return replace(plan, units=tuple(units), existing=existing)
 
 
 @dataclass(slots=True)
@@ -213,90 +215,94 @@ class _Copier:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def copy(self, plan: _PassPlan) -> None:
-        """Settle all units of a pass, then put what makes it readable."""
+        """Copy all units of a pass, then write what makes the pass readable."""
         if not plan.units:
             return
-        if plan.partial:
+        if plan.partial:  # before the first commit, or a reader could take the pass for a full one
             self.target.mark_partial(plan.index)
         self.target.create_pass(plan.index, plan.arrays)
         layouts = self.source.layouts(plan.index)
         self._in_parallel(plan, layouts)
         if plan.manifest is not None:
             for name in plan.arrays if plan.partial else ():
-                self.target.mark_held(plan.index, name)
+                self.target.mark_array_complete(plan.index, name)
             self.target.put_manifest(plan.manifest)
 
     def _in_parallel(self, plan: _PassPlan, layouts: dict[str, ArrayLayout]) -> None:
         largest = max(layouts[name].max_shard_bytes for name in plan.arrays)
+        # Memory is limited by the largest object of this copy, and by what the codec allows: a record may claim more.
         recorded = (unit.commit.objects[name].size for unit in plan.units for name in unit.arrays)
         largest = min(largest, max(recorded, default=1))
         pool = ThreadPoolExecutor(
             max(1, min(self.workers, MAX_BYTES_IN_FLIGHT // max(1, largest))), thread_name_prefix="copy"
         )
         try:
-            futures = [pool.submit(self._settle_unit, plan, unit, layouts) for unit in plan.units]
+            futures = [pool.submit(self._copy_unit, plan, unit, layouts) for unit in plan.units]
             for future in as_completed(futures):
                 future.result()
-        finally:  # after an error or Ctrl-C the objects in hand are finished, and nothing else is begun
+        finally:  # after an error or Ctrl-C the objects in flight are finished, and nothing new is started
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
         self._stopped.clear()
 
-    def _settle_unit(self, plan: _PassPlan, unit: _UnitPlan, layouts: dict[str, ArrayLayout]) -> None:
+    def _copy_unit(self, plan: _PassPlan, unit: _UnitPlan, layouts: dict[str, ArrayLayout]) -> None:
         commit = unit.commit
         for name in unit.arrays:
             if self._stopped.is_set():
                 return
             path = self.source.shard_path(layouts[name], plan.index, commit.unit)
-            self._settle_object(path, commit.objects[name], stands=path in plan.stands)
+            self._copy_object(path, commit.objects[name], exists=path in plan.existing)
         if unit.committed:
-            stands = self.target.commit_of(plan.index, commit.unit, commit.generation)
+            stored = self.target.commit_of(plan.index, commit.unit, commit.generation)
         else:
-            # A manifest's commits say nothing of how they were built; the records themselves do.
+            # The commits in a manifest do not say how the unit was built; the records do.
             record = self.source.commit_of(plan.index, commit.unit, commit.generation)
             _require_same(commit, record, self.source)
-            stands = self.target.put_commit(record)
-        _require_same(commit, stands, self.target)
+            stored = self.target.put_commit(record)
+        _require_same(commit, stored, self.target)
 
-    def _settle_object(self, path: str, record: ObjectRecord, *, stands: bool) -> None:
-        if not stands:
+    def _copy_object(self, path: str, record: ObjectRecord, *, exists: bool) -> None:
+        if not exists:
             data = _read_checked(self.source, path, record)
-            stands = not self.target.objects.put_new(path, data)
-        if stands and ObjectRecord.of(self.target.objects.get(path)) != record:
-            raise _mismatch(self.target, f"{path} stands and differs from the source's")
+            exists = not self.target.objects.put_new(path, data)
+        if exists and ObjectRecord.of(self.target.objects.get(path)) != record:
+            raise _mismatch(self.target, f"{path} exists and differs from the source's")
         with self._counting:
-            self.objects_found += stands
-            self.objects_copied += not stands
-            self.bytes_copied += 0 if stands else record.size
+            self.objects_found += exists
+            self.objects_copied += not exists
+            self.bytes_copied += 0 if exists else record.size
             self._done_bytes += record.size
             self.progress(self._done_bytes, self.total_bytes, "")
 
 
 def _read_checked(source: Store, path: str, record: ObjectRecord) -> bytes:
-    """An object of the source, whole. Raises StoreDamagedError where it is not what the ledger says."""
+    """An object of the source. Raises StoreDamagedError if it differs from what the ledger records."""
     try:
-        data = source.objects.read_range(path, 0, record.size + 1)  # one more shows that it ends there
+        # One byte more shows an object that is too long
+        data = source.objects.read_range(path, 0, record.size + 1)
     except FileNotFoundError as error:
         raise StoreDamagedError(f"{error} is missing", hint=_DAMAGED_HINT) from None
     if ObjectRecord.of(data) != record:
         raise StoreDamagedError(
-            f"{redact(source.url)}/{path} is not the {record.size:,} bytes that the ledger says",
+            f"{redact(source.url)}/{path} is not the {record.size:,} bytes that the ledger records",
             hint=_DAMAGED_HINT,
         )
     return data
 
 
 def _require_same(mine: Commit, theirs: Commit, where: Store) -> None:
-    """Raises StoreMismatchError for commits of one unit that name different objects."""
+    """Raises StoreMismatchError if two commits of one unit list different objects."""
     if mine.to_dict(built=False) != theirs.to_dict(built=False):
-        raise _mismatch(where, f"unit {mine.unit} of pass {mine.pass_index} was built or repaired by others")
+        raise _mismatch(
+            where, f"unit {mine.unit} of pass {mine.pass_index} was built or repaired by somebody else"
+        )
 
 
 def _mismatch(store: Store, what: str) -> StoreMismatchError:
     return StoreMismatchError(
-        f"{redact(store.url)}: {what}; nothing is written over",
-        hint="copy to a new place, or `kdcache rm` this one",
+        f"{redact(store.url)}: {what}; nothing is overwritten",
+        hint="copy to another URL, or remove this store with `kdcache rm`",
     )
 
 
-_DAMAGED_HINT = "restore it from a copy"
+_DAMAGED_HINT = "restore it from a copy, or repair the source with `kdcache verify STORE --repair`"

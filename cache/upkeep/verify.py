@@ -1,9 +1,9 @@
-"""Verifying: what a store's documents and ledger say, held against the objects that are there.
+"""Verifying: what the documents and the ledger of a store say is compared with the objects that exist.
 
-Every object is vouched for by something else. Metadata, goals and manifests follow from other objects and are derived
-again; the top `zarr.json` names the spec and the images, commits name the calibration and every shard, and carry a
-digest of their own. So one wrong bit anywhere shows: in a shard when it is hashed (`deep`), elsewhere at once. What the
-ledger does not name is counted, not condemned: a builder may adopt it at that moment.
+Something else vouches for every object. Metadata, goals and manifests follow from other objects and are derived again.
+The top `zarr.json` names the spec and the images; commits name the calibration and every shard, and contain their own
+digest. So one wrong bit anywhere is found: in a shard when it is hashed (`deep`), elsewhere at once. Objects that the
+ledger does not name are counted but are not damage: a builder may be about to commit them.
 """
 
 from collections import Counter
@@ -42,15 +42,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What was looked at, and what was found."""
+    """What was checked, and what was found."""
 
     damage: tuple[Damage, ...]
     objects: int
-    bytes: int  # of shards whose sizes were looked at, or which were read
+    bytes: int  # of shards that were checked or read
     units: int  # committed
     is_complete: bool
-    orphans: int  # shards of units that are not committed; a builder adopts them
-    leftovers: int  # half-written files and leases
+    orphans: int  # shards of units without a commit; a builder will use them
+    leftovers: int  # half-written files, and leases
 
     @property
     def is_clean(self) -> bool:
@@ -60,11 +60,11 @@ class Verification:
 def verify_store(
     url: str, *, deep: bool = False, threads: int = 8, progress: Progress = silent
 ) -> Verification:
-    """Hold the store at `url` against itself; with `deep` every object is read, hashed and decoded.
+    """Check the store at `url` for consistency. With `deep` every object is read, hashed and decoded.
 
     Raises:
-        StoreNotFoundError: there is none.
-        StoreDamagedError: its spec cannot be read, which all else hangs on.
+        StoreNotFoundError: nothing of a store is at `url`.
+        StoreDamagedError: its spec is unreadable. Everything else depends on it.
     """
     objects = open_objects(url)
     store = Store(url, objects, read_spec(objects), ())
@@ -74,7 +74,7 @@ def verify_store(
 
 @dataclass(slots=True)
 class _Check:
-    store: Store  # without its images, which may be what is damaged
+    store: Store  # opened without its image ids, which may be damaged
     pool: ThreadPoolExecutor
     deep: bool
     progress: Progress
@@ -106,7 +106,7 @@ class _Check:
 
     def _top(self) -> None:
         """Spec, images and the `zarr.json` that names both."""
-        self.counts["objects"] += 1  # the spec, which could be read
+        self.counts["objects"] += 1  # the spec, which was readable
         spec, root = self.store.spec, self._read("zarr.json", "is missing")
         named = _names_of(root)
         try:
@@ -129,17 +129,17 @@ class _Check:
                 Damage(path=IMAGES, what="are not the images that the store's zarr.json names")
             )
 
-    def _held(self, index: int) -> Collection[str]:
-        """The arrays of a pass that are here: all, but of a copy that left some out."""
+    def _arrays_here(self, index: int) -> Collection[str]:
+        """The arrays of a pass that are here: all, unless a copy left some out."""
         return self.partial.get(index, self.store.arrays)
 
     def _passes(self) -> list[int]:
-        """Passes of which anything stands."""
+        """Passes of which anything exists."""
         created = [name for name in self.store.objects.names("passes") if name.isdecimal()]
         return sorted({*self.store.begun_passes(), *map(int, created)})
 
     def _calibration(self, passes: list[int]) -> bool:
-        """Whether it is the one that everything names; without it there is nothing to check against."""
+        """True if the calibration is the one that commits name. Without it nothing else can be checked."""
         named = set(self._each(self._named_calibrations, passes)) - {None}
         try:
             digest = self.store.calibration.digest
@@ -157,7 +157,7 @@ class _Check:
         return True
 
     def _named_calibrations(self, index: int) -> str | None:
-        """The digest that the first commit of a pass that can be read names, or else the metadata of its views."""
+        """The calibration's digest in the first readable commit of a pass, or else in the metadata of its views."""
         objects = self.store.objects
         for unit, generation in self.store.generations(index).items():
             path = commit_path(index, unit, generation)
@@ -174,20 +174,20 @@ class _Check:
             return None
 
     def _goals(self, passes: list[int]) -> None:
-        wanted = max(passes, default=-1) + 1  # a pass is begun once its goal is on record
-        if wanted > self.store.goal:
-            self._compare(goal_path(wanted), goal_text(wanted))
+        needed = max(passes, default=-1) + 1  # builders record the goal before they start a pass
+        if needed > self.store.goal:
+            self._compare(goal_path(needed), goal_text(needed))
         for name in self.store.objects.names(GOALS):
             if name.isdecimal() and goal_path(int(name)) == f"{GOALS}/{name}":
                 self._compare(f"{GOALS}/{name}", goal_text(int(name)))
 
     def _metadata(self, passes: list[int]) -> None:
         for index in passes:
-            for path, data in self.store.pass_metadata(index, self._held(index)).items():
+            for path, data in self.store.pass_metadata(index, self._arrays_here(index)).items():
                 self._compare(path, data)
 
     def _ledger(self, index: int) -> dict[int, Commit]:
-        """The newest commit of every unit of a pass, as the ledger has it: its manifest, else its records."""
+        """The newest commit of every unit of a pass, from its manifest and its records."""
         try:
             generations = self.store.generations(index)
         except StoreDamagedError as error:
@@ -223,7 +223,7 @@ class _Check:
     def _record(
         self, index: int, unit: int, generation: int, listed: Mapping[int, Commit]
     ) -> tuple[int, Commit | None]:
-        """A unit and its commit: the record, or what the manifest says where the record is damaged."""
+        """A unit and its commit: from the record, or from the manifest if the record is damaged."""
         try:
             commit = self.store.read_commit(index, unit, generation)
             self.counts["objects"] += 1
@@ -232,8 +232,8 @@ class _Check:
             known = listed.get(unit)
             known = known if known is not None and known.generation == generation else None
             path = commit_path(index, unit, generation)
-            expected = None if known is None else known.to_bytes()  # how it was built is lost
-            self.damage.append(Damage(path=path, what=str(error), place=(index, unit), expected=expected))
+            expected = None if known is None else known.to_bytes()  # without `built`, which is lost
+            self.damage.append(Damage(path=path, what=str(error), unit_id=(index, unit), expected=expected))
             return unit, known
 
     def _units(self, commits: list[Commit]) -> None:
@@ -241,7 +241,7 @@ class _Check:
             index: {
                 name: layout
                 for name, layout in self.store.layouts(index).items()
-                if name in self._held(index)
+                if name in self._arrays_here(index)
             }
             for index in {commit.pass_index for commit in commits}
         }
@@ -257,7 +257,7 @@ class _Check:
             self.progress(done, len(commits), f"units, {len(self.damage)} damaged objects")
 
     def _unnamed(self, committed: Mapping[int, set[int]]) -> None:
-        """Count what no record names."""
+        """Count the objects that no record names."""
         for index, units in committed.items():
             for name in self.store.layouts(index):
                 found = self.store.objects.names(f"{array_path(index, name)}/c")
@@ -266,12 +266,12 @@ class _Check:
         self.counts["leftovers"] = len(objects.names(TEMP_FOLDER)) + count_leases(objects)
 
     def _compare(self, path: str, expected: bytes) -> None:
-        """An object whose bytes follow from others."""
-        stands = self._read(path, "is missing", expected)
-        if stands is None or stands == expected:
+        """Check an object whose bytes follow from others."""
+        stored = self._read(path, "is missing", expected)
+        if stored is None or stored == expected:
             return
-        if not path.endswith("/zarr.json") or not same_metadata(stands, expected):
-            self.damage.append(Damage(path=path, what="is not what the spec leads to", expected=expected))
+        if not path.endswith("/zarr.json") or not same_metadata(stored, expected):
+            self.damage.append(Damage(path=path, what="is not what the spec implies", expected=expected))
 
     def _read(self, path: str, missing: str, expected: bytes | None = None) -> bytes | None:
         self.counts["objects"] += 1
@@ -289,7 +289,7 @@ class _Check:
 
 
 def _names_of(root: bytes | None) -> Mapping[str, str] | None:
-    """What a store's top `zarr.json` names; None where it is not of the one form that it has."""
+    """What a store's top `zarr.json` names; None if it does not have its one valid form."""
     try:
         named = parse_json(root or b"", "zarr.json", dict)["attributes"]["kdcache"]
         same = root == group_metadata({"kdcache": named}) and {*named} == {"key", "images"}

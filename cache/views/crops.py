@@ -1,12 +1,12 @@
-"""Stored crops: a view's pixels and label in the store itself. Training then needs no dataset and no full-size decoding.
+"""Stored crops: a view's pixels and label in the store itself, so that training does not need the dataset.
 
     replay      stores nothing: a reader cuts the view out of its image again
     jpeg[:Q]    the crop as JPEG of quality Q (default 95), colours at full resolution
     webp        the crop as lossless WebP, two to four times larger and slower to decode
 
-The teacher sees the decoded crop, so student and teacher see exactly the same pixels, whatever the format loses. Only the
-part that is image is encoded; the padding follows from the view. All rows of an array have the same length: the file,
-padded with zeros, which zstd compresses to almost nothing.
+The teacher sees the decoded crop, so student and teacher see exactly the same pixels, whatever the format loses. Only
+the part that is image is encoded; the padding follows from the view. All rows of an array have the same length: the
+file, padded with zeros, which zstd compresses to almost nothing.
 """
 
 import io
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcache.cache.codecs.codec import Packing
+from kdcache.cache.codecs.packing import Packing
 from kdcache.cache.errors import StoreDamagedError, UsageError
 from kdcache.cache.images.files import DECODER_ERRORS
 from kdcache.cache.views.replay import Crop
@@ -91,7 +91,7 @@ def unpack_crop(
     valid_size: tuple[int, int],  # height and width of the part that is image
     where: str,
 ) -> Crop:
-    """The crop in a row. Raises StoreDamagedError, which names `where`, if the row does not contain one of this size."""
+    """The crop in a row. Raises StoreDamagedError, which names `where`, if its size is another."""
     length = int.from_bytes(row[:_HEADER_BYTES].tobytes(), "little")
     height, width = valid_size
     if length > len(row) - _HEADER_BYTES or height > label.shape[0] or width > label.shape[1]:

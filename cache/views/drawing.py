@@ -19,9 +19,8 @@ from kdcache.cache.views.pixels import resize_label, rounded
 from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.view import View
 
-_PERSON = (
-    b"kdcache.view.1"  # raise the number with any change of what is drawn: it separates old and new views
-)
+# Raise the number with any change of what is drawn: it separates old and new views
+_PERSON = b"kdcache.view.1"
 _CAT_MAX_TRIES = 10  # as in mmsegmentation
 
 
@@ -52,9 +51,8 @@ def draw_view(
         **(_draw_colours(draws) if policy.photometric else {}),
     )
     fits = scaled[0] <= policy.crop_height_px and scaled[1] <= policy.crop_width_px
-    if (
-        label is None or policy.cat_max_ratio == 1 or fits
-    ):  # a crop of the whole image is the same in every try
+    # A crop of the whole image is the same in every try
+    if label is None or policy.cat_max_ratio == 1 or fits:
         return view
     for attempt in range(1, _CAT_MAX_TRIES):
         if _is_varied(crop_label(view, label), policy):

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from kdcache.cache.images.classes import IGNORE
 
-TARGETS = ("logits", "features", "aux", "backbone")
-"""What a teacher can give for a view, each as such a map."""
-
 
 def cell_weights(
     valid_size: Tensor,  # (N, 2) integer: height and width in crop pixels of the valid region, from the crop's top left

@@ -1,10 +1,10 @@
 """Pixel arithmetic of a view: resize, colour, thumbnail, in integers only.
 
-The bytes are the same everywhere: nothing here rounds floating point numbers, so no compiler, SIMD width or numpy version
-can change a crop. Pillow's resize is integer inside too, but its weights are rounded from doubles, and its drop-in
-replacements round differently. It is also slower at shrinking (1024x2048 to 512x1024: 13 ms against 4 ms on one core).
-The resize here uses two taps and does not widen its filter when it shrinks, like cv2's INTER_LINEAR, with which the
-public teachers were trained (mmsegmentation, CIRKD, semseg).
+The bytes are the same everywhere: nothing here rounds floating point numbers, so no compiler, SIMD width or numpy
+version can change a crop. Pillow's resize is integer inside too, but its weights are rounded from doubles, and its
+drop-in replacements round differently. It is also slower at shrinking (1024x2048 to 512x1024: 13 ms against 4 ms on one
+core). The resize here uses two taps and does not widen its filter when it shrinks, like cv2's INTER_LINEAR, with which
+the public teachers were trained (mmsegmentation, CIRKD, semseg).
 """
 
 import math
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 8
 
-_ROWS_A_BLOCK = (
-    16  # a block of rows fits the processor's cache: three times as fast as the whole crop at once
-)
+# A block of rows fits the processor's cache: three times as fast as the whole crop at once
+_ROWS_A_BLOCK = 16
 COLOUR_BITS = 12
 _TRIG_BITS = 16
 # Rounded from libm, whose doubles may differ in the last bit. No value is close enough to a tie for that to matter.

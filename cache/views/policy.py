@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from kdcache.cache.errors import UsageError
+from kdcache.cache.errors import UsageError, unknown_name
 
 MAX_SIDE_PX = 2**15
 
@@ -146,11 +146,11 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-def view_policy(dataset_name: str, policy: str = "mmseg", **overrides: Any) -> ViewPolicy:
+def view_policy(dataset_name: str, policy: str | None = None, **overrides: Any) -> ViewPolicy:
     """The policy for a dataset ("cityscapes", "streets:96x192:200").
 
     Args:
-        policy: a name of POLICIES, which changes the dataset's own policy.
+        policy: a name of POLICIES, which changes the dataset's own policy; None: mmseg, which changes nothing.
         overrides: fields of ViewPolicy; None leaves a field as it is.
 
     Raises:
@@ -158,6 +158,7 @@ def view_policy(dataset_name: str, policy: str = "mmseg", **overrides: Any) -> V
     """
     family, _, rest = dataset_name.partition(":")
     _check_known("dataset", family, DATASET_POLICIES)
+    policy = policy or "mmseg"
     _check_known("view policy", policy, POLICIES)
     for name in overrides:
         _check_known("view option", name, ViewPolicy.__dataclass_fields__)
@@ -176,4 +177,4 @@ def _streets_crop(rest: str) -> dict[str, int]:
 
 def _check_known(what: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        raise UsageError(f"unknown {what} {name!r}", hint=f"one of: {', '.join(known)}")
+        raise unknown_name(what, name, known)

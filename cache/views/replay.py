@@ -1,8 +1,8 @@
 """Replay: from a view to the pixels that the teacher saw, and the proof that they are the same pixels.
 
-A store keeps one int32 row for each view: which image, the view's parameters, and a digest of the teacher's crop. Replay
-is integer arithmetic, so equal decoded images give equal crops. Image decoders do differ between library versions; the
-digest of the replayed crop detects that.
+A store keeps one int32 row for each view: which image, the view's parameters, and a digest of the teacher's crop.
+Replay is integer arithmetic, so equal decoded images give equal crops. Image decoders do differ between library
+versions; the digest of the replayed crop detects that.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from kdcache.cache.views.view import View
 _DIGEST_BYTES = 16
 _THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 _DIGEST_WORDS = (2 * _DIGEST_BYTES + _THUMBNAIL_BYTES) // 4
-# Largest mean difference of thumbnails of one image. Decoders and resizers differ by less than 1, other images by much more.
+# Largest mean difference of thumbnails of one image. Decoders and resizers differ by less than 1, other images by much
+# more.
 _NEAR_LEVELS = 3
 
 ENTRY_COLUMNS: tuple[str, ...] = (

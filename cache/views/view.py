@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from kdcache.cache.views.policy import MAX_SIDE_PX
 
+TARGETS = ("logits", "features", "aux", "backbone")
+"""What a teacher can give for a view, each as a map of stride 8 or so, see maps.py."""
+
 # The order of these fields is the order of the columns in a store.
 _VIEW_RANGES = {
     "scale_milli": (1, 16_000),

@@ -1,4 +1,4 @@
-"""A run of a comparison: how far it is, why it failed, and where its time went."""
+"""A run of a comparison: its progress, why it failed, and where its time went."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "wai
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunAccount:
-    """One run. Seconds are those of all its processes one after another; None where there is no run yet."""
+    """One run. Seconds add up those of all its processes, one after another; None before the run has begun."""
 
     start: Start
     folder: str  # from the comparison's
@@ -23,11 +23,11 @@ class RunAccount:
     error: str | None  # one line, of a failed run
     hint: str | None  # what may help
     command: str | None  # repeats it
-    training_s: float | None  # the account
-    wait_s: float | None  # of it, waiting for data
-    evaluation_s: float | None  # outside of the account, as are the next three
+    training_s: float | None  # what a budget counts
+    wait_s: float | None  # part of it: waiting for data
+    evaluation_s: float | None  # not part of training_s; nor are the next three
     saving_s: float | None
-    startup_s: float | None  # and the end: processes, imports, opening, the report
+    startup_s: float | None  # and winding down: processes, imports, opening, the report
     wall_s: float | None  # all of it
     summary: RunSummary | None
     record: RunRecord | None

@@ -21,7 +21,7 @@ class Ladder:
 
     @classmethod
     def of(cls, standings: Standings) -> Self | None:
-        """By time where there are several budgets, else by steps; None where nothing has two lengths."""
+        """By time if there are several budgets, else by steps; None if no contender has two lengths."""
         charted = standings.contest.charted
         for clock in ("time", "steps"):
             found: dict[str, list[tuple[float, Row]]] = {}

@@ -5,16 +5,16 @@
     OUT/runs/NAME/           a folder of `kdcache distill` for every run
     OUT/standings.json       what came of it (standings.py), with standings.csv, report.md, figures/ and report.html
 
-A contest is a list of asks, one for every command that wanted runs which the ones before did not: more methods, seeds
-or lengths. All else must stay the same, so that its runs can be set against each other. The baseline joins every ask.
+A contest is a list of asks. A command adds one if it wants runs that the commands before it did not: more methods,
+seeds or lengths. All else must stay the same, so that runs can be compared. The baseline joins every ask.
 
-Seeds are the outer loop of an ask, so that an early end leaves whole rounds. Within a round (a seed on a rung) the
-contenders run in an order drawn anew, so that a machine that slows down slows all of them alike. At the end of an ask
-the baseline is repeated: what differs between its two runs is the machine.
+Seeds are the outer loop of an ask, so that an early end leaves whole rounds. In each round (a seed on a rung) the
+contenders run in another order, so that a machine that slows down slows all of them alike. At the end of an ask the
+baseline is repeated: its two runs differ only by the machine.
 
 A contender is a row of the standings: a method, and where its views and its targets come from. A rung is one length on
-one of two clocks: `time` gives every contender the same seconds of training, `steps` the same number of steps. Where you
-did not name them, the steps of a rung are those that the baseline reached in the time.
+one of two clocks: `time` gives every contender the same seconds of training, `steps` the same number of steps. If you
+do not name them, the steps of a rung are those that the baseline reached in the time.
 """
 
 import shlex
@@ -25,7 +25,7 @@ from typing import Any, Self
 from kdcache.cache.errors import UsageError
 from kdcache.cache.shuffle import permutation
 from kdcache.distill.config import FREE_ON_RESUME, TrainConfig, option_of
-from kdcache.distill.losses.methods import own_options
+from kdcache.distill.losses.methods import applicable_options
 
 BASELINE = "none"
 
@@ -50,6 +50,18 @@ class Contender:
         if self.passes is not None:
             words.append(f"views-{self.passes}")
         return "-".join(words)
+
+    @property
+    def label(self) -> str:
+        """What people read, as in "none, stored views" or "logit, 4 views"; `name` is for files."""
+        words = [self.method]
+        if self.source == "online":
+            words.append("teacher at every step")
+        if self.source == "none":
+            words.append("fresh views" if self.fresh_views else "stored views")
+        if self.passes is not None:
+            words.append(f"{self.passes} view{'s' if self.passes > 1 else ''}")
+        return ", ".join(words)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -177,7 +189,7 @@ class Ask:
                 raise UsageError(f"a comparison needs {what}, each once; got {names}")
 
     def starts(self, baseline: Contender) -> Iterator[Start]:
-        """Its runs in their order, but for repetitions."""
+        """Its runs in their order, without repetitions."""
         contenders = list(dict.fromkeys((baseline, *self.contenders)))
         for seed in self.seeds:
             for rung in self.rungs:
@@ -290,11 +302,11 @@ class Contest:
         own = start.contender.fields
         if not start.contender.fresh_views and start.contender.passes is None:
             own["passes"] = self.passes
-        shared = own_options(start.contender.method, self.run)
+        shared = applicable_options(start.contender.method, self.run)
         return TrainConfig.from_dict({**shared, **own, **length, "seed": start.seed, "out": out})
 
     def commands(self) -> list[str]:
-        """The command lines that ask for it, but for its folder; options that have their defaults are left out."""
+        """The command lines that ask for it, without --out and without options that have their defaults."""
         shared = {**self.run, "method": BASELINE, "source": "none", "steps": 1, "out": "OUT"}
         said = shlex.split(TrainConfig.from_dict(shared).command())
         for option in ("--method", "--source", "--steps", "--out"):
@@ -308,7 +320,7 @@ class Contest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of to_dict. Raises UsageError for what is no contest."""
+        """The inverse of to_dict. Raises UsageError if the values do not describe a contest."""
         try:
             return cls(**{**values, "asks": tuple(Ask.from_dict(ask) for ask in values["asks"])})
         except (KeyError, TypeError) as error:
@@ -328,13 +340,13 @@ class Contest:
         return any(contender.source == "online" for contender in self.contenders)
 
     def _identity(self, free: Collection[str]) -> dict[str, Any]:
-        """What all runs share, by its option, but for the `free` fields of TrainConfig."""
+        """What all runs share, by its option, without the `free` fields of TrainConfig."""
         options = {field.name: self.run.get(field.name, field.default) for field in fields(TrainConfig)}
         run = {option_of(n): v for n, v in options.items() if n not in free and n not in _BY_RUN}
         return {"store": self.store_key, "--processes": self.processes, **run}
 
     def _repetitions(self, ask: Ask, new: Sequence[Start], before: Mapping[Start, None]) -> list[Start]:
-        """Of the baseline on the rungs that an ask brought; on the shortest that it adds to, where it brought none."""
+        """Of the baseline on the rungs that are new with an ask; if none is, on the shortest that it adds runs to."""
         brought = [rung for rung in ask.rungs if all(start.rung != rung for start in before)]
         shortest = sorted({start.rung for start in new}, key=lambda rung: rung.order)[:1]
         return [

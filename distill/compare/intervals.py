@@ -1,4 +1,4 @@
-"""Paired differences over seeds, with Student's interval: what a handful of runs allow to say, and no more."""
+"""Paired differences over seeds, with Student's interval: as much as a handful of runs can show."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Mean of paired differences, and the interval that holds the true one in 95 of 100 experiments."""
+    """Mean of paired differences, and the interval that contains the true one in 95 of 100 experiments."""
 
     mean: float
     pairs: int
@@ -20,7 +20,7 @@ class Difference:
 
     @property
     def separable(self) -> bool | None:
-        """Zero lies outside of the interval; None where there is no interval."""
+        """Whether zero lies outside of the interval: else the difference could be chance. None for a single pair."""
         return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,11 @@ from kdcache.distill.compare.account import RunAccount
 from kdcache.distill.compare.contest import Contender, Contest, Rung, find_steps
 from kdcache.distill.compare.intervals import Difference, mean_interval, mean_of_known, paired_difference
 from kdcache.distill.compare.teacher_cost import TeacherCost
+from kdcache.distill.report.charts import clipped
+from kdcache.distill.units import duration_text
+
+FEWEST_STEPS = 100
+"""A run of fewer steps is too short to judge a method by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +27,7 @@ class Row:
     rank: int | None  # 1 is best; None without a score
     contender: str
     miou: float | None
-    interval: tuple[float, float] | None  # of the mean mIoU; None for fewer than two seeds
+    interval: tuple[float, float] | None  # of the mean mIoU, within 0 to 1; None for fewer than two seeds
     by_seed: Mapping[int, float]
     difference: Difference | None  # of mIoU to the baseline; None for itself, and without a common seed
     pixel_accuracy: float | None
@@ -33,6 +38,11 @@ class Row:
     with_shared_teacher_s: float | None  # and its share of that, by the runs that used it
     over_teacher: float | None  # mIoU as a fraction of the teacher's
 
+    @property
+    def is_short(self) -> bool:
+        """Too few steps for decimals to mean anything."""
+        return self.steps is not None and self.steps < FEWEST_STEPS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
@@ -41,6 +51,28 @@ class Ranking:
     rung: Rung
     steps: int | None  # of a rung of steps, where they are known
     rows: Sequence[Row]
+    doubt: str | None = None  # why it shows nothing reliable, see cautions.py
+
+    @property
+    def title(self) -> str:
+        """As in "30 min of training" or "2000 steps, those of the baseline in 30 min"."""
+        if self.rung.clock == "time":
+            return f"{duration_text(self.rung.budget_s or 0.0)} of training"
+        count = "an unknown number of" if self.steps is None else self.steps
+        budget_s = self.rung.budget_s
+        return f"{count} steps" + (
+            "" if budget_s is None else f", those of the baseline in {duration_text(budget_s)}"
+        )
+
+    @property
+    def short_title(self) -> str:
+        if self.rung.clock == "time":
+            return duration_text(self.rung.budget_s or 0.0)
+        return f"{self.steps or '?'} steps"
+
+    def is_coarse(self, row: Row) -> bool:
+        """Whether the decimals of a row would only show noise."""
+        return self.doubt is not None or row.is_short
 
     def ranks(self) -> dict[str, int]:
         return {row.contender: row.rank for row in self.rows if row.rank is not None}
@@ -65,6 +97,7 @@ class Ranking:
             "clock": rung.clock,
             "budget_s": rung.budget_s,
             "steps": self.steps,
+            "doubt": self.doubt,
             "rows": rows,
         }
 
@@ -81,19 +114,19 @@ class Move:
 
 
 def rank(
-    contest: Contest, rung: Rung, outcomes: Sequence[RunAccount], teacher_cost: TeacherCost | None
+    contest: Contest, rung: Rung, accounts: Sequence[RunAccount], teacher_cost: TeacherCost | None
 ) -> Ranking:
-    """The ranking on a rung, by what is complete of `outcomes`."""
-    asked = [o for o in outcomes if o.start.rung == rung and not o.start.again]
+    """The ranking on a rung, by what is complete of `accounts`."""
+    asked = [a for a in accounts if a.start.rung == rung and not a.start.again]
     by_contender = {
-        contender: [o for o in asked if o.start.contender == contender and o.miou is not None]
+        contender: [a for a in asked if a.start.contender == contender and a.miou is not None]
         for contender in contest.contenders
-        if any(o.start.contender == contender for o in asked)
+        if any(a.start.contender == contender for a in asked)
     }
     base = _by_seed(by_contender[contest.baseline])
     rows = [_row(contest, c, of_it, base, teacher_cost) for c, of_it in by_contender.items()]
     ranked = [replace(row, rank=rank) for rank, row in enumerate(_in_order(contest, rows), start=1)]
-    steps = {o.start.name: o.summary.steps for o in outcomes if o.miou is not None and o.summary}
+    steps = {a.start.name: a.summary.steps for a in accounts if a.miou is not None and a.summary}
     return Ranking(
         rung=rung,
         steps=find_steps(contest, rung, steps) if rung.clock == "steps" else None,
@@ -123,8 +156,8 @@ def _row(
     common = sorted(by_seed.keys() & base.keys())
     compared = common and contender != contest.baseline
     miou = statistics.fmean(by_seed.values()) if by_seed else None
-    summaries = [outcome.summary for outcome in done if outcome.summary]
-    training_s = mean_of_known(outcome.training_s for outcome in done)
+    summaries = [account.summary for account in done if account.summary]
+    training_s = mean_of_known(account.training_s for account in done)
     stored = teacher_cost if contender.source == "cache" else None
     whole_s, share_s = (
         (stored.whole_s(contender.passes), stored.share_s(contender.passes)) if stored else (0.0, 0.0)
@@ -134,7 +167,7 @@ def _row(
         rank=None,
         contender=contender.name,
         miou=miou,
-        interval=mean_interval(list(by_seed.values())),
+        interval=clipped(mean_interval(list(by_seed.values())), (0.0, 1.0)),
         by_seed=by_seed,
         difference=paired_difference([by_seed[s] for s in common], [base[s] for s in common])
         if compared
@@ -149,20 +182,20 @@ def _row(
     )
 
 
-def _by_seed(outcomes: Iterable[RunAccount]) -> dict[int, float]:
-    return {outcome.start.seed: outcome.miou for outcome in outcomes if outcome.miou is not None}
+def _by_seed(accounts: Iterable[RunAccount]) -> dict[int, float]:
+    return {account.start.seed: account.miou for account in accounts if account.miou is not None}
 
 
-def _mean_class_iou(outcomes: Sequence[RunAccount]) -> dict[str, float | None]:
+def _mean_class_iou(accounts: Sequence[RunAccount]) -> dict[str, float | None]:
     scores = [
-        outcome.record.scores["iou"] for outcome in outcomes if outcome.record and outcome.record.scores
+        account.record.scores["iou"] for account in accounts if account.record and account.record.scores
     ]
     names = dict.fromkeys(name for iou in scores for name in iou)
     return {name: mean_of_known(iou.get(name) for iou in scores) for name in names}
 
 
 def find_moves(rankings: Sequence[Ranking]) -> Iterator[Move]:
-    """Contenders whose place among those that have both is not the same; a run that failed on one clock moves nobody."""
+    """Contenders whose place differs, among those that have a score on both clocks: a failed run moves nobody else."""
     for timed, counted in pair_clocks(rankings):
         by_time, by_steps = timed.ranks(), counted.ranks()
         common = by_time.keys() & by_steps.keys()

@@ -1,8 +1,8 @@
-"""Running a contest: one run after another, each in processes of its own, going on where it was.
+"""Running a contest: one run after another, each in processes of its own, each from its last checkpoint.
 
-A run that fails is put on record with its one line, and the others go on. A lock on the folder is held by whoever runs
-here and by the processes that train: where a comparison was killed and its last run lives on, a second one is refused
-until that has ended, and nothing is trained twice at once.
+A run that fails is recorded with its one line, and the next one starts. The command and the processes that train share a
+lock on the folder: if a comparison was killed while its last run still trains, a second comparison is refused until that
+run has ended, so that nothing is trained twice at once.
 """
 
 import fcntl
@@ -33,33 +33,34 @@ _OF_DISTILL = "KDCACHE_DISTILL_"  # variables that would change what a run is as
 
 
 def read_contest(folder: Path, asked: Contest) -> Contest:
-    """What the folder holds and what is asked beyond that; nothing is written.
+    """The comparison in the folder, extended by what is asked. Writes nothing.
 
     Raises:
-        UsageError: the folder holds another comparison, or something else.
+        UsageError: the folder contains another comparison, or something else.
     """
     path = folder / COMPARISON
     if not path.exists():
         if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise UsageError(
-                f"--out {folder} holds files that are not a comparison's", hint="name a new folder"
+                f"--out {folder} contains files that are not a comparison's", hint="name a new folder"
             )
         return asked
     held = Contest.from_dict(runfolder.read_json(path))
     if lines := held.differences(asked):
         raise UsageError(
-            f"--out {folder} holds another comparison; what differs (there, asked):\n  " + "\n  ".join(lines),
-            hint="methods, seeds and lengths may be added; all else stays, or name another folder",
+            f"--out {folder} contains another comparison; what differs (there, asked):\n  "
+            + "\n  ".join(lines),
+            hint="add methods, seeds or lengths and keep all else, or name another folder",
         )
     return held.extended(asked)
 
 
 def enter(folder: Path, asked: Contest) -> Contest:
-    """Write down what is asked, on top of what the folder holds already; what both come to.
+    """Record what is asked, on top of what the folder contains already; returns both together.
 
     Raises:
-        UsageError: the folder holds another comparison, or something else, or a comparison is running there.
-        KDCacheError: the folder cannot be made.
+        UsageError: the folder contains another comparison, or something else, or a comparison is running there.
+        KDCacheError: making the folder fails.
     """
     contest = read_contest(folder, asked)
     try:
@@ -81,7 +82,7 @@ def run_contest(folder: Path, contest: Contest, report: Callable[[str], None]) -
 
     Raises:
         UsageError: a comparison is running in this folder.
-        KeyboardInterrupt: also on SIGTERM; the run's last checkpoint stands.
+        KeyboardInterrupt: also on SIGTERM; the run's last checkpoint is kept.
     """
     with _lock(folder) as lock, _interrupted_by_sigterm():
         done: dict[str, int] = {}
@@ -95,13 +96,13 @@ def run_contest(folder: Path, contest: Contest, report: Callable[[str], None]) -
                 if attempt["error"]:
                     report(f"{start.name} failed: {attempt['error']}")
             if is_done(folder, start):
-                # The training state of a finished run is of no more use, and hundreds of runs would fill a disk.
+                # A finished run needs its training state no longer, and hundreds of them would fill a disk.
                 shutil.rmtree(out / runfolder.CHECKPOINT, ignore_errors=True)
                 done[start.name] = runfolder.read_json(out / runfolder.SCORES)["steps"]
 
 
 def run_command(config: TrainConfig, processes: int) -> list[str]:
-    """What starts a run, or goes on with it."""
+    """The command that starts a run, or resumes it."""
     python = [sys.executable, "-m"]
     if processes > 1:
         python += ["accelerate.commands.launch", "--num_processes", str(processes), "-m"]
@@ -127,7 +128,7 @@ def _attempt(
     }
     steps = find_steps(contest, start.rung, done) if start.rung.clock == "steps" else None
     if start.rung.clock == "steps" and steps is None:
-        reason = f"nobody knows its steps: no finished run of {contest.baseline.name} on that budget"
+        reason = f"its steps are unknown: no finished run of {contest.baseline.name} on that budget"
         return {**attempt, "error": reason}
     try:
         config = contest.config(start, str(folder / RUNS / start.name), steps)
@@ -207,7 +208,7 @@ def _record(folder: Path, attempt: dict[str, Any]) -> None:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """The descriptor that holds the lock; it is held until every process that inherited it has ended."""
+    """The descriptor of the lock, which lasts until every process that inherited it has ended."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,7 +216,7 @@ def _lock(folder: Path) -> Iterator[int]:
         os.close(descriptor)
         raise UsageError(
             f"a comparison is running in {folder}, or the last run of a killed one",
-            hint="wait until it has ended; its checkpoints stand",
+            hint="wait until it has ended; its checkpoints are kept",
         ) from None
     try:
         yield descriptor
@@ -225,7 +226,7 @@ def _lock(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a comparison as Ctrl-C does, so that it takes the run in progress along."""
+    """SIGTERM ends a comparison as Ctrl-C does, together with the run in progress."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

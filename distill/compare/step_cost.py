@@ -1,7 +1,7 @@
 """What a step of each contender costs, by part, and over the baseline's.
 
-The time of a step is a median over the steps between lines of metrics. A contender is set against the baseline round by
-round, of one seed and length, so that a machine that was slower in some rounds is so for both.
+The time of a step is a median over the steps between lines of metrics. A contender is compared with the baseline in each
+round, of one seed and length, so that a machine that is slower in some rounds slows both.
 """
 
 import statistics
@@ -36,13 +36,13 @@ class Cost:
     teacher_s: float | None
 
 
-def measure_costs(contest: Contest, outcomes: Sequence[RunAccount]) -> list[Cost]:
-    """Of all runs that are complete; repetitions tell of the machine, not of the method."""
-    timed = {o.start: o for o in outcomes if o.status == COMPLETE and not o.start.again}
+def measure_costs(contest: Contest, accounts: Sequence[RunAccount]) -> list[Cost]:
+    """Of all runs that are complete; repetitions show the machine, not the method."""
+    timed = {a.start: a for a in accounts if a.status == COMPLETE and not a.start.again}
     costs = []
     for contender in contest.contenders:
-        own = [outcome for start, outcome in timed.items() if start.contender == contender]
-        base = [timed.get(replace(outcome.start, contender=contest.baseline)) for outcome in own]
+        own = [account for start, account in timed.items() if start.contender == contender]
+        base = [timed.get(replace(account.start, contender=contest.baseline)) for account in own]
         if own:
             costs.append(_cost(contender, own, base, _cached(contest, contender, own, timed)))
     return costs
@@ -58,8 +58,8 @@ def _cost(contender: Contender, own: Sequence[RunAccount], base: Others, cached:
         step_s=statistics.median(map(_step_s, own)),
         over_baseline=statistics.fmean(ratios) if ratios else None,
         over_baseline_interval=mean_interval(ratios),
-        parts=_mean_parts([parts for outcome in own if (parts := _parts(outcome))]),
-        student_s=mean_of_known([_compute_s(outcome) for outcome in base]),
+        parts=_mean_parts([parts for account in own if (parts := _parts(account))]),
+        student_s=mean_of_known([_compute_s(account) for account in base]),
         loss_s=_mean_beyond(cached, base),
         teacher_s=_mean_beyond(own, cached) if contender.source == "online" else None,
     )
@@ -71,24 +71,24 @@ def _cached(
     """The same method from the cache: itself, or the first row of it that is; of the baseline nothing."""
     same = (c for c in contest.contenders if (c.method, c.source) == (contender.method, "cache"))
     cached = contender if contender.source == "cache" else next(same, None)
-    return [timed.get(replace(o.start, contender=cached)) if cached else None for o in own]
+    return [timed.get(replace(a.start, contender=cached)) if cached else None for a in own]
 
 
-def _step_s(outcome: RunAccount | None) -> float:
-    return outcome.summary.step_s if outcome and outcome.summary else 0.0
+def _step_s(account: RunAccount | None) -> float:
+    return account.summary.step_s if account and account.summary else 0.0
 
 
-def _parts(outcome: RunAccount | None) -> Mapping[str, float]:
+def _parts(account: RunAccount | None) -> Mapping[str, float]:
     """Seconds by clock.PARTS' words; empty where the run has no profile."""
-    return outcome.record.profile() if outcome and outcome.record else {}
+    return account.record.profile() if account and account.record else {}
 
 
 def _mean_parts(profiles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {words: statistics.fmean(p[words] for p in profiles) for words in PARTS.values() if profiles}
 
 
-def _compute_s(outcome: RunAccount | None) -> float | None:
-    parts = _parts(outcome)
+def _compute_s(account: RunAccount | None) -> float | None:
+    parts = _parts(account)
     return sum(parts[words] for words in COMPUTE) if parts else None
 
 

@@ -16,13 +16,13 @@ class TeacherCost:
     users: Sequence[int]  # runs that used it; a run that is confined to few passes uses the first ones
 
     @classmethod
-    def of(cls, contest: Contest, outcomes: Sequence[RunAccount]) -> Self | None:
-        """None where no complete run used the store's targets, or nobody recorded what they took."""
+    def of(cls, contest: Contest, accounts: Sequence[RunAccount]) -> Self | None:
+        """None if no complete run used the store's targets, or if the builders recorded no times."""
         built = contest.teacher.get("build_s") or ()
         passes = [
-            outcome.start.contender.passes or contest.passes or len(built)
-            for outcome in outcomes
-            if outcome.start.contender.source == "cache" and outcome.status == COMPLETE
+            account.start.contender.passes or contest.passes or len(built)
+            for account in accounts
+            if account.start.contender.source == "cache" and account.status == COMPLETE
         ]
         if not built or not passes:
             return None

@@ -2,45 +2,35 @@
 
 from collections.abc import Iterator, Sequence
 
-from kdcache.distill.compare.intervals import Difference, paired_difference
-from kdcache.distill.compare.markdown import ranking_title
+from kdcache.distill.compare.intervals import paired_difference
 from kdcache.distill.compare.ranking import Move, Ranking, Row, pair_clocks
 from kdcache.distill.compare.standings import Standings
+from kdcache.distill.report.model import interval_text
 
 
-def answer(standings: Standings) -> list[str]:
-    """Which came first, what it can be told from, how many can be told from the baseline, what the clock changes."""
+def conclude(standings: Standings) -> list[str]:
+    """Which method came first, which others it beats beyond chance, how many beat the baseline, what the clock changes."""
     ranking, baseline = standings.main, standings.contest.baseline.name
     scored = [row for row in ranking.rows if row.miou is not None]
     if not scored:
-        return [f"No run of {ranking_title(ranking)} has a score yet."]
+        return [f"No run of {ranking.title} has a score yet."]
     if all(row.contender == baseline for row in scored):
         return [f"Only {baseline} has a score yet."]
-    said = [_at_the_top(scored, baseline, ranking_title(ranking)), _against_baseline(scored, baseline)]
+    if ranking.doubt:
+        return [
+            f"After {ranking.title}, {scored[0].contender} has the highest mIoU, but these runs say nothing reliable."
+        ]
+    said = [_at_the_top(ranking, scored, baseline), _against_baseline(scored, baseline)]
     return [sentence for sentence in said if sentence] + list(_by_clock(standings, ranking))
 
 
-def points(value: float) -> str:
-    """A difference of fractions in points, signed."""
-    return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def interval_text(difference: Difference) -> str:
-    """As in "+1.20 (0.40 to 2.00)"."""
-    if difference.low is None or difference.high is None:
-        return points(difference.mean)
-    low, high = (
-        f"{100 * value:.2f}".replace("-", "\N{MINUS SIGN}") for value in (difference.low, difference.high)
-    )
-    return f"{points(difference.mean)} ({low} to {high})"
-
-
-def _at_the_top(scored: Sequence[Row], baseline: str, length: str) -> str:
-    """The first, over the baseline, and against those after it, down to the one that it can be told from."""
+def _at_the_top(ranking: Ranking, scored: Sequence[Row], baseline: str) -> str:
+    """The first, over the baseline, and against those after it, down to the one that it beats beyond chance."""
     first, difference = scored[0], scored[0].difference
-    came = f"After {length}, {first.contender} came first"
+    came = f"After {ranking.title}, {first.contender} came first"
     if difference:
-        came += f", {interval_text(difference)} points of mIoU over {baseline}"
+        gain = interval_text((difference.mean, difference.low, difference.high), ranking.is_coarse(first))
+        came += f", {gain} points of mIoU over {baseline}"
     tied = []
     for row in scored[1:]:
         seeds = sorted(first.by_seed.keys() & row.by_seed.keys())
@@ -50,35 +40,38 @@ def _at_the_top(scored: Sequence[Row], baseline: str, length: str) -> str:
             else None
         )
         if gap is None or gap.separable is None:
-            return f"{came}: with one seed, no difference here can be told from chance."
+            return f"{came}: with one seed, every difference here could be chance."
         if gap.separable:
             break
         tied.append(row.contender)
-    return (
-        f"{came}, not separable from {_and(tied)}."
-        if tied
-        else f"{came}, and apart from what comes after it."
-    )
+    if tied:
+        return f"{came}; its lead over {_and(tied)} could be chance."
+    return f"{came}, beyond chance against all others."
 
 
 def _against_baseline(scored: Sequence[Row], baseline: str) -> str:
     """How many are better, worse, or neither; nothing where no difference has an interval."""
     found = [row.difference for row in scored if row.difference and row.difference.separable is not None]
-    better = sum(bool(d.separable) and d.mean > 0 for d in found)
-    worse = sum(bool(d.separable) and d.mean < 0 for d in found)
     if not found:
         return ""
-    return (
-        f"Of {len(found)} compared with {baseline}, {better} are better, {worse} worse, and {len(found) - better - worse} "
-        "not separable from it."
-    )
+    better = sum(bool(d.separable) and d.mean > 0 for d in found)
+    worse = sum(bool(d.separable) and d.mean < 0 for d in found)
+    if len(found) == 1:
+        verdict = "is better" if better else "is worse" if worse else "differs by no more than chance"
+        return f"The one method compared with {baseline} {verdict}."
+    open_ = len(found) - better - worse
+    counts = [(better, "better"), (worse, "worse")]
+    said = [f"{count} {'is' if count == 1 else 'are'} {word}" for count, word in counts if count]
+    if open_:
+        said.append(f"{open_} could differ by chance alone")
+    return f"Of {len(found)} methods compared with {baseline}, {_and(said)}."
 
 
 def _by_clock(standings: Standings, ranking: Ranking) -> Iterator[str]:
     pairs = (pair for pair in pair_clocks(standings.rankings) if any(of is ranking for of in pair))
     timed, counted = next(pairs, (ranking, ranking))
     common = timed.ranks().keys() & counted.ranks().keys()
-    if timed is counted or len(common) < 2:
+    if timed is counted or len(common) < 2 or timed.doubt or counted.doubt:
         return
     other = "steps" if ranking is timed else "time"
     moves = [
@@ -87,11 +80,11 @@ def _by_clock(standings: Standings, ranking: Ranking) -> Iterator[str]:
         if (move.time_rung, move.steps_rung) == (timed.rung.name, counted.rung.name)
     ]
     if not moves:
-        yield f"The same order stands at equal {other}."
+        yield f"The order is the same at equal {other}."
         return
     furthest = max(moves, key=_distance)
     yield (
-        f"At equal {other} {len(moves)} of {len(common)} change place: {furthest.contender} is number "
+        f"At equal {other}, {len(moves)} of {len(common)} change place: {furthest.contender} is number "
         f"{furthest.by_steps} by steps and {furthest.by_time} by time."
     )
 

@@ -1,7 +1,7 @@
-"""What a run learns from: the store or the dataset, opened, checked against each other and pinned.
+"""What a run learns from: opens the store and the dataset, checks them against each other, and pins them.
 
-Everything that can be refused is refused here, before the first batch: a target that the store lacks, images or
-classes that are not the store's, a split without labels.
+All checks are here, before the first batch: a missing target, images or classes that differ from the store's, a split
+without labels.
 """
 
 import json
@@ -22,8 +22,8 @@ from kdcache.cache.store.stored_images import StoredImages
 from kdcache.cache.teachers.teacher import Teacher, load_teacher
 from kdcache.cache.views.policy import ViewPolicy, view_policy
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.data.ahead import bytes_at_once
 from kdcache.distill.data.order import EntryOrder, FreshOrder
+from kdcache.distill.data.prefetch import working_set_bytes
 from kdcache.distill.data.targets import (
     CachedTargets,
     FreshViews,
@@ -34,26 +34,26 @@ from kdcache.distill.data.targets import (
 )
 from kdcache.distill.losses.methods import method_needs
 from kdcache.distill.losses.terms import LABELS, LossConfig
-from kdcache.distill.units import bytes_text
+from kdcache.distill.units import bytes_text, size_text
 
-LABEL_LOOKS = 16
+LABEL_CHECK_ENTRIES = 16  # enough that a labelled data set shows at least one labelled pixel
 
 
 @dataclass(kw_only=True, slots=True)
 class Inputs:
-    """Open and checked. Nothing of it changes but when passes join."""
+    """The opened inputs of a run. They change only when passes join."""
 
     views: ViewDataset
     policy: ViewPolicy
     targets: Targets
     target_channels: Mapping[str, int]
-    """Channels of the teacher's outputs at hand, by target."""
+    """Channels of the available outputs of the teacher, by target."""
     entry_bytes: int
-    """Of a crop, its label and its codes, as they travel to the device."""
+    """Bytes of a crop, its label and its codes on their way to the device."""
     evaluation: SegmentationDataset | None
-    """The split of the scores."""
+    """The split to score on; None for no scores."""
     identity: Mapping[str, Any]
-    """JSON: what the run is pinned to. Resuming it elsewhere must find the same."""
+    """What the run is pinned to, as JSON values (inputs.json). A resumed run must find the same."""
 
     @property
     def images(self) -> SegmentationDataset:
@@ -61,17 +61,17 @@ class Inputs:
 
     @property
     def stored_views(self) -> StoredViews | None:
-        """What reads the store; None where views are drawn anew."""
+        """The views of the store; None with fresh views."""
         views = self.views.views
         return views if isinstance(views, StoredViews) else None
 
     @property
     def decided_epoch(self) -> int:
-        """The last epoch that passes joined at."""
+        """The last epoch at which passes joined, 0 if none did."""
         return max((int(each["epoch"]) for each in self.identity["joined"]), default=0)
 
     def find_passes(self) -> dict[int, str]:
-        """Complete passes of the store that are not the run's, with the digests of their manifests."""
+        """The complete passes of the store that the run does not use yet, with the digests of their manifests."""
         assert self.stored_views is not None
         reader = self.stored_views.reader
         new = [index for index in reader.complete_passes() if str(index) not in self.identity["manifests"]]
@@ -80,17 +80,20 @@ class Inputs:
         return {index: reader.manifests[index].digest for index in new}
 
     def join_passes(self, epoch: int, found: Mapping[int, str]) -> None:
-        """Have passes, of `find_passes`, in the order from an epoch on.
+        """Add the passes that `find_passes` found to the order, from an epoch on.
 
         Raises:
-            StoreDamagedError: the store has another manifest here than where it was found.
+            StoreDamagedError: this process sees another manifest of a pass than the process that found it.
         """
         stored, identity = self.stored_views, self.identity
         assert stored is not None
         for index, digest in found.items():
             stored.reader.open_pass(index)
             if stored.reader.manifests[index].digest != digest:
-                raise StoreDamagedError(f"pass {index} of {redact(stored.reader.url)} is being repaired")
+                raise StoreDamagedError(
+                    f"pass {index} of {redact(stored.reader.url)} is being repaired",
+                    hint="wait until the repair is done, then --resume",
+                )
         joined = (*stored.order.joined, (epoch, tuple(found)))
         self.views.views = replace(stored, order=replace(stored.order, joined=joined))
         self.identity = {
@@ -103,19 +106,22 @@ class Inputs:
 def open_inputs(
     config: TrainConfig, *, device: torch.device, pinned: Mapping[str, Any] | None = None
 ) -> Inputs:
-    """Open what `config` names. `pinned` is the identity of the run that is gone on with.
+    """Open the inputs that `config` names.
+
+    Args:
+        pinned: the `identity` of the run that is resumed; None for a new run.
 
     Raises:
-        StoreMismatchError: the store lacks a target or belongs to other images or classes, or the inputs are not
-            the pinned ones.
+        StoreMismatchError: the store lacks a target or was built from other images or classes, or the inputs differ
+            from the pinned ones.
         StoreDamagedError: a pass that the run is pinned to was repaired since.
-        UsageError: the split of the scores has no labels, or the method needs some for training and there are none.
+        UsageError: the evaluation split has no labels, or the method needs labels and the training split has none.
     """
     asked = method_needs(config.method, LossConfig.of(config))
     needs = tuple(need for need in asked if need != LABELS)
     stored = needs if config.source == "cache" else ()
     cache = ShardCache(default_folder(), config.cache_limit_bytes)
-    crops = not config.fresh_views
+    crops = not config.fresh_views  # the store's own crops, if it has them
     reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
     images = _open_images(config, reader)
     if LABELS in asked:
@@ -124,8 +130,8 @@ def open_inputs(
     joined = pinned.get("joined", []) if pinned else []
     passes = _passes(config, reader, pinned)
     views = _view_source(config, images, reader, passes, joined)
-    if isinstance(views, StoredViews) and views.reader.cached is not None:
-        _require_room(cache, config, bytes_at_once(views.order, config.batch_size, views.reader.unit_bytes()))
+    if isinstance(views, StoredViews):
+        require_cache_fits(cache, views, config.batch_size)
     inputs = Inputs(
         views=ViewDataset(images, views),
         policy=_policy(config, reader),
@@ -146,39 +152,51 @@ def _open_images(config: TrainConfig, reader: StoreReader | None) -> Segmentatio
     stored = reader.spec.dataset
     if config.dataset and config.dataset != stored.name:
         raise StoreMismatchError(
-            f"the store is of dataset {stored.name}, --dataset says {config.dataset}",
-            hint="leave --dataset out: the store knows it",
+            f"the store was built from dataset {stored.name}, but --dataset is {config.dataset}",
+            hint="leave out --dataset: the store knows its dataset",
         )
+    return open_images_of(reader, config.data_root)
+
+
+def open_images_of(reader: StoreReader, data_root: str = "") -> SegmentationDataset:
+    """The images that a store was built from: its own crops if it contains them, otherwise the dataset in `data_root`.
+
+    Raises:
+        StoreMismatchError: the dataset here has other images or classes than the store.
+        NotFoundError: the dataset is missing.
+    """
     if reader.has_crops:
         return StoredImages(reader)
-    images = open_dataset(stored.name, config.data_root or None, stored.split)
-    hint = "--data-root names the folder that the store was built from, or an equal copy"
+    stored = reader.spec.dataset
+    images = open_dataset(stored.name, data_root or None, stored.split)
+    hint = "--data-root FOLDER with the images that the store was built from, or an identical copy"
     if images.image_ids != reader.image_ids or images.fingerprint() != stored.fingerprint:
         raise StoreMismatchError(
-            f"the images of {stored.name} {stored.split} found here are not those of the store: "
-            f"{len(images)} here, {stored.images} there, other names or file sizes",
+            f"the images of {stored.name} {stored.split} here differ from those of the store: "
+            f"{len(images)} here, {stored.images} in the store, or other names or file sizes",
             hint=hint,
         )
     if images.classes.names != stored.class_names:
         raise StoreMismatchError(
-            f"{stored.name} has {len(images.classes.names)} classes here, the store {len(stored.class_names)}, "
-            "or they differ in name",
+            f"the classes of {stored.name} differ from those of the store: {len(images.classes.names)} here, "
+            f"{len(stored.class_names)} in the store, or other names",
             hint=hint,
         )
     return images
 
 
 def _require_labels(config: TrainConfig, images: SegmentationDataset, reader: StoreReader | None) -> None:
-    """Of the first entries, where a store keeps its crops: it tells no missing label from a void one."""
+    """Raises UsageError if the training images have no labels."""
     if reader is not None and reader.has_crops:
-        entries = reader.entries(reader.passes[0], range(min(LABEL_LOOKS, len(images))))
+        # Stored crops without a label file have void labels, so look at the pixels of some entries.
+        entries = reader.entries(reader.passes[0], range(min(LABEL_CHECK_ENTRIES, len(images))))
         labelled = any((entry.crop.label != IGNORE).any() for entry in entries if entry.crop)
     else:
         labelled = images.label(0) is not None
     if not labelled:
         raise UsageError(
             f"--method {config.method} needs labels, and {images.name} {images.split} has none",
-            hint="a method that needs none, as logit or feature; the README lists what each needs",
+            hint="use a method that needs no labels, such as --method logit or --method feature",
         )
 
 
@@ -188,11 +206,12 @@ def _open_evaluation(config: TrainConfig, images: SegmentationDataset) -> Segmen
     try:
         dataset = open_dataset(images.name, config.data_root or None, config.eval_split)
     except KDCacheError as error:
+        # The user may have only the training split, and is entitled to train without scores.
         raise type(error)(str(error), hint=f"{error.hint}; or --eval-split '' for no scores") from None
     if dataset.label(0) is None:
         raise UsageError(
             f"{images.name} {config.eval_split} has no labels to score against",
-            hint="--eval-split val, or '' for none",
+            hint="--eval-split val, or --eval-split '' for no scores",
         )
     return dataset
 
@@ -211,14 +230,14 @@ def _load_teacher(config: TrainConfig, images: SegmentationDataset, device: torc
 def _passes(
     config: TrainConfig, reader: StoreReader | None, pinned: Mapping[str, Any] | None
 ) -> tuple[int, ...]:
-    """The passes of this run: those complete when it began, and those that joined it; others are another run's."""
+    """The passes of this run: those that were complete when it started, and those that joined since."""
     if reader is None or config.fresh_views:
         return ()
     if pinned is None:
         if config.passes is not None and config.passes > len(reader.passes):
             raise StoreMismatchError(
-                f"--passes {config.passes}: {config.store} has {len(reader.passes)} complete passes",
-                hint=f"kdcache build --views {config.passes} adds passes to it",
+                f"--passes {config.passes}: {config.store} has only {len(reader.passes)} complete passes",
+                hint=f"use --passes {len(reader.passes)}, or add passes with kdcache build --views {config.passes}",
             )
         return reader.passes[: config.passes]
     return tuple(sorted(int(index) for index in pinned.get("manifests", {})))
@@ -227,7 +246,8 @@ def _passes(
 def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
     if reader is not None:
         return reader.spec.views
-    return view_policy(config.dataset, **config.view_overrides())
+    overrides = config.view_overrides()
+    return view_policy(config.dataset, overrides.pop("recipe", None), **overrides)
 
 
 def _view_source(
@@ -241,9 +261,9 @@ def _view_source(
         return FreshViews(
             _policy(config, reader), FreshOrder(n_images=len(images), seed=config.seed), config.seed
         )
-    came = [index for each in joined for index in each["passes"]]
+    later = [index for each in joined for index in each["passes"]]
     order = EntryOrder(
-        passes=tuple(index for index in passes if index not in came),
+        passes=tuple(index for index in passes if index not in later),
         joined=tuple((each["epoch"], tuple(each["passes"])) for each in joined),
         n_images=reader.n_images,
         unit_entries=reader.unit_entries,
@@ -262,25 +282,28 @@ def _target_channels(reader: StoreReader | None, teacher: Teacher | None) -> dic
 
 
 def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
-    crop_bytes = 4 * policy.crop_height_px * policy.crop_width_px
+    crop_bytes = 4 * policy.crop_height_px * policy.crop_width_px  # three of the image, one of the label
     if reader is None:
         return crop_bytes
     packings = [reader.codecs[name].packing(reader.spec.targets[name].shape) for name in reader.targets]
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
-def _require_room(cache: ShardCache, config: TrainConfig, needed: int) -> None:
-    """Raises UsageError where the cache cannot hold so many bytes at once."""
-    what = f"a shuffle pool of {config.pool_units} units and what is fetched ahead of it take {needed} bytes"
+def require_cache_fits(cache: ShardCache, views: StoredViews, batch_size: int) -> None:
+    """Raises UsageError if the store is read through a cache that is too small: every shard would be fetched again and again."""
+    if views.reader.cached is None:
+        return
+    needed = working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+    what = f"a shuffle pool of {views.order.pool_units} units and what is fetched ahead of it need {size_text(needed)}"
     if needed > cache.usable_bytes:
         raise UsageError(
-            f"{what}; --cache-limit {bytes_text(config.cache_limit_bytes)} holds {cache.usable_bytes}",
+            f"{what} of cache; --cache-limit {bytes_text(cache.limit_bytes)} leaves {size_text(cache.usable_bytes)}",
             hint=f"--cache-limit {cache.limit_for(needed) // 10**6 + 1}MB or more, or fewer --pool-units",
         )
     if needed > (found := cache.disk_bytes()):
         raise UsageError(
-            f"{what}; the disk of {cache.folder} has {found} for them",
-            hint="free some space, fewer --pool-units, or point KDCACHE_CACHE to a folder of another disk",
+            f"{what} of cache; the disk of {cache.folder} has {size_text(found)} free for it",
+            hint="free some disk space, use fewer --pool-units, or set KDCACHE_CACHE to a folder on another disk",
         )
 
 
@@ -299,6 +322,7 @@ def _identity(
         "joined": list(joined),
         "teacher": teacher.identity() if teacher else reader.spec.teacher if reader else None,
     }
+    # Through JSON, so that it compares equal with what a resumed run reads from its file.
     canonical: dict[str, Any] = json.loads(canonical_json(identity))
     return canonical
 
@@ -307,14 +331,14 @@ def _require_same(pinned: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     for name in ("store", "dataset", "teacher"):
         if pinned.get(name) != found[name]:
             raise StoreMismatchError(
-                f"the run was begun with another {name}: {pinned.get(name)}, now {found[name]}",
-                hint="resume with what the run was begun with, or begin another in a new folder",
+                f"the run started with another {name}: {pinned.get(name)}; now it is {found[name]}",
+                hint="resume with the inputs that the run started with, or start a new run with --out NEW_FOLDER",
             )
     changed = [
         index for index, digest in found["manifests"].items() if pinned["manifests"].get(index) != digest
     ]
     if changed:
         raise StoreDamagedError(
-            f"pass {', '.join(changed)} of the store was repaired or is gone since the run was begun",
-            hint="begin another run in a new folder",
+            f"pass {', '.join(changed)} of the store was repaired or removed since the run started",
+            hint="start a new run with --out NEW_FOLDER",
         )

@@ -1,4 +1,4 @@
-"""The loader: batches, read and cut by worker processes ahead of the steps that use them.
+"""The loader: worker processes read entries and cut crops ahead of the steps that use them.
 
     positions of a step -> worker: entries read, crops cut, one batch in shared memory -> the device
 
@@ -14,24 +14,26 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from kdcache.distill.data.ahead import Ahead
+from kdcache.distill.data.prefetch import ShardPrefetcher
 from kdcache.distill.data.targets import Batch, ViewDataset
 from kdcache.distill.data.workers import BATCHES_AHEAD, SLOTS, batches_of_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """The data that a process and its workers hold at most.
+    """The most data that a process and its workers have in memory.
 
-    Beside it a worker holds one decoded image and what it is resized in, or its batch's stored crops, and codes as packed.
+    Not counted: what a worker needs to make an entry, which is one decoded image with its resized copy, or the stored
+    crops of its batch, and the packed codes.
     """
 
-    entries: int  # ready, in the making, and of the batch that is learnt from
+    entries: int  # of the batches that are ready, being made, and being learnt from
     entry_bytes: int  # a crop, its label and its codes
     bytes: int  # of the slots, and of the entries that workers are about to stack
 
     @classmethod
     def of(cls, *, workers: int, batch_entries: int, entry_bytes: int) -> "InFlight":
+        """The bound for a number of workers and of entries in a process's batch."""
         batches, in_the_making = max(1, workers * BATCHES_AHEAD) + 1, max(1, workers)
         slots = workers * SLOTS if workers else batches
         return cls(
@@ -42,7 +44,7 @@ class InFlight:
 
 
 class DeviceCopier:
-    """Batches on their way to the device, on a stream of their own: the copy of one runs beside the step before it."""
+    """Copies batches to the device on a separate CUDA stream, so that a copy overlaps the step before it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -52,7 +54,7 @@ class DeviceCopier:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device, as crops of uint8 and codes of integers: what is wider is made there."""
+        """The batch on the device, still as uint8 crops and integer codes: floats are four times as large."""
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
@@ -66,7 +68,8 @@ class DeviceCopier:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in (*copied[:3], *copied.codes.values()):
-            tensor.record_stream(current)  # its memory is the copying stream's, and is used in this one
+            # Allocated on the copying stream: without this, the allocator may reuse the memory while `current` reads it.
+            tensor.record_stream(current)
         return copied
 
 
@@ -79,24 +82,24 @@ def read_batches(
     processes: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-    ahead: Ahead | None = None,
+    prefetcher: ShardPrefetcher | None = None,
 ) -> Generator[Batch, None, None]:
-    """This process's batches from step `start_step` on, without end; close the iterator to stop the workers.
+    """This process's batches from step `start_step` on, without end. Close the iterator to stop the workers.
 
     Workers write a batch's memory again when the second batch after it is taken: use it, copy it to the device or clone
     it before.
 
     Args:
         pin_memory: page-lock the memory that batches arrive in, so that copies to CUDA do not wait.
-        ahead: is told of every batch that a worker is given, and closed with the iterator.
+        prefetcher: notified of every batch that is handed to a worker, and closed with the iterator.
 
     Raises:
-        KDCacheError: as it was raised where the crop was cut.
+        KDCacheError: the error that a worker met while it read an entry or cut a crop.
         TrainingError: a worker process died.
     """
-    positions = _positions(batch_size, start_step, rank, processes, ahead)
+    positions = _positions(batch_size, start_step, rank, processes, prefetcher)
     make = BatchMaker(dataset)
-    with closing(ahead) if ahead is not None else nullcontext():
+    with closing(prefetcher) if prefetcher is not None else nullcontext():
         if workers == 0:
             for places in positions:
                 stacks = make(places)
@@ -121,12 +124,12 @@ class BatchMaker:
 
 
 def _positions(
-    batch_size: int, start_step: int, rank: int, processes: int, ahead: Ahead | None
+    batch_size: int, start_step: int, rank: int, processes: int, prefetcher: ShardPrefetcher | None
 ) -> Iterator[list[int]]:
     """Positions [s B + rank b, s B + (rank + 1) b) for steps s = start, start + 1, ..., with b = B / processes."""
     share = batch_size // processes
     for step in count(start_step):
-        if ahead is not None:
-            ahead.advance(step)
+        if prefetcher is not None:
+            prefetcher.advance(step)
         first = step * batch_size + rank * share
         yield list(range(first, first + share))

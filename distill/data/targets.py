@@ -1,11 +1,10 @@
-"""Batches: the crops of a step, their labels, and what the teacher said about them.
+"""Batches: the crops of a step, their labels, and the teacher's outputs for them.
 
-    stream position t -> view (of the store, or drawn anew) -> crop, cut again here -> batch -> targets on the device
+    stream position t -> view (from the store, or drawn fresh) -> crop, cut again here -> batch -> targets on the device
 
-Crops are cut, in the loader's workers, from the parameters of their view and compared with the digest that the store
-keeps of the teacher's crop. Targets travel as stored codes, which are small, and become float32 on the training
-device. Where they come from is an interface: CachedTargets decodes codes, OnlineTargets asks the teacher, both are
-called with the batch alone.
+The loader's workers cut each crop from the parameters of its view and compare it with the store's digest of the crop
+that the teacher saw. Targets travel as stored codes, which are small, and become float32 on the training device.
+CachedTargets and OnlineTargets have one interface, so that the loop does not know where targets come from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from kdcache.cache.codecs.registry import Codec
 from kdcache.cache.errors import StoreMismatchError
 from kdcache.cache.images.datasets import SegmentationDataset
+from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.reader import Entry, StoreReader
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.views.drawing import draw_view
@@ -33,12 +33,12 @@ _CODES = "codes."
 
 
 class Batch(NamedTuple):
-    """One process's part of a step; one entry of it has no first axis."""
+    """One process's part of a step. Before stacking, a single entry has the same fields without the axis N."""
 
     image: Tensor  # (N, H, W, 3) uint8 RGB, 0 in the padding
-    label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and where there is no label
-    valid_size: Tensor  # (N, 2) int64, height and width of the part that is not padding
-    codes: dict[str, Tensor]  # by target, (N, C, h, w) as stored; empty where nothing is read from a store
+    label: Tensor  # (N, H, W) uint8 train ids, 255 in the padding and for void
+    valid_size: Tensor  # (N, 2) int64, height and width without the padding, which is at the bottom and right
+    codes: dict[str, Tensor]  # by target, (N, C, h, w) as stored; empty if no targets are read from a store
 
     def fields(self) -> dict[str, Tensor]:
         """The tensors by name, those of targets as "codes.NAME"."""
@@ -52,22 +52,22 @@ class Batch(NamedTuple):
         return cls(fields["image"], fields["label"], fields["valid_size"], codes)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; from pinned memory the copy does not wait."""
+        """The batch on `device`. From pinned memory, this returns before the copy is done."""
         image, label, valid_size = (tensor.to(device, non_blocking=True) for tensor in self[:3])
         codes = {name: tensor.to(device, non_blocking=True) for name, tensor in self.codes.items()}
         return Batch(image, label, valid_size, codes)
 
 
 class Targets(Protocol):
-    """What the loop asks for the teacher's outputs."""
+    """A source of the teacher's outputs."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """By target, (N, C, h, w) float32 on the batch's device."""
+        """The teacher's outputs for a batch, by target, (N, C, h, w) float32 on the batch's device."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTargets:
-    """The teacher's outputs as the store kept them, within the codec's stated error."""
+    """The teacher's outputs, decoded from the codes of a store: exact within the codec's stated error."""
 
     codecs: Mapping[str, Codec]
 
@@ -77,7 +77,7 @@ class CachedTargets:
 
 @dataclass(frozen=True, slots=True)
 class OnlineTargets:
-    """The teacher's outputs, computed for this batch: the yardstick of every claim about the cache."""
+    """The teacher's outputs, computed for this batch. The cache is compared with this."""
 
     teacher: Teacher
     needs: tuple[str, ...]
@@ -87,20 +87,20 @@ class OnlineTargets:
 
 
 class ViewSource(Protocol):
-    """Which view stands at a position of the stream. Travels to worker processes, so it opens its files lazily."""
+    """Yields the view at a position of the stream. It is pickled to worker processes, so it opens its files lazily."""
 
     def cut(
         self, positions: Sequence[int], images: SegmentationDataset
     ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
-        """The crops at some positions and the codes of their targets."""
+        """The crops at some positions of the stream, each with the codes of its targets, (C, h, w) by target."""
 
     def describe(self, t: int, images: SegmentationDataset) -> str:
-        """The entry at position t, in words."""
+        """The entry at position t, in words, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredViews:
-    """The views of a store, in the order of the run: stored crops, or crops cut again, checked to be the teacher's."""
+    """The views of a store in the order of a run. Crops are read if they are stored, else cut again and checked."""
 
     reader: StoreReader
     order: EntryOrder
@@ -110,12 +110,12 @@ class StoredViews:
     def cut(
         self, positions: Sequence[int], images: SegmentationDataset
     ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
-        """Raises StoreMismatchError where a crop is not the one that the teacher saw."""
+        """See ViewSource. Raises StoreMismatchError if a crop differs from the one that the teacher saw."""
         for t, entry in zip(positions, self._entries(positions), strict=True):
             yield self._cut(t, entry, images), entry.codes
 
     def _entries(self, positions: Sequence[int]) -> list[Entry]:
-        """Read together; a batch is of one pass, or of two where an epoch ends in it."""
+        """All entries in one read a pass: usually one, and two if an epoch ends inside the batch."""
         entries: list[Entry] = []
         for pass_index, places in groupby(map(self.order.entry, positions), key=itemgetter(0)):
             entries += self.reader.entries(pass_index, [position for _, position in places])
@@ -146,14 +146,14 @@ class StoredViews:
 
     def _mismatch(self, t: int, images: SegmentationDataset, reason: str) -> StoreMismatchError:
         return StoreMismatchError(
-            f"{self.describe(t, images)}: the crop cut here is not the one that the teacher saw: {reason}",
-            hint="train with the images and library versions that the store was built with; `kdcache info` has them",
+            f"{self.describe(t, images)}: the crop cut here differs from the one that the teacher saw: {reason}",
+            hint=f"use the images and library versions of the store: `kdcache info {redact(self.reader.url)}` lists them",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class FreshViews:
-    """New views for ever: epoch k draws view k of every image."""
+    """Fresh views: epoch k draws view k of every image."""
 
     policy: ViewPolicy
     order: FreshOrder
@@ -200,5 +200,5 @@ class ViewDataset:
         return self.entries([t])[0]
 
     def describe(self, positions: Sequence[int]) -> str:
-        """Entries in words, for a message: image ids and views."""
+        """The entries at some positions in words, for messages: image ids and views."""
         return ", ".join(self.views.describe(t, self.images) for t in positions)

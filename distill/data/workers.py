@@ -75,8 +75,8 @@ class _Worker:
         if code is not None and code < 0:
             reason = signal.Signals(-code).name
         return TrainingError(
-            f"a process that reads crops died: {reason}",
-            hint="most often the host ran out of memory: use fewer --workers, or 0; then --resume",
+            f"a loader process died: {reason}",
+            hint="the host may have run out of memory: use fewer --workers, or --workers 0, with --resume",
         )
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """What a student minimises: cross-entropy, and the terms of a method.
 
-Read in this order: `terms` (what a term is; logits and features), `enlarged` (cross-entropy at the
-labels' size), `region` (the cells that take part) and `masked`
-(softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`, `attention`,
-`relations`, `memory`, `generative`, `adversarial`, and `methods` (METHODS: what each method is made of).
+Read in this order: `terms` (what a term is; the terms for logits and features), `enlarged` (cross-entropy at
+the size of the labels), `region` (the pixels that count) and
+`masked` (softmax, norms and pools over them), `processes` (sums over processes), then the families `logits`,
+`attention`, `relations`, `memory`, `generative`, `adversarial`, `methods` (METHODS: the terms of each
+method), and `loss` (a method's loss for a training loop of your own).
 """

@@ -1,4 +1,4 @@
-"""Terms of where activation lies: attention maps (AT), their differences and similarities of classes (DSD)."""
+"""Attention terms: attention maps (AT), and differences of maps and similarities of classes (DSD)."""
 
 from itertools import combinations
 
@@ -13,15 +13,15 @@ from kdcache.distill.losses.terms import Pairs, Term
 class AttentionTransfer(Term):
     """Mean over cells of (A_S - A_T)^2, A = vec(mean over channels of f^2) over its L2 norm, of the features.
 
-    AT, Zagoruyko and Komodakis (arXiv 1612.03928) with p = 2; a mean where the paper has a norm, as in its
-    own code and `CriterionAT` in github.com/winycg/CIRKD. Widths need not agree.
+    AT, Zagoruyko and Komodakis (arXiv 1612.03928) with p = 2. The paper has a norm in place of the mean; its code and
+    `CriterionAT` in github.com/winycg/CIRKD have the mean. Student and teacher may differ in channels.
     """
 
     needs = ("features",)
 
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
-        own, teacher = (attention(maps, region) for maps in pairs["features"])
-        return region.mean((own - teacher).square())
+        student, teacher = (attention(maps, region) for maps in pairs["features"])
+        return region.mean((student - teacher).square())
 
 
 class PixelSimilarity(Term):
@@ -35,8 +35,10 @@ class PixelSimilarity(Term):
 
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
         layers = (pairs[target] for target in self.needs)
-        own, teacher = zip(*((attention(s, region), attention(t, region)) for s, t in layers), strict=True)
-        residuals = zip(_residuals(own, region), _residuals(teacher, region), strict=True)
+        student, teacher = zip(
+            *((attention(s, region), attention(t, region)) for s, t in layers), strict=True
+        )
+        residuals = zip(_residuals(student, region), _residuals(teacher, region), strict=True)
         return torch.stack([region.mean((s - t).square()) for s, t in residuals]).mean()
 
 
@@ -50,30 +52,32 @@ class CategorySimilarity(Term):
     temperature = 4.0
 
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
-        own, teacher = pairs["logits"]
+        student, teacher = pairs["logits"]
         size = (teacher.shape[-2], teacher.shape[-1])
         weights = region.weights(size)
-        own, teacher = (self._similarities(logits, weights) for logits in (own, teacher))
-        return region.mean_of_images((own - teacher).square().mean(dim=(1, 2)), size)
+        student, teacher = (self._similarities(logits, weights) for logits in (student, teacher))
+        return region.mean_of_images((student - teacher).square().mean(dim=(1, 2)), size)
 
     def _similarities(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """(N, C, C)."""
+        """Similarities of all pairs of classes, (N, C, C), by where in the image they are."""
         assert self.temperature is not None
         pooled, areas = average_pool(logits, weights, (2, 2))
-        places = log_softmax_over_cells(pooled / self.temperature, areas).exp()
-        return places @ places.mT
+        spread = log_softmax_over_cells(
+            pooled / self.temperature, areas
+        ).exp()  # of each class over the cells
+        return spread @ spread.mT
 
 
 def attention(
     maps: Tensor,  # (N, D, h, w)
     region: Region,
 ) -> Tensor:
-    """Where activation lies: the mean square over channels, over the L2 norm of the map, (N, h, w)."""
+    """The attention map of AT: mean square over channels, divided by the L2 norm of the map, (N, h, w)."""
     energy = maps.square().mean(dim=1)
     return normalise_maps(energy, region.weights((maps.shape[-2], maps.shape[-1])))
 
 
 def _residuals(maps: tuple[Tensor, ...], region: Region) -> list[Tensor]:
-    """Differences of all pairs of (N, h, w) maps, each over its L2 norm."""
+    """Differences of all pairs of (N, h, w) maps, each divided by its L2 norm."""
     weights = region.weights((maps[0].shape[-2], maps[0].shape[-1]))
     return [normalise_maps(second - first, weights) for first, second in combinations(maps, 2)]

@@ -1,4 +1,4 @@
-"""Terms of distributions made of logits or features: over cells (CWD), of correlations (DIST), split by class (DKD)."""
+"""Terms on logits: softmax over cells (CWD), correlations (DIST), label and other classes apart (DKD)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kdcache.distill.losses.masked import log_softmax_over_cells
 from kdcache.distill.losses.processes import sum_over_processes
-from kdcache.distill.losses.region import LEAST, Region
-from kdcache.distill.losses.terms import LABELS, Pairs, Term, divergence
+from kdcache.distill.losses.region import MIN_AREA, Region
+from kdcache.distill.losses.terms import LABELS, Pairs, Term, kl_divergence
 
 
 class ChannelKL(Term):
@@ -26,20 +26,22 @@ class ChannelKL(Term):
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
         return self._divergence(*pairs["logits"], region)
 
-    def _divergence(self, own: Tensor, teacher: Tensor, region: Region) -> Tensor:
+    def _divergence(self, student: Tensor, teacher: Tensor, region: Region) -> Tensor:
         assert self.temperature is not None
         size = (teacher.shape[-2], teacher.shape[-1])
         weights, temperature = region.weights(size), self.temperature
-        log_own, log_teacher = (log_softmax_over_cells(m / temperature, weights) for m in (own, teacher))
-        by_image = divergence(log_own, log_teacher, dim=2).mean(dim=1)
+        log_student, log_teacher = (
+            log_softmax_over_cells(m / temperature, weights) for m in (student, teacher)
+        )
+        by_image = kl_divergence(log_student, log_teacher, dim=2).mean(dim=1)
         return temperature**2 * region.mean_of_images(by_image, size)
 
 
 class FeatureChannelKL(ChannelKL):
-    """CWD (see ChannelKL) on the features after the bottleneck, through a 1x1 convolution where widths differ.
+    """CWD (see ChannelKL) on the features after the bottleneck, through a 1x1 convolution if the widths differ.
 
-    As `CriterionCWD` in github.com/winycg/CIRKD; but the mean is over the teacher's channels, as in the paper, where
-    that code divides by the student's count.
+    As `CriterionCWD` in github.com/winycg/CIRKD, except that the mean is over the teacher's channels, as in the paper;
+    that code divides by the student's number of channels.
     """
 
     needs = ("features",)
@@ -52,53 +54,54 @@ class FeatureChannelKL(ChannelKL):
         self.projector = nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1, bias=False)
 
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
-        own, teacher = pairs["features"]
-        return self._divergence(self.projector(own), teacher, region)
+        student, teacher = pairs["features"]
+        return self._divergence(self.projector(student), teacher, region)
 
 
 class Correlation(Term):
     """beta (1 - mean over cells of rho) + gamma (1 - mean over classes of rho), rho = Pearson's correlation.
 
-    DIST, Huang et al. (arXiv 2205.10536), of softmax(z): along classes for every cell, and along
-    all cells of the batch for every class. beta = gamma = 1, as `DIST` in github.com/hunto/DIST_KD.
+    DIST, Huang et al. (arXiv 2205.10536), of softmax(z): between classes at every cell, and between all cells of the
+    batch for every class. beta = gamma = 1, as `DIST` in github.com/hunto/DIST_KD.
     """
 
     needs = ("logits",)
     target: ClassVar[str] = "logits"
 
     def forward(self, pairs: Pairs, region: Region) -> Tensor:
-        own, teacher = (logits.softmax(dim=1) for logits in pairs[self.target])
-        between = _pearson(*(p - p.mean(dim=1, keepdim=True) for p in (own, teacher)))
-        within = self._within_classes(own, teacher, region)
+        student, teacher = (logits.softmax(dim=1) for logits in pairs[self.target])
+        between = _pearson(*(p - p.mean(dim=1, keepdim=True) for p in (student, teacher)))
+        within = self._within_classes(student, teacher, region)
         return region.mean(1 - between) + 1 - within.mean()
 
-    def _within_classes(self, own: Tensor, teacher: Tensor, region: Region) -> Tensor:
+    def _within_classes(self, student: Tensor, teacher: Tensor, region: Region) -> Tensor:
         """Correlation of every class over the batch of all processes, (C,)."""
-        area = region.weights((own.shape[-2], own.shape[-1]))[:, None].to(own.dtype)
-        tiny = torch.finfo(own.dtype).tiny
-        both = torch.stack([own, teacher])
-        cells = sum_over_processes(area.sum()).clamp(min=LEAST)
+        area = region.weights((student.shape[-2], student.shape[-1]))[:, None].to(student.dtype)
+        tiny = torch.finfo(student.dtype).tiny
+        both = torch.stack([student, teacher])
+        cells = sum_over_processes(area.sum()).clamp(min=MIN_AREA)
         means = sum_over_processes((both * area).sum(dim=(1, 3, 4))) / cells
         centred = both - means[:, None, :, None, None]
         products = torch.stack([centred[0] * centred[1], *centred.square()])
         moments = sum_over_processes((products * area).sum(dim=(1, 3, 4)))
+        # sqrt has an infinite gradient at 0, where a class is constant over the batch.
         norms = moments[1:].clamp(min=tiny).sqrt()
         correlation: Tensor = moments[0] / (norms.prod(dim=0) + _EPSILON)
         return correlation
 
 
 class AuxiliaryCorrelation(Correlation):
-    """DIST (see Correlation) between the auxiliary heads, as its train_kd.py has it."""
+    """DIST (see Correlation) between the auxiliary heads, as in its train_kd.py."""
 
     needs = ("aux",)
     target = "aux"
 
 
 class DecoupledKL(Term):
-    """T^2 KL of (p_y, 1 - p_y), "dkd_target", and T^2 KL of the softmax over all classes but y, "dkd_nontarget".
+    """Two losses: "dkd_target", T^2 KL of (p_y, 1 - p_y), and "dkd_nontarget", T^2 KL of the softmax over the other classes.
 
-    DKD, Zhao et al. (arXiv 2203.08679): alpha TCKD + beta NCKD, `dkd_loss` in
-    github.com/megvii-research/mdistiller, per cell and with its label y; cells without a label take no part.
+    DKD, Zhao et al. (arXiv 2203.08679): alpha TCKD + beta NCKD, `dkd_loss` in github.com/megvii-research/mdistiller,
+    per cell with label y. Cells without a label do not count.
     """
 
     needs = ("logits", LABELS)
@@ -106,13 +109,14 @@ class DecoupledKL(Term):
 
     def forward(self, pairs: Pairs, region: Region) -> dict[str, Tensor]:
         assert self.temperature is not None
-        own, teacher = (logits / self.temperature for logits in pairs["logits"])
-        classes = own.shape[1]
-        labels = region.classes((own.shape[-2], own.shape[-1]))
-        is_label = labels[:, None] == torch.arange(classes, device=labels.device)[:, None, None]
-        student, exact = (_decoupled(logits, is_label) for logits in (own, teacher))
+        scaled = [logits / self.temperature for logits in pairs["logits"]]
+        labels = region.classes((scaled[0].shape[-2], scaled[0].shape[-1]))
+        classes = torch.arange(scaled[0].shape[1], device=labels.device)
+        is_label = labels[:, None] == classes[:, None, None]
+        student, teacher = (_decoupled(logits, is_label) for logits in scaled)
         return {
-            name: self.temperature**2 * region.labelled_mean(divergence(student[part], exact[part], dim=1))
+            name: self.temperature**2
+            * region.labelled_mean(kl_divergence(student[part], teacher[part], dim=1))
             for part, name in enumerate(("dkd_target", "dkd_nontarget"))
         }
 
@@ -120,17 +124,17 @@ class DecoupledKL(Term):
 _EPSILON = 1e-8  # DIST's
 
 
-def _pearson(own: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine of centred (N, C, h, w) maps along their channels, (N, h, w)."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(p, dim=1) for p in (own, teacher)]
-    return (own * teacher).sum(dim=1) / (norms[0] * norms[1] + _EPSILON)
+def _pearson(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation along channels of two (N, C, h, w) maps whose channels have mean 0, (N, h, w)."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(p, dim=1) for p in (student, teacher)]
+    return (student * teacher).sum(dim=1) / (norms[0] * norms[1] + _EPSILON)
 
 
 def _decoupled(
     logits: Tensor,  # (N, C, h, w)
     is_label: Tensor,  # (N, C, h, w) bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the label and of all others together, (N, 2, h, w), and of each among the others."""
+    """Log-probabilities of the label and of all other classes together, (N, 2, h, w); and among the others, (N, C, h, w)."""
     lowest = torch.finfo(logits.dtype).min
     others = logits.masked_fill(is_label, lowest)
     either = torch.stack(

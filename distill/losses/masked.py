@@ -1,7 +1,7 @@
-"""Operations on maps in which a cell weighs the part of it that takes part: softmax, norm, pools, BatchNorm.
+"""Weighted operations on maps: softmax, L2 norm, pools, BatchNorm.
 
-Where every cell takes part they are torch's own. A cell of weight 0 changes nothing and gets no gradient, and one of
-weight 1/2 counts half.
+The weight of a cell is the fraction of its area that counts, see region.Region. With all weights 1 the results are those
+of torch's own operations. A cell of weight 0 has no effect and gets no gradient.
 """
 
 import torch
@@ -9,27 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcache.distill.losses.processes import sum_over_processes
-from kdcache.distill.losses.region import LEAST
+from kdcache.distill.losses.region import MIN_AREA
 
 
 def log_softmax_over_cells(
     maps: Tensor,  # (N, C, h, w)
     weights: Tensor,  # (N, h, w)
 ) -> Tensor:
-    """Of every channel over its cells, (N, C, h w); the lowest finite number where a cell takes no part."""
+    """Log-softmax of every channel over its cells, (N, C, h x w); the lowest finite number at cells of weight 0."""
     area = weights.flatten(1)[:, None].to(maps.dtype)
-    outside = area == 0
-    # exp(x + log w) = w exp(x). Not -inf outside: 0 x (-inf - -inf) of a divergence would be a NaN.
-    lifted = maps.flatten(2) + area.masked_fill(outside, 1).log()
+    is_excluded = area == 0
+    # exp(x + log w) = w exp(x). Excluded cells are not -inf: 0 x (-inf - -inf) in a KL divergence would be NaN.
+    lifted = maps.flatten(2) + area.masked_fill(is_excluded, 1).log()
     lowest = torch.finfo(maps.dtype).min
-    return F.log_softmax(lifted.masked_fill(outside, lowest), dim=2)
+    return F.log_softmax(lifted.masked_fill(is_excluded, lowest), dim=2)
 
 
 def normalise_maps(
     maps: Tensor,  # (N, h, w)
     weights: Tensor,  # (N, h, w)
 ) -> Tensor:
-    """Every image's map over its L2 norm."""
+    """Every image's map divided by its L2 norm, (N, h, w)."""
     weighted = maps * weights.to(maps.dtype).sqrt()
     norms: Tensor = torch.linalg.vector_norm(weighted, dim=(1, 2), keepdim=True)
     return maps / norms.clamp(min=1e-12)
@@ -40,10 +40,10 @@ def average_pool(
     weights: Tensor,  # (N, h, w)
     kernel: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Means over windows that cover the map, (N, C, i, j), 0 where nothing takes part; and the windows' weights."""
+    """Weighted means over windows that cover the map, (N, C, i, j), 0 for a window of weight 0; and the windows' weights."""
     area = weights[:, None].to(maps.dtype)
     sums, areas = (F.avg_pool2d(m, kernel, ceil_mode=True) for m in (maps * area, area))
-    return sums / areas.clamp(min=LEAST), areas[:, 0]
+    return sums / areas.clamp(min=MIN_AREA), areas[:, 0]
 
 
 def max_pool(
@@ -53,7 +53,7 @@ def max_pool(
     *,
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Maxima over windows, (N, C, i, j), 0 where nothing takes part; and the windows' weights, (N, i, j)."""
+    """Maxima over windows, (N, C, i, j), 0 for a window of weight 0; and the windows' weights, (N, i, j)."""
     area = weights[:, None].to(maps.dtype)
     areas = F.avg_pool2d(area, kernel, ceil_mode=ceil_mode)
     lowest = torch.finfo(maps.dtype).min
@@ -61,8 +61,8 @@ def max_pool(
     return pooled.masked_fill(areas == 0, 0), areas[:, 0]
 
 
-class CellNorm(nn.Module):
-    """BatchNorm over the cells that take part, over all processes, always by the batch's own statistics."""
+class MaskedBatchNorm(nn.Module):
+    """Weighted BatchNorm over all processes. It keeps no running statistics: losses are only used in training."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class CellNorm(nn.Module):
         weights: Tensor,  # (N, h, w)
     ) -> Tensor:
         area = weights[:, None].to(maps.dtype)
-        total = sum_over_processes(area.sum()).clamp(min=LEAST)
+        total = sum_over_processes(area.sum()).clamp(min=MIN_AREA)
         mean = sum_over_processes((maps * area).sum(dim=(0, 2, 3))) / total
         centred = maps - mean[:, None, None]
         variance = sum_over_processes((centred.square() * area).sum(dim=(0, 2, 3))) / total

@@ -1,18 +1,17 @@
-"""METHODS: what every method is made of. A method of one's own is a class of term and a line here.
+"""METHODS: the terms of every method. To add a method, write a term class and add an entry here.
 
-A line names the method's losses, each with the class that computes it and its weight: the authors' recipe for
-segmentation, or whose it is instead. Classes hold formulas, papers and temperatures. Weights are of means over pixels
-or images; where the published code takes a sum, the weight has its size at the authors' batch and classes.
+An entry names the method's losses, each with its term class and its weight. The classes document formulas, papers and
+temperatures. The comment at an entry names the source of the weights: the authors' settings for segmentation where they
+exist. All losses here are means over pixels or images. Where the published code sums, the weight makes up for it, for the
+authors' batch size and number of classes.
 
-BPKD (arXiv 2306.08075) is not here: its training code was never published, and its formula could not be established
-without it.
+BPKD (arXiv 2306.08075) is missing: its training code was never published, and the paper leaves its formula open.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from kdcache.cache.errors import UsageError
-from kdcache.cache.networks.network import NetworkConfig
+from kdcache.cache.errors import unknown_name
 from kdcache.distill.config import parse_weights
 from kdcache.distill.losses.adversarial import Holistic, HolisticBySGD
 from kdcache.distill.losses.attention import AttentionTransfer, CategorySimilarity, PixelSimilarity
@@ -31,6 +30,7 @@ from kdcache.distill.losses.terms import (
     LossConfig,
     Method,
     PixelKL,
+    StudentMaps,
     Terms,
     term_needs,
 )
@@ -43,7 +43,7 @@ METHODS: dict[str, Terms] = {
     "feature": {"feature": (FeatureMSE, 6.0)},
     # L_CE + alpha L_KD + beta L_feat of arXiv 2604.25530, as the digest has it.
     "logit+feature": {"logit": (PixelKL, 1.0), "feature": (FeatureMSE, 6.0)},
-    # CIRKD, train_kd/train_at.sh. AT's own recipe is for classification.
+    # CIRKD, train_kd/train_at.sh. AT's authors published weights for classification only.
     "at": {"attention": (AttentionTransfer, 1e4), "logit": (PixelKL, 1.0)},
     # SKD, run_train_val.sh: lambda_pi 10, summed over a batch of 8; lambda_pa 0.5; lambda_d 0.1.
     "skd": {"logit": (PixelKL, 80.0), "pair": (PairSimilarity, 0.5), "holistic": (HolisticBySGD, 0.1)},
@@ -57,14 +57,14 @@ METHODS: dict[str, Terms] = {
     "cwd": {"cwd": (ChannelKL, 3.0)},
     # CIRKD, train_kd/train_cwd.sh: --lambda-cwd-fea 50, T 4.
     "cwd-feature": {"cwd_feature": (FeatureChannelKL, 50.0)},
-    # CIRKD, train_cirkd.py. On VOC its authors take 0.01 for both memories.
+    # CIRKD, train_cirkd.py. On VOC its authors use 0.01 for both memories.
     "cirkd": {
         "logit": (PixelKL, 1.0),
         "minibatch": (CrossImage, 1.0),
         "memory_pixel": (CrossImageMemory, 0.1),
         "memory_region": (CrossImageMemory, 0.1),
     },
-    # The same, with the slip of its code.
+    # The same with the bug of the published code, see PublishedCrossImageMemory.
     "cirkd-published": {
         "logit": (PixelKL, 1.0),
         "minibatch": (CrossImage, 1.0),
@@ -81,7 +81,7 @@ METHODS: dict[str, Terms] = {
         "generated": (OmniContrast, 2e-6),
         "contrast": (OmniContrast, 5e-3),
     },
-    # DKD, mdistiller/engine/cfg.py: alpha 1, beta 8, T 4, for CIFAR-100. Its authors have none for segmentation.
+    # DKD, mdistiller/engine/cfg.py: alpha 1, beta 8, T 4, for CIFAR-100. Its authors published none for segmentation.
     "dkd": {"dkd_target": (DecoupledKL, 1.0), "dkd_nontarget": (DecoupledKL, 8.0)},
     # CIRKD, train_kd/train_dsd.sh.
     "dsd": {"psd": (PixelSimilarity, 1000.0), "csd": (CategorySimilarity, 10.0)},
@@ -92,31 +92,40 @@ def find_method(name: str) -> Terms:
     """The terms of a method.
 
     Raises:
-        UsageError: an unknown name; lists the known ones.
+        UsageError: the name is unknown; the message lists the known ones.
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+        raise unknown_name("method", name, METHODS)
     return METHODS[name]
 
 
 def method_needs(name: str, config: LossConfig) -> tuple[str, ...]:
-    """Targets of the teacher, and losses.LABELS, that a run needs. Raises UsageError for what the method lacks."""
+    """The teacher's targets, and possibly terms.LABELS, that a run of the method needs.
+
+    Raises:
+        UsageError: the name is unknown, or `config` changes a term that the method does not have.
+    """
     return term_needs(find_method(name), config)
 
 
-def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of TrainConfig that several methods share, without the weights and the temperature that a method lacks."""
-    terms, own = find_method(name), dict(options)
-    if "kd_terms" in own:
-        weights = parse_weights(own["kd_terms"]).items()
-        own["kd_terms"] = ",".join(f"{term}={weight!r}" for term, weight in weights if term in terms)
+def applicable_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for several methods, reduced to those that apply to one: weights of its terms, temperature if it has one.
+
+    Args:
+        name: the method.
+        options: values of TrainConfig by field.
+    """
+    terms, applicable = find_method(name), dict(options)
+    if "kd_terms" in applicable:
+        weights = parse_weights(applicable["kd_terms"]).items()
+        applicable["kd_terms"] = ",".join(f"{term}={weight!r}" for term, weight in weights if term in terms)
     if all(loss.temperature is None for loss, _ in terms.values()):
-        own.pop("temperature", None)
-    return own
+        applicable.pop("temperature", None)
+    return applicable
 
 
 def build_method(
-    name: str, config: LossConfig, student: NetworkConfig, teacher_channels: Mapping[str, int]
+    name: str, config: LossConfig, student: StudentMaps, teacher_channels: Mapping[str, int]
 ) -> Method:
-    """The loss of a run. Raises UsageError, see losses.Method."""
+    """The loss of a run. Raises UsageError, see find_method and terms.Method."""
     return Method(find_method(name), config, student, teacher_channels)

@@ -1,8 +1,7 @@
-"""What several processes share of one batch: sums over all of it, and every process's images in one tensor.
+"""Differentiable sums over processes, and the images of all processes in one tensor.
 
-DDP averages gradients over processes. A loss that every process computes from the sums of all, or its own share of a
-loss times the number of processes, then has the gradient of one process that saw the whole batch: the backward pass of
-a sum over processes is a sum over processes.
+DDP averages gradients over processes. For the gradient of one process with the whole batch, a loss either computes the
+same value in every process from these sums, or is this process's share of the loss, times the number of processes.
 """
 
 import torch
@@ -11,18 +10,18 @@ from torch import Tensor
 
 
 def count_processes() -> int:
-    """Processes that train together; 1 where nothing was launched."""
+    """The number of processes that train together; 1 without a launcher."""
     launched = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if launched else 1
 
 
 def process_rank() -> int:
-    """This process's place among them. Its images are those of the batch from rank x N on."""
+    """This process's rank, from 0. Its N images are those of the batch from rank x N on."""
     return torch.distributed.get_rank() if count_processes() > 1 else 0
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of every process's `x`, of one shape; differentiable as often as one likes."""
+    """The sum of the `x` of all processes, which have one shape. Differentiable any number of times."""
     if count_processes() == 1:
         return x
     total: Tensor = _Sum.apply(x)
@@ -32,12 +31,13 @@ def sum_over_processes(x: Tensor) -> Tensor:
 def gather_images(
     x: Tensor,  # (N, ...)
 ) -> Tensor:
-    """Every process's `x` in the order of the batch, (processes x N, ...); differentiable."""
+    """The `x` of all processes in the order of the batch, (processes x N, ...). Differentiable."""
     n, processes = len(x), count_processes()
     if processes == 1:
         return x
     place = slice(process_rank() * n, (process_rank() + 1) * n)
-    # A sum of what is zero elsewhere: twice the traffic of a gather, and no second kind of backward pass.
+    # A sum of tensors that are zero at the other processes' places: twice the traffic of a gather, but it needs no
+    # second autograd function.
     return sum_over_processes(x.new_zeros((processes * n, *x.shape[1:])).index_copy(0, _places(place, x), x))
 
 
@@ -54,4 +54,5 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # The derivative of a sum over processes is a sum over processes, so WGAN-GP's double backward works too.
         return sum_over_processes(gradient)

@@ -1,10 +1,10 @@
-"""The part of a batch that takes part in distillation, and means over it.
+"""The pixels of a batch that count in distillation, and means over them.
 
-Padding never takes part. Void pixels, where the teacher has an opinion, do, unless `kd_ignore` is "void". The code that
-methods were published with masks neither: "published" does as they do.
+`kd_ignore` decides: "none" leaves out padding; "void" also unlabelled pixels, where the teacher may still be right;
+"published" leaves out nothing, as most published code.
 
-Means are over all processes. Padding and void are spread unevenly over them, and a mean of means would weigh a pixel by
-the company it keeps.
+Means are over the batch of all processes. Processes differ in padding and void, so a mean of their means would give
+pixels unequal weights.
 """
 
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.views.maps import cell_weights, labelled_cell_weights
 from kdcache.distill.losses.processes import count_processes, process_rank, sum_over_processes
 
-LEAST = 1e-9
-"""Cells: less than any area that is not nothing, and far from overflow when one divides by it."""
+MIN_AREA = 1e-9
+"""In cells. Smaller than any area above 0, and large enough that dividing by it does not overflow."""
 
 
 class Totals(NamedTuple):
-    """What the processes of a step share: the pixels that sums are divided by, and a seed.
+    """Shared by the processes of a step: the pixel counts that sums are divided by, and a seed.
 
-    Pixels are global counts, divided by the number of processes. DDP averages gradients over processes, so
-    sum / (global / processes) averages to sum of sums / global.
+    The counts are those of all processes, divided by the number of processes: DDP averages gradients over processes, so
+    the average of sum / (count / processes) is the sum of all sums / count.
     """
 
     labelled: Tensor  # () float64, at least 1 / processes
     distilled: Tensor  # () float64, at least 1 / processes
     seed: int = 0
-    """Of draws that all processes make alike."""
+    """Of the random numbers that all processes draw alike."""
 
 
 def share_totals(
@@ -40,24 +40,25 @@ def share_totals(
     processes: int,
     seed: int = 0,
 ) -> Totals:
-    """Totals for one process: at least one pixel, so that a batch without labels gives zero and not a NaN."""
+    """Totals for one process."""
+    # At least one pixel, so that a batch without labels has a loss of 0 and not NaN.
     labelled, distilled = (counts.clamp(min=1) / processes).unbind()
     return Totals(labelled, distilled, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One process's part of a batch, and what of it takes part in distillation."""
+    """The pixels of one process's part of a batch that count in distillation, as weights of cells."""
 
     labels: Tensor  # (N, H, W) uint8 or int64
     valid_size: Tensor  # (N, 2) integer
     total_px: Tensor  # () float64, `Totals.distilled`
     kd_ignore: str  # a name of config.KD_IGNORES
     draws: torch.Generator = field(default_factory=torch.Generator)
-    """Random numbers, the same ones in every process."""
+    """Source of random numbers, in the same state in every process."""
 
     def weights(self, map_size: tuple[int, int]) -> Tensor:
-        """The part of every cell of a map that takes part, (N, h, w) float32 in [0, 1]."""
+        """The fraction of every cell's area that counts, for maps of a size, (N, h, w) float32 in [0, 1]."""
         if self.kd_ignore == "published":
             return torch.ones((len(self.labels), *map_size), device=self.labels.device)
         if self.kd_ignore == "void":
@@ -65,7 +66,8 @@ class Region:
         return cell_weights(self.valid_size, (self.labels.shape[-2], self.labels.shape[-1]), map_size)
 
     def classes(self, map_size: tuple[int, int]) -> Tensor:
-        """The label of every cell of a map, that of its first pixel, (N, h, w) int64; IGNORE where there is none."""
+        """The class of every cell of a map, (N, h, w) int64; IGNORE where there is none."""
+        # Nearest takes the class of the cell's first pixel, as IFVD's and CIRKD's code.
         labels = F.interpolate(self.labels[:, None].float(), size=map_size, mode="nearest")
         return labels[:, 0].long()
 
@@ -73,7 +75,7 @@ class Region:
         self,
         cells: Tensor,  # (N, h, w) at any resolution
     ) -> Tensor:
-        """Mean over the crops' area, a scalar: a cell weighs the part of it that takes part."""
+        """Weighted mean over cells, a scalar."""
         return (cells * self._areas_px(cells)).sum() / self.total_px.to(cells.dtype)
 
     def mean_of_images(
@@ -81,7 +83,7 @@ class Region:
         values: Tensor,  # (N,)
         map_size: tuple[int, int],
     ) -> Tensor:
-        """Mean over images, a scalar: an image weighs its area that takes part."""
+        """Mean over images, a scalar. An image weighs as much as its area that counts."""
         areas_px = self._areas_px(values.new_empty((len(values), *map_size))).sum(dim=(1, 2))
         return (values * areas_px).sum() / self.total_px.to(values.dtype)
 
@@ -89,24 +91,26 @@ class Region:
         self,
         cells: Tensor,  # (N, h, w)
     ) -> Tensor:
-        """Mean over the cells that have a class, see `classes`, a scalar; zero where no cell of the batch has."""
+        """Weighted mean over the cells that have a class, a scalar; 0 if none of the batch has."""
         weights = self.labelled_weights(cells)
         total = sum_over_processes(weights.sum()) / count_processes()
-        return (cells * weights).sum() / total.clamp(min=LEAST)
+        return (cells * weights).sum() / total.clamp(min=MIN_AREA)
 
     def labelled_weights(self, like: Tensor) -> Tensor:
-        """`weights` where a cell has a class and 0 elsewhere, of the size and type of (N, ..., h, w) maps."""
+        """`weights` where a cell has a class and 0 elsewhere, (N, h, w), of the dtype of `like`, (N, ..., h, w)."""
         size = (like.shape[-2], like.shape[-1])
         return (self.weights(size) * (self.classes(size) != IGNORE)).to(like.dtype)
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers from [0, 1), (N, *shape) float32: an image's do not depend on the number of processes."""
+        """Random numbers in [0, 1), (N, *shape) float32."""
+        # Draw for the whole batch and keep this process's part: then an image's numbers do not depend on the number of
+        # processes.
         n = len(self.labels)
         numbers = torch.rand((n * count_processes(), *shape), generator=self.draws)
         return send(numbers[process_rank() * n :][:n], self.labels.device)
 
     def _areas_px(self, cells: Tensor) -> Tensor:
-        # In pixels, not cells: then one global count serves targets of any resolution.
+        # In pixels, not cells, so that one count over all processes serves targets of any resolution.
         cell_px = self.labels[0].numel() / cells[0].numel()
         return self.weights((cells.shape[-2], cells.shape[-1])).to(cells.dtype) * cell_px
 

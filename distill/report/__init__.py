@@ -1,5 +1,7 @@
-"""What one run or several came to, as tables and figures.
+"""What came of one run or of several: one model of a report, and its renderings.
 
-Read in this order: `record` (a run's files, parsed), `figures`, `sample_files`, `report` (one run), `comparison` (several);
-`styles`, `stylesheet`, `markup`, `axes`, `lines`, `ranks`, `dots`, `bars` draw the page of a comparison.
+Read in this order: `record` (a run's files, parsed), `styles` (colours and looks), `charts` (what a figure shows), `model`
+(what a report says), `sample_files`, `curves`, `run_report` and `comparison` (the reports of one run and of several), `canvas`,
+`draw_lines`, `draw_rows` and `draw` (charts as SVG), then the renderings: `html` (with page.html.j2 and page.css), `markdown`, `terminal`, `data` (JSON
+and CSV), and `write` (all of them as files).
 """

@@ -1,6 +1,6 @@
-"""Several runs side by side: a table, their curves, and in what else than the method they differ.
+"""The report of several runs side by side: a table, their curves, and what else than the method differs.
 
-OUT/report.md  OUT/figures/{miou,class_iou}.png
+OUT/report.html  OUT/report.md  OUT/report.json  OUT/report.csv  OUT/figures/
 """
 
 import os
@@ -10,140 +10,167 @@ from typing import Any
 
 from kdcache.cache.storage.urls import redact
 from kdcache.distill.config import FREE_ON_RESUME, option_of
-from kdcache.distill.report.figures import draw_class_iou, draw_miou
-from kdcache.distill.report.record import RunRecord, RunSummary, read_runs
-from kdcache.distill.report.report import (
-    REPORT,
-    figure,
-    make_figures,
-    markdown_table,
-    percent,
-    steps_text,
-    write_parts,
-)
-from kdcache.distill.units import duration_text
+from kdcache.distill.report.charts import ClassChart, Limit
+from kdcache.distill.report.curves import miou_figures
+from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table
+from kdcache.distill.report.record import RunRecord, RunSummary, read_runs, weak_teacher
+from kdcache.distill.report.run_report import run_cautions, steps_text
+from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.write import REPORT, write_files
 
-CLOSE_MIOU = 0.02
-"""A teacher that is not this much better than the run without one has little to give."""
-
-# Settings that have a column of their own, or that are looked at through what the run was pinned to.
+# Settings that have a column of their own, or that are compared by what the run was pinned to.
 _SHOWN = frozenset({"method", "source", "steps", "epochs", "budget_seconds", "dataset", "split", "teacher"})
 
 
 def write_comparison(
-    folders: Sequence[str | Path],
-    out: str | Path,
-    *,
-    teacher: Mapping[str, Any] | None = None,
+    folders: Sequence[str | Path], out: str | Path, *, teacher: Mapping[str, Any] | None = None
 ) -> Path:
     """Compare runs in a report of their own under `out`; returns the path of report.md.
 
     Args:
-        teacher: its scores where they are known, with "name", "miou" and "pixel_accuracy".
+        teacher: its scores if they are known, with "name", "miou" and "pixel_accuracy".
 
     Raises:
-        NotFoundError: a folder holds no run.
-        KDCacheError: `out` cannot be written to.
+        NotFoundError: a folder contains no run.
+        KDCacheError: writing to `out` fails.
     """
-    runs, out = read_runs(folders), Path(out)
-    figures = make_figures(out)
-    if curves := [curve for run in runs if (curve := run.curve()).steps]:
-        draw_miou(figures / "miou.png", curves, None if teacher is None else teacher["miou"])
-    if scored := {run.name: run.scores["iou"] for run in runs if run.scores}:
-        names = list(dict.fromkeys(name for iou in scored.values() for name in iou))
-        by_run = {run: [iou.get(name) for name in names] for run, iou in scored.items()}
-        draw_class_iou(figures / "class_iou.png", names, by_run)
+    return write_files(comparison_report(folders, Path(out), teacher=teacher), Path(out))
+
+
+def comparison_report(
+    folders: Sequence[str | Path], out: Path, *, teacher: Mapping[str, Any] | None = None
+) -> Report:
+    """What several runs say together. Raises NotFoundError if a folder contains no run."""
+    runs = read_runs(folders)
     summaries = [run.summary() for run in runs]
-    parts = [
-        "# Comparison",
-        markdown_table(*comparison_table(summaries, teacher)),
-        "Scores are of the last checkpoint. Training time leaves out start-up, evaluation and checkpoints.",
-        "\n".join(f"- {note}" for note in _notes(runs, summaries, teacher)),
-        figure(out, "miou", "mIoU while training"),
-        figure(out, "class_iou", "IoU by class"),
-        "## Runs",
-        "\n".join(f"- [{run.name}]({os.path.relpath(run.folder / REPORT, out)})" for run in runs),
+    table, looks = comparison_table(summaries, teacher), give_looks([run.name for run in runs])
+    pinned = _pinned(runs)
+    differing = [
+        f"Differs: {name}: {', '.join(values)}." for name, values in _differing(runs, summaries, pinned)
     ]
-    return write_parts(out / REPORT, parts)
+    early = [caution for summary in summaries for caution in run_cautions(summary)]
+    links = [(run.name, os.path.relpath(run.folder / REPORT, out)) for run in runs]
+    return Report(
+        title="Comparison",
+        lead=[],
+        about="Scores are of the last checkpoint. Training time leaves out start-up, evaluation and checkpoints.",
+        cautions=[*differing, *early, *_weak_teacher(summaries, teacher)],
+        facts=Facts([(name, values[0]) for name, values in pinned.items() if len(set(values)) == 1]),
+        sections=[
+            Section("Runs", [table], brief=True),
+            Section("While training", _curves(runs, looks, teacher)),
+            Section("IoU by class", _classes(runs, looks)),
+            Section("Reports of the runs", [Links(links)]),
+        ],
+        data={"runs": [summary.to_dict() for summary in summaries], "teacher": teacher},
+        sheet=table,
+    )
 
 
 def compare_runs(folders: Sequence[str | Path]) -> list[RunSummary]:
-    """One summary a run, in the order given.
-
-    Raises:
-        NotFoundError: a folder holds no run.
-    """
+    """One summary for each run, in the order given. Raises NotFoundError if a folder contains no run."""
     return [run.summary() for run in read_runs(folders)]
 
 
-def comparison_table(
-    summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a comparison as text; `vs none` is against the first run without a teacher."""
+def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None = None) -> Table:
+    """A row for each run; `vs none` is against the first run without a teacher."""
     baseline = _baseline(summaries)
-    header = [
-        *("run", "method", "source", "asked for", "steps", "training", "s/step", "waiting"),
-        *("mIoU %", "vs none", "pixel acc. %"),
+    columns = [
+        Column("run"),
+        Column("method"),
+        Column("source"),
+        Column("asked for", key="length"),
+        Column("steps", "words"),
+        Column("training", "duration", key="training_s"),
+        Column("s/step", "number", key="step_s"),
+        Column("waiting", "share", key="wait_share"),
+        Column("mIoU %", "percent", key="miou"),
+        Column("vs none", "points", key="over_none"),
+        Column("pixel acc. %", "percent", key="pixel_accuracy"),
     ]
-    rows = [
+    rows: list[list[Any]] = [
         [
             summary.name + ("" if summary.complete else " (unfinished)"),
-            summary.method,
-            summary.source,
-            summary.length,
-            steps_text(summary),
-            duration_text(summary.training_s),
-            f"{summary.step_s:.3g}",
-            f"{100 * summary.wait_share:.1f} %",
-            percent(summary.miou),
-            "" if baseline is None or summary.miou is None else f"{100 * (summary.miou - baseline):+.2f}",
-            percent(summary.pixel_accuracy),
+            *(summary.method, summary.source, summary.length, steps_text(summary)),
+            *(summary.training_s, summary.step_s, summary.wait_share),
+            *(summary.miou, _over(summary.miou, baseline), summary.pixel_accuracy),
         ]
         for summary in summaries
     ]
     if teacher is not None:
-        gain = "" if baseline is None else f"{100 * (teacher['miou'] - baseline):+.2f}"
-        scores = [percent(teacher["miou"]), gain, percent(teacher.get("pixel_accuracy"))]
-        rows.append([str(teacher.get("name", "teacher")), "(teacher)", *[""] * 6, *scores])
-    return header, rows
+        scores = [teacher["miou"], _over(teacher["miou"], baseline), teacher.get("pixel_accuracy")]
+        rows.append([str(teacher.get("name", "teacher")), "(teacher)", *[None] * 6, *scores])
+    return Table.of("runs", "Scores and times", columns, rows)
+
+
+def _over(miou: float | None, baseline: float | None) -> float | None:
+    return None if miou is None or baseline is None else miou - baseline
 
 
 def _baseline(summaries: Sequence[RunSummary]) -> float | None:
     return next((s.miou for s in summaries if s.method == "none" and s.miou is not None), None)
 
 
-def _notes(
-    runs: Sequence[RunRecord], summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None
-) -> list[str]:
-    """What the runs have in common, and what beside the method may be the reason of a difference."""
-    pinned = {
+def _curves(
+    runs: Sequence[RunRecord], looks: Mapping[str, Look], teacher: Mapping[str, Any] | None
+) -> list[Figure]:
+    limits = [] if teacher is None else [Limit(name="teacher", at=100 * teacher["miou"])]
+    curves = {run.name: [run.curve()] for run in runs}
+    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, limits, clock)]
+
+
+def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block]:
+    scored = {run.name: run.scores["iou"] for run in runs if run.scores}
+    names = list(dict.fromkeys(name for iou in scored.values() for name in iou))
+    if not names:
+        return []
+    by_run = {run: [_percent(iou.get(name)) for name in names] for run, iou in scored.items()}
+    columns = [Column("class"), *(Column(run, "percent") for run in scored)]
+    rows = [[name, *(iou.get(name) for iou in scored.values())] for name in names]
+    best = {
+        run: max((value for value in iou if value is not None), default=0.0) for run, iou in by_run.items()
+    }
+    return [
+        Figure(
+            name="class_iou",
+            title="IoU by class",
+            caption="A marker for each run.",
+            chart=ClassChart(classes=names, iou=by_run, looks=looks),
+            alt="; ".join(f"{run}: up to {value:.1f} %" for run, value in best.items()),
+        ),
+        Table.of("classes", "IoU by class in percent", columns, rows),
+    ]
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _pinned(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """What runs learn from, a value for each run; of the teacher for each run that has one."""
+    return {
         "dataset": [_dataset(run) for run in runs],
         "store": [redact(run.config.get("store") or "none: fresh views") for run in runs],
         "teacher": [run.teacher or "none" for run in runs if run.teacher] or ["none"],
     }
-    notes = [f"{name}: {values[0]}" for name, values in pinned.items() if len(set(values)) == 1]
-    differing = {name: values for name, values in pinned.items() if len(set(values)) > 1}
-    if len({summary.length for summary in summaries}) > 1:
-        differing["length"] = [summary.length for summary in summaries]
+
+
+def _differing(
+    runs: Sequence[RunRecord], summaries: Sequence[RunSummary], pinned: Mapping[str, list[str]]
+) -> list[tuple[str, list[str]]]:
+    """What beside the method may be the reason of a difference, with its value in each run."""
+    found = [(name, values) for name, values in pinned.items() if len(set(values)) > 1]
+    found.append(("length", [summary.length for summary in summaries]))
     names = dict.fromkeys(name for run in runs for name in run.config if name not in FREE_ON_RESUME | _SHOWN)
-    for name in names:
-        values = [str(run.config.get(name)) for run in runs]
-        if len(set(values)) > 1:
-            differing[option_of(name)] = values
-    notes += [f"**differs: {name}**: {', '.join(values)}" for name, values in differing.items()]
-    notes += [
-        f"{summary.name}: the time was up at step {summary.steps} of {summary.planned_steps}, before the learning rate "
-        "was at its end"
-        for summary in summaries
-        if summary.ended_by_clock
-    ]
+    found += [(option_of(name), [str(run.config.get(name)) for run in runs]) for name in names]
+    return [(name, values) for name, values in found if len(set(values)) > 1]
+
+
+def _weak_teacher(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None) -> list[str]:
     baseline = _baseline(summaries)
-    if teacher is not None and baseline is not None and teacher["miou"] - baseline < CLOSE_MIOU:
-        notes.append(
-            f"the teacher is less than {100 * CLOSE_MIOU:.0f} points above the run without one: "
-            "this comparison says little about distillation"
-        )
-    return notes
+    if teacher is None or baseline is None:
+        return []
+    return weak_teacher(teacher["miou"], baseline)
 
 
 def _dataset(run: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""What a run's folder says, parsed: for reports and comparisons, while the run goes on and after it."""
+"""What a run's folder says, parsed: for reports and comparisons, during the run and after it."""
 
 import json
 import statistics
@@ -11,11 +11,23 @@ from kdcache.cache.errors import NotFoundError
 from kdcache.distill import runfolder
 from kdcache.distill.clock import PARTS
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.report.figures import Curve
 from kdcache.distill.units import duration_text
 
 # Of a line of kind "train": all other numbers are loss terms.
 _NOT_TERMS = frozenset({"kind", "step", "loss", "lr", "step_s", "wait_s", "training_s"})
+
+CLOSE_MIOU = 0.02
+"""A teacher that is not this much better than the run without one has little to give."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The evaluations of one run."""
+
+    name: str
+    steps: Sequence[int]
+    seconds: Sequence[float]  # of training alone
+    miou: Sequence[float]  # fractions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +38,7 @@ class RunSummary:
     method: str
     source: str
     student: str
-    length: str  # as it was asked for
+    length: str  # as the user gave it
     steps: int
     planned_steps: int | None  # None where a budget was not yet timed
     training_s: float
@@ -41,7 +53,7 @@ class RunSummary:
 
     @property
     def ended_by_clock(self) -> bool:
-        """The time was up before the learning rate was at its end."""
+        """The time was up before the learning rate had reached its last value."""
         return self.complete and self.planned_steps is not None and self.steps < self.planned_steps
 
 
@@ -55,14 +67,14 @@ class RunRecord:
     inputs: Mapping[str, Any]  # what the run is pinned to
     environment: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
-    result: Mapping[str, Any] | None  # scores.json; None while the run goes on
+    result: Mapping[str, Any] | None  # scores.json; None before the end of the run
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read a run's folder, finished or not.
 
         Raises:
-            NotFoundError: the folder holds no run.
+            NotFoundError: the folder contains no run.
             UsageError: one of its files is damaged.
         """
         if not (folder / runfolder.CONFIG).is_file():
@@ -105,13 +117,16 @@ class RunRecord:
         return {name: [float(line[name]) for line in lines] for name in names}
 
     def curve(self) -> Curve:
-        """The evaluations, with the training time that each had cost."""
+        """The evaluations, at the training time that each one recorded.
+
+        A line of an older run may lack it: then the time of the last line of training before it is taken.
+        """
         lines = [line for line in self.of_kind("eval") if line.get("miou") is not None]
         times = {line["step"]: float(line["training_s"]) for line in self.of_kind("train")}
         return Curve(
             name=self.name,
             steps=[line["step"] for line in lines],
-            seconds=[_seconds_at(line["step"], times) for line in lines],
+            seconds=[float(line.get("training_s", _seconds_at(line["step"], times))) for line in lines],
             miou=[line["miou"] for line in lines],
         )
 
@@ -130,7 +145,7 @@ class RunRecord:
         return float(sum(line.get("seconds", 0.0) for line in self.of_kind(kind)))
 
     def repeat_command(self) -> str:
-        """The command line that repeats the run; with the steps that a budget held in the place of the budget."""
+        """The command line that repeats the run; a budget is replaced by the steps that it allowed."""
         summary = self.summary()
         asked = TrainConfig.from_dict(self.config)
         if asked.budget_seconds is not None and summary.planned_steps is not None:
@@ -167,10 +182,21 @@ class RunRecord:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
-    """Several runs; those whose folders have the same name are told apart by their whole path as given."""
+    """Several runs; where two folders have the same name, both runs are called by their path as given."""
     runs = [RunRecord.read(Path(folder)) for folder in folders]
     names = [run.name for run in runs]
     return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
+
+
+def weak_teacher(teacher_miou: float, baseline_miou: float) -> list[str]:
+    """A caution where the teacher has little to give."""
+    if teacher_miou - baseline_miou >= CLOSE_MIOU:
+        return []
+    caution = (
+        f"The teacher is less than {100 * CLOSE_MIOU:.0f} points of mIoU above the baseline ({100 * teacher_miou:.2f} % "
+        f"against {100 * baseline_miou:.2f} %): this comparison says little about distillation."
+    )
+    return [caution]
 
 
 def loss_terms(line: Mapping[str, Any]) -> list[str]:

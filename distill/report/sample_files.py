@@ -6,7 +6,6 @@
 Maps are PNGs with the classes' palette: they show as they are, and their pixels still are class ids.
 """
 
-import base64
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from PIL import Image
 from kdcache.cache.images.classes import ClassSet
 from kdcache.cache.images.sheet import NO_LABEL_RGB, legend_of
 from kdcache.distill import runfolder
+from kdcache.distill.report.model import Picture
 from kdcache.distill.scoring.samples import SamplePrediction
 
 SAMPLES = "samples"
 INDEX = "samples.json"
 LONGEST_SIDE_PX = 400
 JPEG_QUALITY = 82
-MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 def write_sample_files(folder: Path, samples: Sequence[SamplePrediction], classes: ClassSet) -> None:
@@ -50,7 +49,7 @@ def write_sample_files(folder: Path, samples: Sequence[SamplePrediction], classe
 
 
 def copy_sample_files(run_folder: Path, folder: Path) -> None:
-    """Those of a run, where it has left any, to another folder."""
+    """Copy the samples of a run, if it has any, to another folder."""
     if (run_folder / SAMPLES / INDEX).is_file():
         shutil.copytree(run_folder / SAMPLES, folder / SAMPLES, dirs_exist_ok=True)
 
@@ -65,7 +64,7 @@ class SampleFiles:
 
     @classmethod
     def read(cls, run_folder: Path) -> Self | None:
-        """None where a run has left no samples. Raises UsageError where its index is damaged."""
+        """None for a run without samples. Raises UsageError if its index is damaged."""
         folder = run_folder / SAMPLES
         if not (folder / INDEX).is_file():
             return None
@@ -73,13 +72,13 @@ class SampleFiles:
         legend = [(str(name), str(colour)) for name, colour in found["legend"]]
         return cls(folder=folder, images=[str(name) for name in found["images"]], legend=legend)
 
-    def picture(self, index: int, name: str) -> str | None:
-        """ "image", "label" or "prediction" as a data URI; None where there is none."""
+    def picture(self, index: int, name: str, shown_as: str | None = None) -> Picture | None:
+        """The "image", "label" or "prediction" of an image; None if it was not written."""
         path = self.folder / f"{index}-{name}{'.jpg' if name == 'image' else '.png'}"
         if not path.is_file():
             return None
-        encoded = base64.b64encode(path.read_bytes()).decode()
-        return f"data:{MEDIA_TYPES[path.suffix]};base64,{encoded}"
+        said = shown_as or name
+        return Picture(name=said, alt=f"{self.images[index]}: {said}", path=path)
 
 
 def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
@@ -90,7 +89,7 @@ def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
 
 
 def _class_picture(
-    ids: npt.NDArray[Any],  # (H, W) integer class ids, 255 where there is no class
+    ids: npt.NDArray[Any],  # (H, W) integer class ids, 255 for unlabelled pixels
     classes: ClassSet,
     size: tuple[int, int],
 ) -> Image.Image:

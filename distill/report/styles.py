@@ -1,76 +1,95 @@
-"""How a method looks on a page, in every chart the same: colour, shape and dash, so that none has to be told by colour.
+"""The palette, and how a method looks: in every figure of a report one colour, one marker and one dash.
 
-The colours are told apart by readers with normal, deuteranopic and protanopic sight, on light and dark paper
-(tests/unit/test_looks.py holds the distances). More methods than colours: those after the best are grey, and named.
+Colours have names. A page says them as CSS variables, so that light, dark and paper share one drawing; a file of its own
+has the light ones. Readers with normal, deuteranopic and protanopic sight can tell the colours of lines and of parts
+apart, on light and on dark paper: tests/unit/test_looks.py measures that.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kdcache.distill.report.markup import Markup, tag
+LINES_LIGHT: Final = ("#206fd1", "#983400", "#3d955c", "#d77306", "#2f2673", "#9f7fac", "#560232")
+LINES_DARK: Final = ("#2579ae", "#c96723", "#8ce9a7", "#eeed20", "#3b63fc", "#e5cff6", "#9f5b54")
+PARTS_LIGHT: Final = ("#bcc5cf", "#6b7680", "#5aa0e0", "#17497d", "#c9a227", "#d4633a", "#9a5fb0")
+PARTS_DARK: Final = ("#5b6672", "#b3bcc6", "#2f6fb0", "#9fd0ff", "#dcc052", "#e8835a", "#b391c6")
 
-LIGHT: Final = ("#206fd1", "#983400", "#3d955c", "#d77306", "#2f2673", "#9f7fac", "#560232")
-DARK: Final = ("#2579ae", "#c96723", "#8ce9a7", "#eeed20", "#3b63fc", "#e5cff6", "#9f5b54")
-DASHES: Final = (None, "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 2")
-SHAPES: Final = ("circle", "square", "triangle", "diamond", "wedge", "cross", "plus")
+INK_LIGHT: Final = {
+    "paper": "#ffffff",
+    "raised": "#f6f7f9",
+    "ink": "#1b1f24",
+    "muted": "#57606a",
+    "rule": "#d7dce1",
+    "link": "#0b57b0",
+    "good": "#bfe3cf",
+    "good-strong": "#8fd0ac",
+    "bad": "#f6d3bd",
+    "bad-strong": "#f0b28d",
+    "warn": "#fdf1d3",
+    "warn-rule": "#c98a00",
+    "gain": "#2f8f62",
+    "loss": "#c05a1c",
+    "unmoved": "#9aa3ad",
+}
+INK_DARK: Final = {
+    "paper": "#161b22",
+    "raised": "#1e252e",
+    "ink": "#e6eaee",
+    "muted": "#a3adb8",
+    "rule": "#36404a",
+    "link": "#7db7ff",
+    "good": "#1d4a34",
+    "good-strong": "#27694a",
+    "bad": "#5a3018",
+    "bad-strong": "#7c4120",
+    "warn": "#3a2f14",
+    "warn-rule": "#d9a53a",
+    "gain": "#5cc796",
+    "loss": "#ee8f52",
+    "unmoved": "#6b7580",
+}
+
+MARKERS: Final = "os^DvXP"  # matplotlib's
+DASHES: Final = (None, (7, 3), (2, 3), (9, 3, 2, 3), (4, 2), (12, 4), (1, 2))  # pixels on and off
+
+
+def palette(ink: Mapping[str, str], lines: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
+    named = {f"c{n}": colour for n, colour in enumerate(lines)}
+    return {**ink, **named, **{f"p{n}": colour for n, colour in enumerate(parts)}}
+
+
+LIGHT: Final = palette(INK_LIGHT, LINES_LIGHT, PARTS_LIGHT)
+DARK: Final = palette(INK_DARK, LINES_DARK, PARTS_DARK)
+"""Colours by name: ink and surfaces, c0 to c6 for lines, p0 to p6 for the parts of a bar."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """`class_` names a colour of the page's style sheet."""
+    """How one name looks. `colour` is a name of the palette."""
 
-    class_: str
-    shape: str
-    dash: str | None = None
-
-
-BASELINE: Final = Look(class_="baseline", shape="ring", dash="5 4")
-PLAIN: Final = Look(class_="plain", shape="circle")
+    colour: str
+    marker: str = "o"
+    dash: tuple[int, ...] | None = None
+    hollow: bool = False
 
 
-def give_looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
-    """A look a method, the best first; the baseline's is always the same."""
-    looks, others = {baseline: BASELINE}, [name for name in methods if name != baseline]
-    for index, name in enumerate(others):
-        coloured = index < len(LIGHT)
-        looks[name] = Look(
-            class_=f"c{index}" if coloured else "rest",
-            shape=SHAPES[index % len(SHAPES)],
-            dash=DASHES[index % len(DASHES)],
-        )
-    return looks
+BASELINE: Final = Look(colour="ink", dash=(5, 4), hollow=True)
+PLAIN: Final = Look(colour="c0")
+STAR: Final = Look(colour="ink", marker="*")
 
 
-def marker(look: Look, x: float, y: float, radius_px: float = 4.5, *, seed: bool = False) -> Markup:
-    """The look's shape; of one seed it is small and hollow."""
-    r = radius_px * (0.6 if seed else 1.0)
-    class_ = f"{look.class_} {'seed' if seed or look.shape == 'ring' else 'mark'}"
-    if look.shape in ("circle", "ring"):
-        return tag("circle", cx=x, cy=y, r=r, class_=class_)
-    if look.shape in ("cross", "plus"):
-        turn = math.pi / 4 if look.shape == "cross" else 0.0
-        arms = [
-            (r * 1.2 * math.cos(turn + k * math.pi / 2), r * 1.2 * math.sin(turn + k * math.pi / 2))
-            for k in range(4)
-        ]
-        path = " ".join(f"M{x:.2f} {y:.2f}L{x + dx:.2f} {y + dy:.2f}" for dx, dy in arms)
-        return tag("path", d=path, class_=f"{look.class_} stroke")
-    corners = {
-        "square": (4, 45, 1.25),
-        "triangle": (3, -90, 1.3),
-        "diamond": (4, 0, 1.3),
-        "wedge": (3, 90, 1.3),
-    }
-    count, turn_degrees, size = corners[look.shape]
-    angles = [math.radians(turn_degrees + k * 360 / count) for k in range(count)]
-    points = " ".join(f"{x + r * size * math.cos(a):.2f},{y + r * size * math.sin(a):.2f}" for a in angles)
-    return tag("polygon", points=points, class_=class_)
-
-
-def key(look: Look) -> Markup:
-    """A look as a small picture beside a name in a table."""
-    return tag(
-        "svg", marker(look, 7, 7), viewBox="0 0 14 14", class_="key", aria_hidden="true", width=14, height=14
+def look_of(index: int) -> Look:
+    """The look of the n-th name. No two of the first 49 have the same colour and marker, or colour and dash."""
+    turn, count = index // len(LINES_LIGHT), len(LINES_LIGHT)
+    return Look(
+        colour=f"c{index % count}",
+        marker=MARKERS[(index + turn) % count],
+        dash=DASHES[(index + 2 * turn) % count],
     )
+
+
+def give_looks(methods: Sequence[str], baseline: str | None = None) -> dict[str, Look]:
+    """A look for every method, the best first; the baseline always looks the same."""
+    others = [name for name in methods if name != baseline]
+    looks = {name: look_of(index) for index, name in enumerate(others)}
+    return looks if baseline is None else {baseline: BASELINE, **looks}

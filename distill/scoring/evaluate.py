@@ -1,16 +1,12 @@
 """Scores of a network on a labelled split: mIoU, per-class IoU, pixel accuracy.
 
-Two modes, both at a single scale and without flips, as the public code bases report their headline numbers:
+Two modes, both at a single scale and without flips, as the public code bases report their main results:
 
 * whole: the image goes through the network once (mmsegmentation's and CIRKD's `whole`).
-* slide: overlapping windows of a fixed size, logits averaged where they overlap (hszhao/semseg, and mmsegmentation's
-  `slide`). Windows start every 2/3 of their size. An image smaller than the window is padded with zeros after
-  normalisation.
+* slide: overlapping windows of a fixed size, with logits averaged where they overlap (hszhao/semseg, and
+  mmsegmentation's `slide`). An image smaller than the window is padded with zeros after normalisation.
 
-Logits are upsampled bilinearly to the label's size before the argmax: taking the argmax first and enlarging it costs
-thin objects their borders. Images come one at a time, as their sizes vary.
-
-All counts are one confusion matrix, so that any split of the images over processes adds up to the same score.
+The result is a confusion matrix, so that the matrices of several processes add up to the same score.
 """
 
 import math
@@ -36,19 +32,22 @@ from kdcache.cache.teachers.teacher import Teacher
 from kdcache.distill.config import EVALUATION_MODES
 from kdcache.distill.scoring.scores import Scores, count_confusion, score_confusion
 
-STRIDE_RATE = 2 / 3
-DECODE_AHEAD = 4
+STRIDE_RATE = 2 / 3  # of a window's size, as in hszhao/semseg
+DECODE_AHEAD = 4  # images
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""(N, H, W, 3) uint8 RGB and (N, 2) valid height and width -> (N, C, h, w) logits at any resolution."""
+"""(N, H, W, 3) uint8 RGB and (N, 2) heights and widths without padding -> (N, C, h, w) logits at any resolution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalMode:
-    """How an image is put through the network.
+    """How an image goes through the network.
 
-    `base_long_px` and `base_short_px`, when above 0, first fit the image into that box keeping its ratio, as
-    mmsegmentation's test pipelines do; scores are still taken at the label's own size.
+    With `base_long_px` and `base_short_px` above 0, the image is first resized to fit that box, keeping its ratio, as in
+    mmsegmentation's test pipelines. The scores are still computed at the label's own size.
+
+    Raises:
+        UsageError: an unknown mode, no window for "slide", or only one side of the box.
     """
 
     mode: str = "whole"
@@ -61,19 +60,20 @@ class EvalMode:
         if self.mode not in EVALUATION_MODES:
             raise UsageError(f"unknown evaluation mode {self.mode!r}; known: {', '.join(EVALUATION_MODES)}")
         if self.mode == "slide" and (self.crop_height_px < 1 or self.crop_width_px < 1):
-            raise UsageError("evaluation mode slide needs the size of its window", hint="--crop HxW")
+            raise UsageError("evaluation mode slide needs the size of its window", hint="--crop 512x1024")
         if (self.base_long_px > 0) != (self.base_short_px > 0) or self.base_long_px < self.base_short_px:
             raise UsageError(
-                f"base_long_px {self.base_long_px} and base_short_px {self.base_short_px} describe no box"
+                f"base_long_px {self.base_long_px} and base_short_px {self.base_short_px} are not the sides of a box"
             )
 
 
-# mmsegmentation's test pipelines: configs/_base_/datasets/{ade20k,pascal_voc12}.py. All others are scored as they are.
+# mmsegmentation's test pipelines: configs/_base_/datasets/{ade20k,pascal_voc12}.py. Images of other data sets are not
+# resized.
 BASE_SIZES_PX: dict[str, tuple[int, int]] = {"ade20k": (2048, 512), "voc2012": (2048, 512)}
 
 
 def eval_mode(dataset_name: str, mode: str = "whole", crop_size: tuple[int, int] = (0, 0)) -> EvalMode:
-    """How a dataset is evaluated, by its name as the user typed it (the part before ':' counts)."""
+    """The evaluation mode of a data set, by its name as typed: "voc2012:options" is looked up as "voc2012"."""
     base_long_px, base_short_px = BASE_SIZES_PX.get(dataset_name.partition(":")[0], (0, 0))
     return EvalMode(
         mode=mode,
@@ -94,14 +94,15 @@ def evaluate(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Scores:
-    """Scores of a model on the first `limit` images of a split (all by default), in this process alone.
+    """Scores of a model on the first `limit` images of a split (default: all), in this process only.
 
     Args:
-        model: a SegmentationNetwork, on `device`, with its `normalisation`; a Teacher; or any Predictor.
-        mode: the dataset's by default.
+        model: a SegmentationNetwork on `device`, with its `normalisation`; a Teacher; or any Predictor.
+        mode: default: that of the data set, see eval_mode.
 
     Raises:
-        UsageError: the split has no labels, or its classes are not the network's.
+        UsageError: the split has no labels, or its classes differ from the network's.
+        DataError: a label contains a class id that the data set does not have.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     confusion = evaluate_confusion(
@@ -126,10 +127,11 @@ def evaluate_confusion(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Tensor:
-    """Confusion matrix of some images, (C, C) int64 [label, prediction] on `device`; the sum over parts is the whole.
+    """The confusion matrix of some images, (C, C) int64 [label, prediction] on `device`.
 
-    Process r of w takes `range(r, n, w)`. Modes of the modules and the random state are as before when it returns.
-    At the label's size the logits take 4 C H W bytes: 160 MB for Cityscapes, up to 2 GB for the largest of ADE20K.
+    With w processes, process r takes `range(r, n, w)`; the sum of their matrices is that of the split. The modes of the
+    modules and the random state are restored. The logits of an image take 4 x C x H x W bytes: 160 MB for Cityscapes,
+    up to 2 GB for the largest images of ADE20K. Raises as `evaluate` does.
     """
     mode = mode or eval_mode(dataset.name)
     device = torch.device(device)
@@ -142,12 +144,14 @@ def evaluate_confusion(
             if label is None:
                 raise UsageError(
                     f"{dataset.name} {dataset.split} has no labels to score against",
-                    hint="choose a labelled split, --split val",
+                    hint="use a split with labels: --split val",
                 )
             _check_label(label, classes, dataset.image_ids[index])
             logits = predict_logits(predictor, image.to(device), label.shape, mode, align_corners)
             if logits.shape[0] != classes:
-                raise UsageError(f"the network has {logits.shape[0]} classes, {dataset.name} has {classes}")
+                raise UsageError(
+                    f"the network has {logits.shape[0]} classes, but {dataset.name} has {classes}"
+                )
             confusion += count_confusion(logits.argmax(dim=0), label.to(device), classes)
             progress(done + 1, len(indices), "")
     return confusion
@@ -167,6 +171,7 @@ def predict_logits(
         logits = slide_logits(predictor, image, crop_size, align_corners)
     else:
         logits = predictor(image[None], _sizes(image))
+    # Enlarge logits, then take the argmax: the other way round, thin objects get blocky borders.
     return _enlarge(logits, tuple(size), align_corners)[0]
 
 
@@ -176,8 +181,9 @@ def slide_logits(
     crop_size: tuple[int, int],
     align_corners: bool = False,
 ) -> Tensor:
-    """Logits at the image's size, (1, C, H, W) float32: the mean over all windows that cover a pixel."""
+    """Logits at the image's size, (1, C, H, W) float32: at each pixel, the mean over the windows that cover it."""
     height, width = image.shape[:2]
+    # The value does not matter: the predictor normalises, and sets what is outside of `valid_size` to zero.
     padded = F.pad(image, (0, 0, 0, max(0, crop_size[1] - width), 0, max(0, crop_size[0] - height)))
     total: Tensor | None = None
     cover = torch.zeros(height, width, device=image.device)
@@ -196,7 +202,7 @@ def slide_logits(
 
 
 def window_starts(length_px: int, crop_px: int) -> list[int]:
-    """Where windows start along one axis: every ceil(2/3) of their size, the last one flush with the end."""
+    """Where windows start along one axis, in pixels: every 2/3 of their size, rounded up, and the last one at the end."""
     stride_px = math.ceil(crop_px * STRIDE_RATE)
     steps = max(0, math.ceil((length_px - crop_px) / stride_px))
     return [min(step * stride_px, max(0, length_px - crop_px)) for step in range(steps + 1)]
@@ -207,7 +213,7 @@ def fit_image(
     long_px: int,
     short_px: int,
 ) -> Tensor:
-    """The image as large as fits into long x short, ratio kept, bilinear without antialiasing (as OpenCV resizes)."""
+    """The image, resized to the largest size that fits long x short at its ratio, (H', W', 3) uint8."""
     if long_px == 0:
         return image
     height, width = image.shape[:2]
@@ -215,6 +221,7 @@ def fit_image(
     size = (int(height * factor + 0.5), int(width * factor + 0.5))
     if size == (height, width):
         return image
+    # Without antialiasing, because mmsegmentation resizes with OpenCV.
     planes = F.interpolate(image.permute(2, 0, 1)[None].float(), size=size, mode="bilinear")
     return planes[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
@@ -222,23 +229,23 @@ def fit_image(
 def as_predictor(
     model: nn.Module | Teacher | Predictor, normalisation: Normalisation | None = None
 ) -> Predictor:
-    """A network with its normalisation, or a teacher, as a plain function from crops to logits."""
+    """A network with its normalisation, or a teacher, as a Predictor. Raises UsageError without a normalisation."""
     if isinstance(model, Teacher):
         return lambda crops, valid_size: model(crops, valid_size)["logits"]
     if isinstance(model, nn.Module):
         if normalisation is None:
-            raise UsageError("a network is evaluated with its normalisation, none was given")
+            raise UsageError(
+                "a network needs a normalisation to be evaluated", hint="pass normalisation=RGB_IMAGENET"
+            )
         return lambda crops, valid_size: model(normalisation(crops, valid_size)).logits
     return model
 
 
 @contextmanager
 def undisturbed(model: nn.Module | Teacher | Predictor, device: torch.device) -> Iterator[None]:
-    """Evaluation mode inside, and afterwards every module's own mode and torch's random state as they were.
-
-    Modes are kept module by module: a run that freezes some BatchNorms has a mixture.
-    """
+    """Evaluation mode inside the `with`; afterwards the modules' modes and torch's random state are restored."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    # Module by module: model.train() would also wake BatchNorms that the caller had frozen.
     modes = [module.training for module in modules]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -257,7 +264,7 @@ class _Sample(NamedTuple):
 
 
 def _decode_ahead(dataset: SegmentationDataset, indices: Sequence[int]) -> Iterator[_Sample]:
-    """Samples in order, decoded in two threads while the network runs: Pillow and zlib release the GIL."""
+    """Samples in order, decoded in two threads while the network runs. Threads are enough: Pillow releases the GIL."""
 
     def decode(index: int) -> _Sample:
         label = dataset.label(index)
@@ -286,7 +293,9 @@ def _align_corners(model: nn.Module | Teacher | Predictor) -> bool:
 def _check_label(label: Tensor, classes: int, image_id: str) -> None:
     highest = int(torch.where(label == IGNORE, 0, label).max())
     if highest >= classes:
-        raise DataError(f"label of {image_id} has the value {highest}, there are {classes} classes")
+        raise DataError(
+            f"the label of {image_id} contains class id {highest}, but there are only {classes} classes"
+        )
 
 
 def _sizes(image: Tensor) -> Tensor:

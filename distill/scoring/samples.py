@@ -1,4 +1,4 @@
-"""Sample predictions: some images of a split with what a network makes of them, for the report's picture."""
+"""Sample predictions: some images of a split with the network's predictions, for the report's picture."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,12 @@ SAMPLES = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePrediction:
-    """One image with what the student made of it."""
+    """One image with the network's prediction."""
 
     image_id: str
     image: npt.NDArray[Any]  # (H, W, 3) uint8 RGB
     prediction: npt.NDArray[Any]  # (H, W) integer class ids
-    label: npt.NDArray[Any] | None = None  # (H, W) uint8, 255 where there is no class
+    label: npt.NDArray[Any] | None = None  # (H, W) uint8, 255 for void
 
 
 def predict_samples(
@@ -40,7 +40,7 @@ def predict_samples(
     device: torch.device | str = "cpu",
     count: int = SAMPLES,
 ) -> list[SamplePrediction]:
-    """What a network makes of some images, spread evenly over a split; the network is left as it was."""
+    """A network's predictions of `count` images, spread evenly over a split. The network's mode is restored."""
     count = min(count, len(dataset))
     mode = mode or eval_mode(dataset.name)
     align_corners = network.config.align_corners

@@ -1,7 +1,7 @@
-"""Scores of a confusion matrix: IoU by class, their mean, and accuracies.
+"""Scores of a confusion matrix: IoU by class, mIoU, and accuracies.
 
-The matrix holds pixel counts [label, prediction] over a whole split, as the field's mIoU is defined (Pascal VOC): the
-IoU of a class over all pixels of the split, not the mean of the IoUs of its images.
+The matrix counts the pixels of a whole split, [label, prediction]. So the IoU of a class is over all pixels of the split,
+as Pascal VOC defines it, and not a mean over images.
 """
 
 import math
@@ -16,10 +16,10 @@ from kdcache.cache.images.classes import IGNORE, ClassSet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What a confusion matrix says. Fractions from 0 to 1; NaN where a class has nothing to be judged by.
+    """Scores as fractions from 0 to 1, NaN where undefined.
 
-    A class that stands in no label and in no prediction has no IoU and is left out of the mean. A class that is only
-    predicted has IoU 0, and counts. `mean_accuracy` is over the classes that stand in a label.
+    The IoU of a class without pixels in labels and predictions is NaN, and left out of `miou`. The IoU of a class that
+    is only predicted is 0, and counts. `mean_accuracy` is over the classes with pixels in labels.
     """
 
     class_names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]  # [label][prediction], pixels
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON: a NaN becomes null."""
+        """JSON values; NaN becomes null."""
         return {
             "miou": _json_number(self.miou),
             "pixel_accuracy": _json_number(self.pixel_accuracy),
@@ -44,7 +44,7 @@ class Scores:
         }
 
     def table(self) -> str:
-        """Plain text: a line a class, then the means, in percent."""
+        """Plain text, in percent: a line for each class, then the means."""
         width = max(len(name) for name in (*self.class_names, "pixel accuracy"))
         lines = [f"{'class':<{width}}  {'IoU %':>6}"]
         lines += [f"{n:<{width}}  {_percent(v):>6}" for n, v in zip(self.class_names, self.iou, strict=True)]
@@ -60,10 +60,10 @@ class Scores:
 
 def count_confusion(
     prediction: Tensor,  # (H, W) integer class ids
-    label: Tensor,  # (H, W) integer, 255 where there is no class
+    label: Tensor,  # (H, W) integer, 255 for void
     classes: int,
 ) -> Tensor:
-    """(C, C) int64 pixel counts [label, prediction] on the tensors' device, unlabelled pixels left out."""
+    """The confusion matrix, (C, C) int64 pixel counts [label, prediction], on the tensors' device, without void pixels."""
     labelled = label != IGNORE
     pairs = label[labelled].long() * classes + prediction[labelled].long()
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -76,7 +76,7 @@ def score_confusion(
     images: int,
 ) -> Scores:
     """Scores of a confusion matrix; see `Scores` for classes without pixels."""
-    counts = confusion.cpu().to(torch.float64)
+    counts = confusion.cpu().to(torch.float64)  # a split has more pixels than float32 can count
     hit, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     iou = hit / (labelled + predicted - hit)
     return Scores(

@@ -1,1 +1,1 @@
-"""Students: `start` (a network to train, and its first weights), `student` (a trained one, saved, loaded and used)."""
+"""Students: `start` (a network to train, and its initial weights), `student` (save, load and use a trained one)."""

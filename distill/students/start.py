@@ -1,8 +1,4 @@
-"""Where a student starts: ImageNet weights of its backbone (torchvision's, by default), a file, or random weights.
-
-It starts from random weights only when you ask for them by name, never because a download failed: a random start costs
-some ten points of mIoU and looks like a bad method.
-"""
+"""A student's initial weights: torchvision's ImageNet weights for the backbone by default, or a file, or random ones."""
 
 import http.client
 from pathlib import Path
@@ -25,8 +21,8 @@ from kdcache.cache.networks.checkpoints import (
 from kdcache.cache.networks.network import SegmentationNetwork, build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET, Normalisation
 
-# torchvision's first release of each. V2 weights of ResNet-50 and 101 classify better and segment no better without
-# a recipe of their own, and every published number of the field starts from these.
+# V1, because published segmentation results start from these. V2 of ResNet-50 and 101 classifies better, and segments
+# better only with a training recipe made for it.
 IMAGENET_WEIGHTS: dict[str, WeightsEnum] = {
     "resnet18": ResNet18_Weights.IMAGENET1K_V1,
     "resnet34": ResNet34_Weights.IMAGENET1K_V1,
@@ -45,20 +41,20 @@ def build_student(
 ) -> tuple[SegmentationNetwork, Normalisation]:
     """A student to train, on the CPU, and its input normalisation (ImageNet's RGB mean and std).
 
-    Head and classifier are random: seed torch before.
+    Head and classifier get random weights: seed torch first.
 
     Args:
-        name: a key of networks.NETWORKS.
+        name: a key of cache.networks.network.NETWORKS.
         backbone_weights: "imagenet", "none", or the path of a ResNet's state dict with torchvision's names
-            (.pth read with weights_only, or .safetensors); the classifier `fc` is dropped.
-        preset: a key of networks.PRESETS, kdcache's own where empty; only a 7x7 stem takes torchvision's ImageNet
-            weights.
+            (.pth read with weights_only, or .safetensors). The classifier `fc` is dropped.
+        preset: a key of cache.networks.network.PRESETS; kdcache's own if empty. torchvision's ImageNet weights need a
+            preset with a 7x7 stem.
         progress: draw torch.hub's download bar on stderr.
 
     Raises:
         UsageError: an unknown name or preset, or ImageNet weights for a deep stem.
-        NotFoundError: the download fails or there is no such file.
-        WeightsError: the file does not fit; its keys are listed.
+        NotFoundError: the download failed, or there is no such file.
+        WeightsError: the weights in the file do not fit; the message lists the keys.
     """
     network = build_network(network_config(name, classes, preset or "kdcache"))
     if backbone_weights == "none":
@@ -66,9 +62,8 @@ def build_student(
     if backbone_weights == "imagenet":
         if network.config.stem != "7x7":
             raise UsageError(
-                f"torchvision's ImageNet weights need the 7x7 stem; preset {preset!r} has {network.config.stem}",
-                hint="--backbone-weights FILE with weights of that stem, --backbone-weights none, "
-                "or the preset kdcache",
+                f"torchvision's ImageNet weights need a 7x7 stem; preset {preset!r} has the stem {network.config.stem}",
+                hint="--preset kdcache, --backbone-weights FILE with weights for this stem, or --backbone-weights none",
             )
         load_backbone(network.backbone, fetch_imagenet(network.config.backbone, progress=progress))
     else:
@@ -77,10 +72,10 @@ def build_student(
 
 
 def fetch_imagenet(backbone: str, *, progress: bool = True) -> Path:
-    """Path of torchvision's ImageNet weights, downloaded once into torch.hub's folder and checked by their digest.
+    """The path of torchvision's ImageNet weights, downloaded once into torch.hub's folder, with their digest checked.
 
     Raises:
-        NotFoundError: they are not there and cannot be downloaded.
+        NotFoundError: the file is missing and the download failed.
         WeightsError: the file has another digest.
     """
     url = IMAGENET_WEIGHTS[backbone].url
@@ -90,8 +85,8 @@ def fetch_imagenet(backbone: str, *, progress: bool = True) -> Path:
     digest = path.stem.rpartition("-")[2]  # torchvision's convention: resnet18-f37072fd.pth
     if not file_sha256(path).startswith(digest):
         raise WeightsError(
-            f"{path} is not torchvision's file: its sha256 does not begin with {digest}",
-            hint="delete it; it is downloaded again",
+            f"{path} is damaged or not torchvision's file: its sha256 does not start with {digest}",
+            hint=f"rm {path}; the next run downloads it again",
         )
     return path
 
@@ -101,7 +96,8 @@ def _download(url: str, path: Path, backbone: str, progress: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=progress)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        # Never fall back to random weights: they cost some ten points of mIoU, which would look like a bad method.
         raise NotFoundError(
-            f"ImageNet weights of {backbone} are not at {path} and cannot be fetched from {url}: {error}",
-            hint="--backbone-weights FILE, or --backbone-weights none for a random start",
+            f"the ImageNet weights of {backbone} are missing at {path}, and the download from {url} failed: {error}",
+            hint="--backbone-weights FILE, or --backbone-weights none for random weights",
         ) from None

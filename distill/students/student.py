@@ -1,6 +1,5 @@
-"""A trained student: saved with all that is needed to use it, loaded, and used.
+"""A trained student: save it with everything that is needed to use it, load it, predict with it.
 
-from kdcache.distill.students.student import load_student
 student = load_student("runs/logit/student.safetensors")
 classes = student.predict(image)  # (H, W, 3) uint8 RGB -> (H, W) int64 class ids
 """
@@ -29,16 +28,16 @@ from kdcache.distill.scoring.evaluate import EvalMode, as_predictor, predict_log
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A trained network with all that is needed to use it."""
+    """A trained network with everything that is needed to use it."""
 
     network: SegmentationNetwork
     normalisation: Normalisation
-    class_names: tuple[str, ...]  # empty where the file does not say
-    palette: tuple[tuple[int, int, int], ...]  # RGB by class, empty where the file does not say
-    meta: Mapping[str, Any]
+    class_names: tuple[str, ...]  # empty if the file does not name them
+    palette: tuple[tuple[int, int, int], ...]  # RGB by class, empty if the file has none
+    meta: Mapping[str, Any]  # what the file says besides, such as "dataset" and, from save_student, "run"
 
     def to(self, device: torch.device | str) -> Self:
-        """The same student, its weights moved to `device`."""
+        """Move the weights to `device`; returns this student."""
         self.network.to(device)
         return self
 
@@ -46,14 +45,14 @@ class Student:
         """Logits at the image's size, (C, H, W) float32 on the network's device.
 
         Args:
-            image: (H, W, 3) uint8 RGB of any size; memory grows with C H W.
-            mode: sliding windows or a resize first; whole image as it is by default.
+            image: (H, W, 3) uint8 RGB of any size. The result takes 4 x C x H x W bytes.
+            mode: how to run the network; by default once over the whole image, at its own size.
 
         Raises:
-            UsageError: the image has another shape or type.
+            UsageError: the image has another shape or dtype.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UsageError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+            raise UsageError(f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         device = next(self.network.parameters()).device
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
         predictor = as_predictor(self.network, self.normalisation)
@@ -76,10 +75,14 @@ def save_student(
     classes: ClassSet,
     run: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a student to a safetensors file that says all about itself; returns its sha256.
+    """Write a student to a safetensors file with everything that `load_student` needs.
 
     Args:
+        dataset: name of the data set that it was trained on.
         run: JSON values about the run that made it (method, steps, store key, ...).
+
+    Returns:
+        The file's sha256.
     """
     meta = {
         "dataset": dataset,
@@ -91,11 +94,11 @@ def save_student(
 
 
 def load_student(path: str | Path, device: torch.device | str = "cpu") -> Student:
-    """A student in evaluation mode, from a file of `save_student`, its run's folder, or any known checkpoint.
+    """A student in evaluation mode, from a file of `save_student`, the folder of a run, or any known checkpoint.
 
     Raises:
-        NotFoundError: there is no such file.
-        WeightsError: its layout is unknown or its keys do not fit.
+        NotFoundError: there is no such file, or the run is not finished.
+        WeightsError: the layout of the file is unknown, or its keys do not fit.
     """
     checkpoint = load_checkpoint(_student_file(Path(path)))
     return Student(
@@ -110,15 +113,15 @@ def load_student(path: str | Path, device: torch.device | str = "cpu") -> Studen
 def _student_file(path: Path) -> Path:
     if not path.exists():
         raise NotFoundError(
-            f"no run and no checkpoint at {path}", hint="name a run's folder or a weights file"
+            f"no run and no checkpoint at {path}", hint="give the folder of a run or a weights file"
         )
     if path.is_dir() and not (path / STUDENT).is_file():
-        begun = sorted((path / CHECKPOINT).glob(f"step-*/{STUDENT}"))
+        saved = sorted((path / CHECKPOINT).glob(f"step-*/{STUDENT}"))
         raise NotFoundError(
-            f"{path} holds no {STUDENT}" + (": the run is not finished" if begun else ""),
-            hint=f"its last checkpoint has one: {begun[-1]}"
-            if begun
-            else "name a run's folder or a weights file",
+            f"{path} has no {STUDENT}" + (": the run is not finished" if saved else ""),
+            hint=f"use the student of its last checkpoint: {saved[-1]}"
+            if saved
+            else "give the folder of a run or a weights file",
         )
     return path / STUDENT if path.is_dir() else path
 
@@ -127,6 +130,6 @@ def _class_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     names = tuple(str(name) for name in checkpoint.meta.get("class_names", ()))
     if names and len(names) != checkpoint.config.classes:
         raise WeightsError(
-            f"{checkpoint.path} names {len(names)} classes and has logits for {checkpoint.config.classes}"
+            f"{checkpoint.path} names {len(names)} classes, but its network has {checkpoint.config.classes}"
         )
     return names

@@ -1,1 +1,1 @@
-"""Studies around a store: what it lost (`fidelity`, `gradients`, `report`), and what one will cost (`trial`, `estimate`)."""
+"""Studies of a store: how exact its targets are (`fidelity`, `gradients`, `report`), what it will cost (`trial`, `estimate`)."""

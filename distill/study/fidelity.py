@@ -1,9 +1,7 @@
-"""A study of a store: what it really lost, against the teacher run again in full precision on some of its entries.
+"""A study of a store: how exact its targets are, compared with the teacher run again in float32 on some entries.
 
-Measured for every target are its fidelity (cache/fidelity.py) and the rate and error of every other codec on the same
-entries; for the logits also the teacher's mIoU, exact and as stored; and with a student at hand the cosine between
-its gradients. Nothing that the store names is imported or fetched: the caller brings the teacher, and its identity
-must be the store's.
+It measures, for every target, the fidelity (cache/codecs/fidelity.py), and the rate and error of every codec on the same
+entries; for logits also the teacher's mIoU, exact and as stored; and, given a student, the cosine between its gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from kdcache.cache.codecs.rate_distortion import RatePoint, rate_curve
 from kdcache.cache.errors import StoreMismatchError, UsageError
 from kdcache.cache.images.dataset import SegmentationDataset
 from kdcache.cache.progress import Progress, silent
+from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.teachers.teacher import Teacher
 from kdcache.cache.upkeep.recompute import require_same_teacher
@@ -29,12 +28,12 @@ from kdcache.distill.scoring.scores import count_confusion, score_confusion
 from kdcache.distill.students.student import Student
 from kdcache.distill.study.gradients import TargetPair, gradient_cosines
 
-GRADIENT_BATCH = 4  # crops
+GRADIENT_BATCH = 4  # crops of a batch for the gradients
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyEntry:
-    """One entry: what the teacher says of its crop, exactly, and what the store has kept of that; on the CPU."""
+    """One entry: its crop, the teacher's exact outputs, and those decoded from the store; on the CPU."""
 
     image_id: str
     view_index: int
@@ -45,12 +44,12 @@ class StudyEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """What was found. Shares and divergences as in cache/fidelity.py."""
+    """The results of a study. For the measures see cache/codecs/fidelity.py."""
 
     entries: Sequence[StudyEntry]
     fidelity: Mapping[str, Mapping[str, Any]]  # by target, with `codec` and `bytes_per_value`
-    rates: Mapping[str, Sequence[RatePoint]]  # by target: all codecs on the same entries
-    teacher_miou: Mapping[str, float] | None  # "exact" and "stored" logits; None without labels or logits
+    rates: Mapping[str, Sequence[RatePoint]]  # by target: every codec, on the same entries
+    teacher_miou: Mapping[str, float] | None  # of "exact" and "stored" logits; None without labels or logits
     gradient_cosine: Mapping[str, float] | None  # by method; None without a student
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +67,7 @@ class Study:
 
 
 def study_store(
-    reader: StoreReader,  # of all targets
+    reader: StoreReader,  # opened with all targets
     images: SegmentationDataset,
     teacher: Teacher,
     *,
@@ -78,6 +77,12 @@ def study_store(
     progress: Progress = silent,
 ) -> Study:
     """Study `count` entries, spread evenly over the store's complete passes.
+
+    Nothing that the store names is imported or downloaded: you bring the teacher, and its identity must be the store's.
+
+    Args:
+        student: compare the gradients of this partly trained student; None to skip that.
+        with_rates: also measure all other codecs.
 
     Raises:
         StoreMismatchError: the teacher is not the store's, or a crop is not the one that it saw.
@@ -103,17 +108,17 @@ def read_study_entries(
     *,
     progress: Progress = silent,
 ) -> list[StudyEntry]:
-    """`count` entries, spread evenly over the complete passes, and the teacher again. Raises as `study_store` does."""
+    """Read `count` entries, spread evenly over the complete passes, and run the teacher on them. Raises as `study_store`."""
     require_same_teacher(reader.spec, teacher, reader.url)
     places, entries = _places(reader, count), []
     for done, place in enumerate(places):
         entries.append(_read_entry(reader, images, teacher.in_float32(), *place))
-        progress(done + 1, len(places), "the teacher again")
+        progress(done + 1, len(places), "running the teacher")
     return entries
 
 
 def _places(reader: StoreReader, count: int) -> list[tuple[int, int]]:
-    """(pass, position) of the entries to look at."""
+    """(pass index, position) of the entries to study."""
     total = len(reader.passes) * reader.n_images
     count = min(count, total)
     if count < 2:
@@ -130,9 +135,9 @@ def _read_entry(
     crop = entry.crop or replay(entry.row.view, reader.spec.views, images.image(index), images.label(index))
     if reason := compare_digest(entry.row.digest, crop_digest(crop)):
         raise StoreMismatchError(
-            f"{reader.image_ids[index]} view {entry.row.view_index}: the crop here is not the one that the teacher "
-            f"saw: {reason}",
-            hint="study with the images and library versions that the store was built with",
+            f"{reader.image_ids[index]} view {entry.row.view_index}: the crop here differs from the one that the "
+            f"teacher saw: {reason}",
+            hint=f"use the images and library versions of the store: `kdcache info {redact(reader.url)}` lists them",
         )
     pixels = torch.from_numpy(crop.image)[None].to(teacher.device)
     valid_size = torch.tensor([[crop.height, crop.width]], device=teacher.device)
@@ -149,7 +154,7 @@ def _read_entry(
 
 
 def _weights(entry: StudyEntry, target: str) -> Tensor:
-    """The part of every cell that is not padding, (1, h, w)."""
+    """The fraction of every cell that is not padding, (1, h, w) in [0, 1]."""
     crop, shape = entry.crop, entry.exact[target].shape
     return cell_weights(
         torch.tensor([[crop.height, crop.width]]),
@@ -187,7 +192,7 @@ def sample_of(teacher: Teacher, entries: Sequence[StudyEntry], target: str) -> C
 
 
 def _teacher_miou(images: SegmentationDataset, entries: Sequence[StudyEntry]) -> dict[str, float] | None:
-    """mIoU of exact and of stored logits on the entries' labels; None where nothing is labelled."""
+    """mIoU of exact and of stored logits on the entries' labels; None if no pixel has a label."""
     classes, found = len(images.classes), {}
     for name in ("exact", "stored"):
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
@@ -207,14 +212,14 @@ def _gradient_cosine(
 ) -> dict[str, float]:
     batches = [
         target_pair(entries[start : start + GRADIENT_BATCH], device)
-        for start in range(
-            0, len(entries) - 1, GRADIENT_BATCH
-        )  # a BatchNorm cannot train on a last one alone
+        # -1: drop a last batch of a single crop, on which BatchNorm may not train.
+        for start in range(0, len(entries) - 1, GRADIENT_BATCH)
     ]
     return gradient_cosines(student.network.to(device), student.normalisation, batches)
 
 
 def target_pair(entries: Sequence[StudyEntry], device: torch.device) -> TargetPair:
+    """The entries stacked to a batch on a device."""
     return TargetPair(
         image=torch.stack([torch.from_numpy(entry.crop.image) for entry in entries]).to(device),
         label=torch.stack([torch.from_numpy(entry.crop.label) for entry in entries]).to(device),

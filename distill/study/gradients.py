@@ -1,10 +1,9 @@
-"""What stored targets do to learning: the cosine between a student's gradients with exact and with stored targets.
+"""The effect of stored targets on learning: the cosine between a student's gradients with exact and with stored targets.
 
-A half-trained student is put through some crops; each method's distillation terms are differentiated twice, against
-the exact targets and against the stored ones. Cross-entropy is left out: it is the same on both sides and would only
-hide a difference. A projector that a method trains is set to its best linear fit, where what is left of the loss is
-smallest and an error of the targets weighs most. A method that trains more than that (a generator, a discriminator, a
-head before a memory) is left out: where it begins, at random, says little of where it will be.
+A partly trained student sees some crops. The gradient of each method's distillation terms is computed twice, with exact
+and with stored targets. Cross-entropy is left out: it is the same in both and would hide a difference. Methods that train
+more than a projector (a generator, a discriminator, a head before a memory) are left out too: their random start says
+little about the gradients later in training.
 """
 
 import copy
@@ -21,12 +20,12 @@ from kdcache.distill.losses.methods import METHODS, build_method
 from kdcache.distill.losses.region import Region
 from kdcache.distill.losses.terms import LABELS, FeatureMSE, LossConfig, Method, term_needs
 
-_RIDGE = 1e-6  # of the features' mean square: dead channels have no say
+_RIDGE = 1e-6  # times the features' mean square: keeps the fit solvable when channels are always 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetPair:
-    """Some crops, what the teacher says of them, and what a store has kept of that; all on one device."""
+    """A batch of crops with the teacher's exact outputs and those decoded from a store, all on one device."""
 
     image: Tensor  # (N, H, W, 3) uint8
     label: Tensor  # (N, H, W) uint8
@@ -41,11 +40,14 @@ def gradient_cosines(
     batches: Sequence[TargetPair],
     config: LossConfig | None = None,
 ) -> dict[str, float]:
-    """By method, the mean over batches of the cosine between its two gradients, over all parameters of the student.
+    """The cosine between a method's two gradients with respect to all parameters of the student, by method.
 
-    Methods whose targets are not in the batches are left out. The student works in training mode, on a copy.
+    Methods whose targets are not in the batches are left out.
+
+    Returns:
+        Means over batches, from -1 to 1; 1 if stored targets change nothing.
     """
-    student = copy.deepcopy(student).train()
+    student = copy.deepcopy(student).train()  # a copy, because training mode changes BatchNorm statistics
     methods = _methods(student, batches, config or LossConfig())
     for method in methods.values():
         for term in method.terms.values():
@@ -65,7 +67,7 @@ def gradient_cosines(
 def _methods(
     student: SegmentationNetwork, batches: Sequence[TargetPair], config: LossConfig
 ) -> dict[str, Method]:
-    """Those whose targets are at hand and that train no more than a projector, by name."""
+    """The methods whose targets are available and that train at most a FeatureMSE projector, by name."""
     channels = {name: target.shape[1] for name, target in batches[0].exact.items()}
     methods = {}
     for name, terms in METHODS.items():
@@ -80,7 +82,7 @@ def _methods(
 
 
 def _forward(student: SegmentationNetwork, normalisation: Normalisation, batch: TargetPair) -> NetworkOutput:
-    torch.manual_seed(0)  # dropout
+    torch.manual_seed(0)  # the same dropout for fitting the projector and for the gradients
     output: NetworkOutput = student(normalisation(batch.image, batch.valid_size))
     return output
 
@@ -92,7 +94,7 @@ def _gradient(
     targets: Mapping[str, Tensor],
     batch: TargetPair,
 ) -> Tensor:
-    """Of a method's distillation terms by the student's parameters, flat, float64."""
+    """The gradient of a method's distillation loss with respect to the student's parameters, flat, (P,) float64."""
     terms = method.distill(output, targets, _region(method, batch))
     gradients = torch.autograd.grad(
         torch.stack(list(terms.values())).sum(),
@@ -117,16 +119,22 @@ def _fit_projector(
     normalisation: Normalisation,
     batches: Sequence[TargetPair],
 ) -> None:
-    """Set a projector to the least-squares fit from the student's features to the teacher's exact ones."""
+    """Set a projector to the least-squares fit from the student's features to the teacher's exact ones.
+
+    There the loss is smallest, so that errors of the targets have the largest effect on its gradient.
+    """
+    # The normal equations W (S S^T) = T S^T, summed over batches: all features would not fit the memory.
     inner, outer = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for batch in batches:
         teacher = batch.exact["features"]
         size = (teacher.shape[2], teacher.shape[3])
         features = _forward(student, normalisation, batch).features
-        own = resample(features, size, method.align_corners).movedim(1, 0).flatten(1).double().cpu()
+        resampled = resample(features, size, method.align_corners)
+        student_cells = resampled.movedim(1, 0).flatten(1).double().cpu()  # (D, cells)
+        teacher_cells = teacher.movedim(1, 0).flatten(1).double().cpu()
         weights = _region(method, batch).weights(size).flatten().double().cpu()
-        inner = inner + (own * weights) @ own.T
-        outer = outer + (teacher.movedim(1, 0).flatten(1).double().cpu() * weights) @ own.T
+        inner = inner + (student_cells * weights) @ student_cells.T
+        outer = outer + (teacher_cells * weights) @ student_cells.T
     ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64)
     solution = torch.linalg.solve(inner + ridge, outer, left=False)
     term.projector.weight.copy_(solution[:, :, None, None])

@@ -1,7 +1,7 @@
-"""A trial of the student: what a training step takes on this machine, and what its teacher would add to each.
+"""A trial of the student: the time of a training step on this machine, and the time that the teacher would add to it.
 
-The step is the loop's own, on crops of the store's views and with targets as the store would give them, in memory: no
-store is needed, and none is made.
+It runs the step of the training loop on crops of the planned views, with targets encoded in memory as the store would
+contain them. It needs no store and makes none.
 """
 
 import statistics
@@ -29,41 +29,41 @@ from kdcache.distill.losses.terms import LABELS, LossConfig
 from kdcache.distill.training.loop import take_step
 from kdcache.distill.training.run import assemble_run, make_accelerator, require_trainable
 
-_TIMED = 5  # calls, after one that warms up
-_TIMED_S = 10.0  # fewer of them when they take longer
+_TIMED = 5  # calls, after one to warm up
+_TIMED_S = 10.0  # after this many seconds, no further call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentTrial:
-    """One student and method, at one batch size."""
+    """The times of one student and method, at one batch size."""
 
     student: str
     method: str
     needs: tuple[str, ...]  # the targets that the method reads
     batch_size: int
-    step_s: float  # with stored targets, waiting for data left out
-    teacher_s: float  # on the crops of a step
+    step_s: float  # a training step with stored targets, without waiting for data
+    teacher_s: float  # the teacher on the crops of a step
 
 
 def choose_method(name: str | None, targets: Sequence[str]) -> str:
-    """The method of that name, or without one that which uses the most of these targets.
+    """The method of that name; without a name, the method that uses the most of these targets.
 
     Raises:
-        UsageError: no method learns from these targets, or the one named needs others or none.
+        UsageError: no method can learn from these targets alone; or the named one needs other targets, or none.
     """
     if name is None:
         fitting = [key for key in METHODS if _targets_of(key) and {*_targets_of(key)} <= {*targets}]
         if not fitting:
             raise UsageError(
                 f"no method of `kdcache distill` learns from {', '.join(targets)} alone",
-                hint="`kdcache build --dry-run` sizes a store without a student",
+                hint="`kdcache build --dry-run` estimates the size of a store without a student",
             )
         return max(fitting, key=lambda method: len(_targets_of(method)))
     needs = _targets_of(name)
     if not needs or not set(needs) <= set(targets):
         raise UsageError(
-            f"--method {name} needs {', '.join(needs) or 'no teacher'}; the store would hold {', '.join(targets)}",
-            hint="another --method, or --targets that it needs" if needs else "a method that has a teacher",
+            f"--method {name} needs {', '.join(needs) or 'no teacher'}; the store would contain {', '.join(targets)}",
+            hint=f"--targets {','.join(needs)}, or another --method" if needs else "--method logit",
         )
     return name
 
@@ -73,7 +73,7 @@ def _targets_of(method: str) -> tuple[str, ...]:
 
 
 def check_student(name: str, classes: int, batch_size: int) -> None:
-    """Raises UsageError for an unknown student, or for a batch that it cannot train on."""
+    """Raises UsageError for an unknown student, or if the batch is too small for its BatchNorms."""
     require_trainable(network_config(name, classes), batch_size, option="--student-batch-size")
 
 
@@ -81,30 +81,30 @@ def time_student(
     dataset: SegmentationDataset,
     spec: StoreSpec,
     teacher: Teacher,
-    codecs: Mapping[str, Codec],  # by target, as the store would have them
+    codecs: Mapping[str, Codec],  # by target, those of the planned store
     *,
     student: str,
     method: str,
     batch_size: int,
     mixed_precision: str = "no",
 ) -> StudentTrial:
-    """Train the student for a few steps, and run its teacher on the same crops.
+    """Time a few training steps of the student, and the teacher on the same crops.
 
     Raises:
         UsageError: student, method and teacher do not fit, or the batch is too small for a BatchNorm.
     """
     needs = _targets_of(method)
     config = TrainConfig(
-        out="none",  # nothing is written
+        out="none",  # required, but nothing is written
         method=method,
-        store="none",  # nor opened: the inputs are made here
+        store="none",  # required too, but never opened: the inputs are made below
         student=student,
         backbone_weights="none",
         steps=1,
         batch_size=batch_size,
         mixed_precision=mixed_precision,
         device="cpu" if teacher.device.type == "cpu" else "auto",
-        workers=0,
+        workers=0,  # one batch is read once and used for all steps
     )
     accelerator = make_accelerator(config)
     order = FreshOrder(n_images=len(dataset), seed=spec.seed)
@@ -114,7 +114,7 @@ def time_student(
         targets=CachedTargets(codecs),
         target_channels={name: spec.targets[name].shape[0] for name in needs},
         evaluation=None,
-        entry_bytes=0,  # nothing is in flight
+        entry_bytes=0,  # only needed to report the loader's memory
         identity={},
     )
     run = assemble_run(config, accelerator, inputs)
@@ -141,7 +141,7 @@ def time_student(
 
 def _median_s(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds of a call."""
-    work()
+    work()  # warm-up
     seconds: list[float] = []
     while len(seconds) < _TIMED and sum(seconds) < _TIMED_S:
         _synchronise(device)

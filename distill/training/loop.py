@@ -2,28 +2,21 @@
 
     accelerate launch -m kdcache.cli distill --method logit --store URL --steps 1000 --out runs/logit
 
-`fit` is the loop; everything above it opens and builds, everything below it is one step of it or one thing that it
-does now and then. Accelerate brings mixed precision, several processes and gradient scaling. It does not touch the
-order of the data: a step is an interval of a stream that the seed alone determines, and a process takes its slice.
+`train` opens a run and finishes it, `fit` is the loop, `take_step` is one step; below them follow the things that the
+loop does from time to time. Accelerate does mixed precision, several processes and gradient scaling. It does not touch
+the order of the data: the seed alone determines the stream, and a process takes its slice of each step.
 
-The device is waited for once in READ_BACK_STEPS steps (on a CPU: every step), when the losses are read back. All
-decisions are taken there, from numbers that all processes share, so that all decide alike: stop, log, save, and
-whether a loss is finite.
-
-A step seeds torch from (seed, step, process): dropout depends on nothing that came before, and a resumed run needs no
-random state. What a method draws comes from (seed, step), in all processes alike.
+The process waits for the device only at a read-back, once in READ_BACK_STEPS steps (on a CPU: every step). All decisions
+are made there, from numbers that are equal in all processes: stop, log, evaluate, save, and whether a loss is finite.
 """
 
 import hashlib
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -41,36 +34,42 @@ from kdcache.distill.losses.region import share_totals
 from kdcache.distill.runfolder import SCORES
 from kdcache.distill.schedule import learning_rate
 from kdcache.distill.training.budget import WARM_UP_STEPS
-from kdcache.distill.training.outcome import (
+from kdcache.distill.training.forecast import Forecast
+from kdcache.distill.training.profile import Tracer
+from kdcache.distill.training.results import (
     RunResult,
     evaluate_student,
     finish,
     report_progress,
     save_checkpoint,
 )
-from kdcache.distill.training.profile import Tracer
 from kdcache.distill.training.run import Run, make_accelerator, open_run
+from kdcache.distill.training.stopping import StopRequest, on_sigterm
 from kdcache.distill.training.stream import open_batches
 
+# Steps between read-backs on a GPU. A read-back waits for the device, which then waits for the next launch.
 READ_BACK_STEPS = 10
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress = silent) -> RunResult:
-    """Train a student as `config` says, or go on with the run in its folder; every process calls this alike.
+    """Train a student as `config` says, or resume the run in its folder. Every process calls this.
+
+    Args:
+        resume: continue the run in the folder. A finished run is returned as it is.
 
     Raises:
-        UsageError: the folder holds a run already, or another one than is resumed; the batch does not fit.
+        UsageError: the folder contains a run and `resume` is False, or a run with other options; the batch does not fit.
         StoreMismatchError: the store lacks a target, or store and dataset do not belong together.
-        TrainingError: a loss is not finite.
-        KeyboardInterrupt: also on SIGTERM, with the state of the last step kept.
+        TrainingError: a loss is NaN or infinite, or a loader process died.
+        KeyboardInterrupt: on SIGINT; and on SIGTERM, after the state is saved.
     """
     accelerator = make_accelerator(config)
     folder = Path(config.out)
-    goes_on = runfolder.require_free(folder, config, resume=resume)
-    accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
-    if goes_on and (folder / SCORES).exists():
+    resumes = runfolder.contains_run(folder, config, resume=resume)
+    accelerator.wait_for_everyone()  # no process writes into the folder before all have looked at it
+    if resumes and (folder / SCORES).exists():
         return RunResult(out=config.out, was_complete=True, **runfolder.read_json(folder / SCORES))
     run = open_run(config, accelerator, progress)
     try:
@@ -81,66 +80,89 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
 
 
 def fit(run: Run) -> None:
-    """The loop: load, forward, loss, backward, step; then, when due, log, evaluate, save."""
-    config, state, budget = run.config, run.state, run.budget
-    read_back_steps, saved_s = _read_back_steps(run), state.training_s
-    losses: list[Tensor] = []
-    uncounted = _uncounted_steps(config)
-    clock, watch, copy = Clock(run.accelerator.device), WaitWatch(), DeviceCopier(run.accelerator.device)
+    """The loop: load, forward, loss, backward, step; then, when due, read back, log, evaluate, save."""
+    config, state, budget, device = run.config, run.state, run.budget, run.accelerator.device
+    clock, watch, copy = Clock(device), WaitWatch(), DeviceCopier(device)
+    read_back_every, uncounted_steps = _read_back_steps(run), _uncounted_steps(config)
+    saved_s = state.training_s
+    unread: list[Tensor] = []  # the losses of every step since the last read-back, on the device
+    forecast = Forecast(state.step)
+    report_progress(run, "waiting for the first batch")
     with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
         while not budget.is_spent(state.step, state.training_s):
             lr = _set_learning_rate(run)
+            # Start-up, such as the step that compiles, is not training time: it gets a clock that nobody reads.
+            step_clock = clock if uncounted_steps <= 0 else Clock(device)
             try:
-                # Nobody looks at the clock of a step that is start-up, such as the one that compiles the student.
-                terms = take_step(
-                    run, batches, copy, clock if uncounted <= 0 else Clock(run.accelerator.device)
-                )
-            except KDCacheError:  # of a batch: all that was learnt before is whole
-                _save_before_stopping(run, losses)
+                terms = take_step(run, batches, copy, step_clock)
+            except KDCacheError:  # the data failed; everything that was learnt before is sound
+                _save_before_stopping(run, unread)
                 raise
-            uncounted -= 1
+            uncounted_steps -= 1
             if tracer is not None:
                 tracer.step()
-            losses.append(torch.stack([term.detach() for term in terms.values()]))
+            unread.append(torch.stack([term.detach() for term in terms.values()]))
             state.step += 1
-            ended = budget.is_spent(state.step, state.training_s)
-            if state.step % read_back_steps and not (budget.is_timing or ended):
+            is_last = budget.is_spent(state.step, state.training_s)
+            # Reading back waits for the device. A budget that is still timing its first steps needs it every step.
+            if state.step % read_back_every and not (budget.is_timing or is_last):
                 continue
-            stopping = _settle(run, list(terms), losses, clock, watch, request)
-            losses.clear()
-            ended = budget.is_spent(state.step, state.training_s)
-            if _due(state.step, config.log_every_steps) or ended:
+            stopping = _read_back(run, list(terms), unread, clock, watch, request)
+            unread.clear()
+            if line := forecast.observe(state.step, state.training_s, budget.total_steps):
+                logger.info(line)
+            # Again, because the time that was just read back may end the run.
+            is_last = budget.is_spent(state.step, state.training_s)
+            if _due(state.step, config.log_every_steps) or is_last:
                 _log(run, lr)
-            if _due(state.step, config.eval_every_steps) and not ended:
+            else:
+                report_progress(run, "")
+            # `finish` evaluates after the last step.
+            if _due(state.step, config.eval_every_steps) and not is_last:
                 with clock.stopped():
                     evaluate_student(run)
-            if ended or stopping or _save_is_due(run, saved_s):
-                with clock.stopped():
-                    began = time.perf_counter()
-                    save_checkpoint(run)
-                    run.metrics.write("save", state.step, {"seconds": time.perf_counter() - began})
+            if is_last or stopping or _save_is_due(run, saved_s):
+                _save(run, clock)
                 saved_s = state.training_s
-            if stopping and not ended:
+            if stopping and not is_last:
                 logger.info(
-                    "asked to end: the state of step %d is kept, --resume goes on from there", state.step
+                    "stopped by SIGTERM: the state of step %d is saved; --resume continues it", state.step
                 )
-                run.accelerator.wait_for_everyone()  # a launcher kills all when the first one is gone
+                run.accelerator.wait_for_everyone()  # a launcher kills all processes as soon as one has ended
                 raise KeyboardInterrupt
 
 
+def _save(run: Run, clock: Clock) -> None:
+    """A checkpoint, outside of the training time."""
+    with clock.stopped():
+        began = time.perf_counter()
+        save_checkpoint(run)
+        run.metrics.write("save", run.state.step, {"seconds": time.perf_counter() - began})
+
+
 def _save_before_stopping(run: Run, unread: list[Tensor]) -> None:
-    """Keep the steps since the last checkpoint, where no loss of theirs waits to be read back, which takes all processes."""
+    """Save the steps since the last checkpoint, if their losses have been read back.
+
+    A read-back needs all processes, and the others may not have failed; losses that nobody checked may be NaN.
+    """
     if not unread and run.state.step:
         save_checkpoint(run)
-        logger.info("the state of step %d is kept: --resume goes on from there", run.state.step)
+        logger.info("the state of step %d is saved; --resume continues it", run.state.step)
 
 
 def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clock) -> dict[str, Tensor]:
-    """One step, its parts marked on the clock; the terms of its loss. The caller counts it."""
+    """One step: load, forward, loss, backward, update. Marks its parts on the clock; the caller counts the step.
+
+    Returns:
+        The losses by name, weighted.
+
+    Raises:
+        KDCacheError: the batch could not be read.
+    """
     clock.mark(OTHER)
-    waited_for = next(batches)
+    on_host = next(batches)
     clock.mark(WAIT)
-    batch = copy(waited_for)
+    batch = copy(on_host)
     clock.mark(COPY)
     terms = compute_terms(run, batch)
     clock.mark(FORWARD)
@@ -152,43 +174,47 @@ def take_step(run: Run, batches: Iterator[Batch], copy: DeviceCopier, clock: Clo
 
 
 def compute_terms(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """The loss of one batch, already on the device, as named and weighted terms."""
+    """The losses of a batch on the device, by name, weighted."""
     accelerator, seed, step = run.accelerator, run.config.seed, run.state.step
-    torch.manual_seed(_draw_seed(f"step {seed} {step} {accelerator.process_index}"))
+    # Seeded every step, so that dropout does not depend on earlier steps and a checkpoint needs no random state.
+    torch.manual_seed(_derive_seed(f"step {seed} {step} {accelerator.process_index}"))
     counts = accelerator.reduce(run.distiller.method.count(batch.label, batch.valid_size), "sum")
-    totals = share_totals(counts, accelerator.num_processes, _draw_seed(f"method {seed} {step}"))
+    # The seed of the method's random numbers is the same in all processes.
+    totals = share_totals(counts, accelerator.num_processes, _derive_seed(f"method {seed} {step}"))
     terms: dict[str, Tensor] = run.model(batch, run.inputs.targets(batch), totals)
     return terms
 
 
 def update(run: Run, terms: Mapping[str, Tensor], clock: Clock) -> None:
-    """Backward and one step of the student's optimiser, and of its rivals', where the method has a discriminator.
+    """Backward pass, then a step of the student's optimiser and of the discriminator's, if the method has one.
 
-    One backward pass does for all: what a rival learns from has no gradient by the student, nor the other way round.
-    A rival, in float32 always, is kept out of the scaling of half precision: Accelerate's scaler moves on at every step
-    of an optimiser, so two cannot share it.
+    One backward pass serves all: a discriminator's loss has no gradient with respect to the student, nor the student's
+    losses with respect to the discriminator.
     """
     adversaries, scaler = run.distiller.method.adversaries, run.accelerator.scaler
+    # fp16 scales the sum of all losses, and only the student's optimiser, which Accelerate wrapped, scales gradients
+    # back. Discriminators run in float32: divide their losses by the scale in advance. They cannot share the scaler,
+    # which adapts its scale at every step of an optimiser.
     losses = [
         scaler.scale(torch.ones_like(term)).reciprocal() * term if scaler and name in adversaries else term
         for name, term in terms.items()
     ]
     run.accelerator.backward(torch.stack(losses).sum())
     clock.mark(BACKWARD)
-    for optimiser in (run.optimiser, *run.rival_optimisers):
+    for optimiser in (run.optimiser, *run.adversary_optimisers):
         optimiser.step()
         optimiser.zero_grad()
     clock.mark(OPTIMISER)
 
 
 def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """L2 norm of each term's gradient by the student's backbone, which all terms share: what their weights do.
+    """L2 norm of each loss's gradient with respect to the student's backbone, by name: shows the effect of the weights.
 
-    Costs one backward pass a term, outside of the account.
+    Costs one backward pass a loss, outside of the training time.
     """
     parameters = list(run.distiller.student.backbone.parameters())
     scaler = run.accelerator.scaler
-    scale = scaler.get_scale() if scaler is not None else 1.0  # half-precision gradients vanish without it
+    scale = scaler.get_scale() if scaler is not None else 1.0  # without it, gradients in fp16 underflow to 0
     norms = {}
     for name, term in terms.items():
         if name in run.distiller.method.adversaries:
@@ -200,55 +226,57 @@ def gradient_norms(run: Run, terms: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _tracer(run: Run) -> AbstractContextManager[Tracer | None]:
-    """What records a trace, in the first process of a run with --profile."""
+    """Records a trace, in the first process of a run with --profile."""
     if run.config.profile and run.accelerator.is_main_process:
         return Tracer(run.folder, run.accelerator.device)
     return nullcontext()
 
 
 def _uncounted_steps(config: TrainConfig) -> int:
-    """Steps of every start that are outside of the account, see TrainConfig.warm_up."""
+    """The first steps of every start that do not count as training time, see TrainConfig.warm_up."""
     if config.warm_up == "none":
         return WARM_UP_STEPS
-    return int(config.compile and config.warm_up == "steps")
+    return int(config.compile and config.warm_up == "steps")  # the first step compiles
 
 
 def _read_back_steps(run: Run) -> int:
-    """Steps between read-backs: every step on a CPU, where they cost nothing, else what all intervals divide by."""
+    """Steps between read-backs: 1 on a CPU, where they are free."""
     config = run.config
     if run.accelerator.device.type == "cpu":
         return 1
+    # A common divisor of all intervals, because logging, evaluating and saving happen only at a read-back.
     return math.gcd(READ_BACK_STEPS, config.log_every_steps, config.eval_every_steps, config.save_every_steps)
 
 
-def _draw_seed(purpose: str) -> int:
+def _derive_seed(purpose: str) -> int:
     digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(digest, "little") >> 1  # 63 bits, because torch takes signed 64-bit seeds
 
 
 def _set_learning_rate(run: Run) -> float:
-    """The learning rate of this step, now in the optimisers."""
+    """Set the learning rate of this step in all optimisers, and return it."""
     config, fraction = run.config, run.budget.fraction(run.state.step)
     lr = learning_rate(config.schedule, fraction, start=config.lr, end=config.min_lr, power=config.power)
-    for optimiser in (run.optimiser, *run.rival_optimisers):
+    for optimiser in (run.optimiser, *run.adversary_optimisers):
         for group in optimiser.param_groups:
             group["lr"] = lr * group["factor"]
     return lr
 
 
-def _settle(
-    run: Run, names: list[str], losses: list[Tensor], clock: Clock, watch: WaitWatch, request: "StopRequest"
+def _read_back(
+    run: Run, names: list[str], losses: list[Tensor], clock: Clock, watch: WaitWatch, request: StopRequest
 ) -> bool:
-    """Read the losses of the steps since the last time back, over all processes, and put their time to the account.
+    """Read back the losses since the last read-back, averaged over processes, and book their training time.
 
     Returns:
-        Whether the first process was asked to stop.
+        True if the first process was asked to stop.
 
     Raises:
-        TrainingError: a term is not finite.
+        TrainingError: a loss is NaN or infinite.
     """
     state, accelerator = run.state, run.accelerator
-    rows = accelerator.reduce(torch.stack(losses), "mean").tolist()  # a NaN of one process is one of all
+    rows = accelerator.reduce(torch.stack(losses), "mean").tolist()  # a NaN in one process becomes NaN in all
+    # All processes go by the first one's clock and SIGTERM, so that all make the same decisions.
     lap_s, parts = clock.lap()
     lap = torch.tensor(
         [request.asked, lap_s, *parts.values()], dtype=torch.float64, device=accelerator.device
@@ -259,33 +287,40 @@ def _settle(
             if not math.isfinite(value):
                 raise _not_finite(run, step, name, value)
             state.since_log[name] = state.since_log.get(name, 0.0) + value
-    account = {"steps": len(rows), "seconds": seconds, **dict(zip(PARTS, by_part, strict=True))}
-    for name, value in account.items():
+    times = {"steps": len(rows), "seconds": seconds, **dict(zip(PARTS, by_part, strict=True))}
+    for name, value in times.items():
         state.since_log[name] = state.since_log.get(name, 0.0) + value
     state.training_s += seconds
-    if share := watch.observe(seconds=seconds, wait_s=account[WAIT], steps=len(rows)):
+    if share := watch.observe(seconds=seconds, wait_s=times[WAIT], steps=len(rows)):
         logger.warning(
-            "the student waited for data in %.0f %% of the time up to step %d: %s",
-            *(100 * share, state.step, _quicker_data(run)),
+            "the student waited for data in %.0f %% of the time up to step %d; what may help: %s",
+            *(100 * share, state.step, _ways_to_faster_data(run)),
         )
-    before = run.budget.total_steps
-    run.budget.observe(state.step, state.training_s)
-    if run.budget.total_steps != before:
-        run.metrics.write("budget", state.step, {"total_steps": run.budget.total_steps})
-        logger.info(
-            "the budget holds %d steps; --steps in place of --budget repeats them", run.budget.total_steps
-        )
+    _observe_budget(run)
     return bool(stopping)
 
 
-def _quicker_data(run: Run) -> str:
-    """What may bring batches sooner, the cheapest first."""
+def _observe_budget(run: Run) -> None:
+    """Pass the training time to the budget, and report the number of steps when it becomes known."""
+    budget, state = run.budget, run.state
+    before = budget.total_steps
+    budget.observe(state.step, state.training_s)
+    if budget.total_steps != before:
+        run.metrics.write("budget", state.step, {"total_steps": budget.total_steps})
+        total = budget.total_steps
+        logger.info(
+            "the budget is enough for %d steps; to repeat this run exactly, use --steps %d", total, total
+        )
+
+
+def _ways_to_faster_data(run: Run) -> str:
+    """What may make batches arrive sooner, the cheapest first."""
     config = run.config
-    advice = [f"more --workers (now {run.workers} a process, {os.cpu_count()} processors)"]
+    advice = [f"more --workers (now {run.workers} a process, on {os.cpu_count()} processors)"]
     if config.store and not config.fresh_views:
         if config.check_crops == "always":
             advice.append("--check-crops sample")
-        advice.append("a store with its crops in it (build --inputs stored)")
+        advice.append("a store with its crops in it (build --inputs jpeg)")
     return ", ".join([*advice, "a faster disk"])
 
 
@@ -297,17 +332,18 @@ def _not_finite(run: Run, step: int, term: str, value: float) -> TrainingError:
         f"entries: {run.inputs.views.describe(positions)}",
         hint=f"lower --lr (now {config.lr})"
         + (", or --mixed-precision bf16" if config.mixed_precision == "fp16" else "")
-        + f"; the checkpoint before stands in {config.out}",
+        + f"; the last checkpoint is kept in {config.out}",
     )
 
 
 def _log(run: Run, lr: float) -> None:
-    """A line of metrics: means over the steps since the one before."""
+    """Write a line of metrics: means over the steps since the last line."""
     state = run.state
     sums, state.since_log = state.since_log, {}
     steps, seconds = sums.pop("steps"), sums.pop("seconds")
     parts = {part: sums.pop(part) / steps for part in PARTS}
     terms = {name: total / steps for name, total in sums.items()}
+    # A discriminator's loss is logged under its name and is not part of `loss`, which is the student's.
     loss = sum(value for name, value in terms.items() if name not in run.distiller.method.adversaries)
     timing = {"step_s": seconds / steps, "wait_s": parts[WAIT], "training_s": state.training_s}
     run.metrics.write("train", state.step, {"loss": loss, **terms, "lr": lr, **timing})
@@ -323,26 +359,3 @@ def _save_is_due(run: Run, saved_s: float) -> bool:
     config, state = run.config, run.state
     by_time = config.save_every_s > 0 and state.training_s - saved_s >= config.save_every_s
     return by_time or _due(state.step, config.save_every_steps)
-
-
-@dataclass(slots=True)
-class StopRequest:
-    asked: bool = False
-
-
-@contextmanager
-def on_sigterm() -> Iterator[StopRequest]:
-    """A request that SIGTERM makes. Outside of the main thread, where Python lets nobody listen, nobody makes it."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def ask(*_: object) -> None:
-        request.asked = True
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before)

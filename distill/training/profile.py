@@ -1,6 +1,6 @@
-"""--profile: torch's trace of a few steps, beside the clock's account of a step's parts in the metrics.
+"""--profile: torch's trace of a few steps. Open it in https://ui.perfetto.dev.
 
-A trace opens in https://ui.perfetto.dev. Recording it slows the steps that it shows, and changes no number.
+Recording slows down the recorded steps and does not change their results.
 """
 
 import os
@@ -15,15 +15,15 @@ from kdcache.cache.errors import KDCacheError
 
 TRACE = "profile/trace.json"
 
-# The first steps are unlike the others: workspaces are allocated, kernels chosen, files opened.
+# The first steps are not typical: workspaces are allocated, kernels chosen, files opened.
 _SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 3, 1, 3
 
 
 class Tracer:
-    """Records some steps of a run into its folder, as TRACE; a run that is shorter leaves none."""
+    """Records a few steps of a run into the file TRACE in its folder. A run that ends before leaves no trace."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        # It speaks on stderr, and calls a missing GPU an error.
+        # Else Kineto prints to stderr, and reports a missing GPU as an error.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self.path = folder / TRACE
         activities = [ProfilerActivity.CPU]
@@ -50,7 +50,7 @@ class Tracer:
         self._profile.stop()
 
     def step(self) -> None:
-        """A step is done."""
+        """Call this after every step. The last recorded one writes the file: KDCacheError if the disk refuses."""
         self._profile.step()
 
     def _write(self, recorded: profile) -> None:

@@ -1,10 +1,8 @@
-"""The stream of a process's batches over the whole run, epoch by epoch.
+"""The stream of a process's batches over the whole run.
 
-Where an epoch of stored views begins, the pass that it reads must be as the run found it: one that was repaired
-meanwhile holds other targets. With --follow, passes that were completed since join there; the first process looks, all
-do as it says, and the run's folder tells what joined when, so that a resumed run reads the same.
-
-An epoch that begins inside a batch begins with that batch.
+At the start of an epoch of stored views, two things happen. The pass that the epoch reads must be unchanged since the
+run started, because a repaired pass may have other targets. With --follow, passes completed since then join the order.
+An epoch that starts inside a batch counts from that batch on.
 """
 
 import logging
@@ -13,8 +11,8 @@ from contextlib import closing
 
 from accelerate.utils import broadcast_object_list
 
-from kdcache.distill.data.ahead import Ahead
 from kdcache.distill.data.loader import read_batches
+from kdcache.distill.data.prefetch import ShardPrefetcher
 from kdcache.distill.data.targets import Batch
 from kdcache.distill.runfolder import INPUTS, write_json
 from kdcache.distill.training.run import Run
@@ -23,10 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_batches(run: Run) -> Generator[Batch, None, None]:
-    """This process's batches from the state's step on, without end; all processes take theirs in step.
+    """This process's batches from the state's step on, without end.
+
+    With --follow all processes must take their batches at the same pace: they agree on the passes that join.
 
     Raises:
-        StoreDamagedError: the pass of an epoch that begins was repaired since the run was.
+        StoreDamagedError: the pass of a starting epoch was repaired since the run started.
         KDCacheError: see loader.read_batches.
     """
     step = run.state.step
@@ -38,15 +38,15 @@ def open_batches(run: Run) -> Generator[Batch, None, None]:
                 yield batch
                 step += 1
                 if _begin_epochs(run, step):
-                    break  # what was read ahead was in the order before
+                    break  # the loader read ahead in the old order: open a new one
 
 
 def _read(run: Run, step: int) -> Generator[Batch, None, None]:
-    """Batches in the order as it is now, with their shards fetched ahead where they are not on this host."""
+    """Batches in the current order. Shards of a remote store are fetched ahead."""
     config, accelerator, views = run.config, run.accelerator, run.inputs.stored_views
-    ahead = None
+    prefetcher = None
     if views is not None and views.reader.cached is not None:
-        ahead = Ahead(
+        prefetcher = ShardPrefetcher(
             views,
             views.reader.cached,
             batch_size=config.batch_size,
@@ -61,36 +61,40 @@ def _read(run: Run, step: int) -> Generator[Batch, None, None]:
         processes=accelerator.num_processes,
         workers=run.workers,
         pin_memory=accelerator.device.type == "cuda",
-        ahead=ahead,
+        prefetcher=prefetcher,
     )
 
 
 def _begin_epochs(run: Run, step: int) -> bool:
-    """See to the epochs that begin in this step's batch; whether the order is another from there on."""
+    """Check the passes of the epochs that start in this step's batch; True if passes joined and the order changed.
+
+    Raises:
+        StoreDamagedError: one of these passes was repaired since the run started.
+    """
     views = run.inputs.stored_views
     if views is None:
         return False
-    n, batch_size = views.order.n_images, run.config.batch_size
-    epochs = range(-(-step * batch_size // n), -(-(step + 1) * batch_size // n))
+    epochs = views.order.epochs_begun_by(step, run.config.batch_size)
     if not epochs:
         return False
     joined = run.config.follow and _let_passes_join(run, epochs[0])
-    views = run.inputs.stored_views or views
+    views = run.inputs.stored_views or views  # joining replaced them
     for pass_index in {views.order.pass_index(epoch) for epoch in epochs}:
         views.reader.require_unchanged(pass_index)
     return joined
 
 
 def _let_passes_join(run: Run, epoch: int) -> bool:
-    """Passes completed since join from an epoch on, but for an epoch that was decided on before an interruption."""
-    inputs, first = run.inputs, run.accelerator.is_main_process
+    """Add passes completed since the last look to the order, from an epoch on; True if there were any."""
+    inputs, is_first = run.inputs, run.accelerator.is_main_process
     if epoch <= inputs.decided_epoch:
-        return False
-    (found,) = broadcast_object_list([inputs.find_passes() if first else {}])
+        return False  # decided before an interruption: a resumed run must read the same
+    # Only the first process looks at the store: two looks could find different passes.
+    (found,) = broadcast_object_list([inputs.find_passes() if is_first else {}])
     if not found:
         return False
     inputs.join_passes(epoch, found)
-    if first:
+    if is_first:
         write_json(run.folder / INPUTS, inputs.identity)
-    logger.info("from epoch %d on: pass %s too", epoch, ", ".join(map(str, found)))
+    logger.info("--follow: from epoch %d on, the run also uses pass %s", epoch, ", ".join(map(str, found)))
     return True

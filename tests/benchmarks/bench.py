@@ -1,4 +1,4 @@
-"""scripts/bench NAME [--quick] [--json]: run one benchmark; exit 1 when a figure does not hold its bound."""
+"""scripts/bench NAME [--quick] [--json]: run one benchmark. Exits with 1 if a figure misses its bound."""
 
 import argparse
 import importlib

@@ -61,9 +61,8 @@ def run(*, quick: bool, as_json: bool) -> int:
         def build() -> None:
             shutil.rmtree(f"{folder}/store", ignore_errors=True)
             store = create_store(f"{folder}/store", spec, dataset.image_ids)
-            store.objects.put_new(
-                CALIBRATION, calibrated.objects.get(CALIBRATION)
-            )  # once a store, not a crop's cost
+            # Once a store, so not part of the cost of a crop.
+            store.objects.put_new(CALIBRATION, calibrated.objects.get(CALIBRATION))
             build_store(store, dataset, teacher, passes=1, options=options)
 
         seconds = alternate({"bare teacher loop": bare, "build": build}, rounds)
@@ -101,7 +100,7 @@ def storing_s(store: Store, outputs: dict[str, Tensor], folder: Path) -> float:
 
 
 def write_images(folder: Path, size: tuple[int, int], count: int) -> SegmentationDataset:
-    """A `folder` dataset of PNG files at the usual level, at which they decode quickest: that is part of what is measured."""
+    """A `folder` dataset of PNG files at the usual compression level. Decoding them is part of the measurement."""
     drawn = open_dataset(f"streets:{size[0]}x{size[1]}:{count}", None, "train")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)

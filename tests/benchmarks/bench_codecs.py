@@ -1,6 +1,6 @@
 """Bytes and fidelity of the codecs, on the outputs of a teacher that has learnt something.
 
-Without options a small teacher and a half-trained student are trained on drawn streets first. --store URL takes the
+Without options it first trains a small teacher and a partly trained student on drawn streets. --store URL uses the
 store of a real teacher (its codec does not matter), with --weights, --data-root, and --student for the gradients.
 """
 
@@ -36,7 +36,7 @@ from kdcache.distill.study.fidelity import (
 from kdcache.distill.study.gradients import gradient_cosines
 from kdcache.distill.training.loop import train
 
-ENTRIES = 32  # every other is for fitting, the others for judging
+ENTRIES = 32  # every other one for fitting, the rest for judging
 BOUNDS = {  # bytes a value: KL, target -> dct, dct-range
     (1e-3, "logits"): ("<= 0.20", "<= 0.15"),
     (1e-3, "features"): ("<= 0.05", "<= 0.05"),
@@ -47,7 +47,7 @@ BOUNDS = {  # bytes a value: KL, target -> dct, dct-range
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """Whose outputs are measured."""
+    """The teacher whose outputs are measured, and its student."""
 
     reader: StoreReader
     images: SegmentationDataset
@@ -99,7 +99,7 @@ def run(
 
 
 def promised(promise: Promise, sample: CalibrationSample) -> dict[str, Codec]:
-    """What `auto` takes, and the transform codec of that promise behind each lossless stage."""
+    """The codec that `auto` chooses, and the transform codec with the same promise and each lossless stage."""
     dct = next(codec for codec in candidates(promise, sample) if codec.name == "dct")
     return {"auto": choose_codec(promise, sample), "dct": dct, "dct-range": RangeDct.of(dct, sample.fitted)}  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def promised(promise: Promise, sample: CalibrationSample) -> dict[str, Codec]:
 def rate_rows(
     max_kl: float, target: str, codecs: dict[str, Codec], sample: CalibrationSample, *, bounded: bool
 ) -> list[Row]:
-    """Bytes a value of each, and what the automatic one keeps; the bounds are for maps of an ordinary size."""
+    """Bytes a value of each codec, and the error of the automatic one. The bounds are for maps of an ordinary size."""
     rows = []
     plain, coded = BOUNDS.get((max_kl, target), ("", "")) if bounded else ("", "")
     for name, codec in codecs.items():
@@ -159,7 +159,7 @@ def encoder(codec: Codec, sample: CalibrationSample):  # type: ignore[no-untyped
 
 
 def open_subject(store: str, data_root: str | None, weights: str, student: str | None) -> Subject:
-    """A store that stands."""
+    """An existing store."""
     reader = StoreReader(store, ("logits", "features"), crops=True)
     stored = reader.spec.dataset
     images = StoredImages(reader) if reader.has_crops else open_dataset(stored.name, data_root, stored.split)

@@ -1,9 +1,9 @@
-"""Crops a second on one core: cut again from PNG files or from a raw copy of the decoded images, or kept by the store;
-and what each stage costs.
+"""Crops a second on one core: cut from PNG files, cut from a raw copy of the decoded images, or read from the store; and
+the cost of each stage.
 
 A crop is 512x1024 from 2048x1024, with its label, its colours distorted and its digest compared, as a worker of the
-loader makes it. The raw copy, made once, is a memory map of uint8, warm here as the files are; it takes the room of all
-decoded images and labels. A stored crop comes out of shards on disk through the reader, as JPEG or as lossless WebP.
+loader makes it. The raw copy is a memory map of uint8 with all decoded images and labels, in the page cache like the
+files. A stored crop is read from shards on disk, as JPEG or as lossless WebP.
 """
 
 import tempfile
@@ -79,7 +79,7 @@ def run(*, quick: bool, as_json: bool) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """Images as files and as a raw copy, and one view of each with the digest that the store would hold."""
+    """Images as files and as a raw copy, and one view of each with the digest that a store would contain."""
 
     dataset: SegmentationDataset
     images: np.ndarray  # (n, H, W, 3) uint8, a memory map

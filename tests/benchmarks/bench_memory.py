@@ -1,7 +1,7 @@
 """Peak memory of `kdcache build` and `kdcache distill`, on a small store and on one ten times as large.
 
-Peak resident memory of a process of its own, as a user's would be. Training reads in that process (--workers 0), so that
-the loader counts too; workers hold what a run states at its start.
+Peak resident memory of a separate process. Training loads in that process (--workers 0), so that the loader counts too;
+a run states at its start what its workers need.
 """
 
 import os
@@ -13,7 +13,7 @@ from time import perf_counter
 
 from harness import Row, finish, ratio
 
-UNIT_ENTRIES = 4  # then the small store too has more units than are ever in flight
+UNIT_ENTRIES = 4  # small enough that even the small store has more units than can be in flight
 
 FACTORY = '''
 """A small teacher: memory that grows with a store does not depend on it."""

@@ -1,11 +1,11 @@
-"""A cached training step of every method over one without a teacher: what its loss and its targets cost.
+"""A cached training step of every method over a step without a teacher: the cost of its loss and its targets.
 
-All methods take turns a step at a time in one process, each a run of its own, on the same stored views; a round's ratios
-are to the step without a teacher of the same round. Data is read in the training process, so that decoding targets counts
-too. The teacher's weights are random, which costs the same; methods that need a discriminator, a memory or projections
-of the teacher's backbone pay for them here. --methods, --teacher, --crop and --rounds set the size.
+All methods take turns, a step at a time, in one process. Each is a separate run on the same stored views. A round's ratios
+are to the step without a teacher of the same round. Data is loaded in the training process, so that decoding targets
+counts too. The teacher's weights are random, which costs the same. Discriminators, memories and projections count.
+--methods, --teacher, --crop and --rounds set the size.
 
-Without a GPU the same ratio stands beside it in seconds of the processor, which other processes disturb less.
+Without a GPU, the same ratio is also given in processor seconds, which other processes disturb less.
 """
 
 import statistics
@@ -65,7 +65,7 @@ def run(
 
 
 def price(name: str, seconds: dict[str, list[float]], parts: dict[str, list[dict[str, float]]]) -> list[Row]:
-    """The step over the one without a teacher, and the seconds that loss and data add to it."""
+    """The step over the step without a teacher, and the seconds that loss and data add to it."""
     loss_s, data_s = (
         statistics.median(
             sum(one[part] - other[part] for part in of)
@@ -81,7 +81,7 @@ def price(name: str, seconds: dict[str, list[float]], parts: dict[str, list[dict
 
 
 def on_processor(step: Callable[[], object], cpu_s: list[float]) -> Callable[[], None]:
-    """The step, whose processor seconds go to `cpu_s`: of all threads, since backward has one of its own."""
+    """The step, with its processor seconds in `cpu_s`: of all threads, because backward runs in another one."""
 
     def run_step() -> None:
         began = time.process_time()

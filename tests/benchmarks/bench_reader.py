@@ -1,7 +1,7 @@
-"""Random entries, one by one and 16 at a time: the own reader over zarr-python, tensorstore and a memory map.
+"""Random entries, one by one and 16 at a time: kdcache's reader over zarr-python, tensorstore and a memory map.
 
-All read the same shards, warm, on one thread each, as a worker of the loader does; the memory map is of the codes as
-they are unpacked. Decompression alone, of bytes already in memory, is what no reader of these shards can beat.
+All read the same shards, from the page cache, on one thread each, like a worker of the loader. The memory map contains the
+unpacked codes. Decompression alone, of bytes already in memory, is the limit for every reader of these shards.
 """
 
 import os
@@ -31,7 +31,7 @@ BATCH = 16
 ROUNDS = 15
 MAP = (64, 128)
 BACKGROUND = (
-    96  # directions in which made-up features vary, about as many as `auto` keeps of a trained teacher's
+    96  # directions in which made-up features vary: about as many as `auto` keeps for a trained teacher
 )
 CODECS = {"logits": ("dct:0.5", "uniform"), "features": ("dct:0.5:128", "uniform")}
 ENTRIES = {"logits": (512, 64), "features": (64, 16)}  # and those of a unit, one shard
@@ -57,7 +57,7 @@ def run(*, quick: bool, as_json: bool) -> int:
 
 
 def compare(what: str, mode: str, seconds: dict[str, list[float]]) -> list[Row]:
-    """The own reader against each of the others, and against what the best one could reach."""
+    """kdcache's reader against each of the others, and against the limit."""
     own = seconds["own"]
     over = {name: median_ratio(values, own) for name, values in seconds.items()}
     best = median_ratio(seconds["zarr-python"], seconds["decompression"])
@@ -75,7 +75,7 @@ def compare(what: str, mode: str, seconds: dict[str, list[float]]) -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchArray:
-    """One array on disk and all ways to read it."""
+    """One array on disk, and all readers of it."""
 
     own: ShardedArray
     folder: Path
@@ -96,7 +96,7 @@ class BenchArray:
         }
         batches: dict[str, Read] = {
             "own": lambda positions: read_rows([self.own], positions),
-            # zarr-python's way to read several, `oindex`, is ten times slower on shards than one after the other.
+            # zarr-python's `oindex`, which reads several at once, is ten times slower on shards than reading one after the other.
             "zarr-python": lambda positions: np.stack([by_zarr[position] for position in positions]),
             "tensorstore": lambda positions: by_tensorstore[list(positions)].read().result(),
             "memory map": lambda positions: self.decoded[list(positions)],
@@ -118,7 +118,7 @@ class BenchArray:
         return lambda: read(list(islice(order, BATCH)))
 
     def pack(self, position: int) -> bytes:
-        """An entry's bytes as they stand in the shard."""
+        """An entry's compressed bytes, as in the shard."""
         self.own.row(position)
         return self.own.objects.read_range(*self.own.row_range(position))
 
@@ -129,14 +129,14 @@ def each(read: Callable[[int], object], positions: Sequence[int]) -> None:
 
 
 def random_positions(n: int) -> Iterator[int]:
-    """Every position once before any comes again."""
+    """Positions in an order in which each comes once before any comes again."""
     generator = np.random.default_rng(0)
     while True:
         yield from generator.permutation(n).tolist()
 
 
 def open_tensorstore(folder: Path) -> Any:
-    """Opened at its best on one thread: indexes of shards are kept, decoded entries are not."""
+    """Opened with its best settings for one thread: it caches indexes of shards, not decoded entries."""
     limits = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}}
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**21}, **limits})
     spec = {

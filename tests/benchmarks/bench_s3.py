@@ -1,15 +1,15 @@
 """Epochs of the reader over S3, every request 20 ms away: cold over a raw parallel GET of the same objects, and warm
 over a local copy of the store. With --faults SHARE also a build and a cold epoch while that share of all requests fails.
 
-The server is SeaweedFS behind a proxy in Python, which alone carries some hundred MB a second. Of a cold epoch the waits
-are to be seen, so its objects are small; both sides have as many requests under way. A warm one is a matter of what
-looking into the cache costs beside reading an entry, so its entries are as large as those of 512x1024 crops.
+The server is SeaweedFS behind a proxy in Python, which is limited to some hundred MB a second. In a cold epoch the waits
+matter, so its objects are small, and both sides make the same number of requests at once. In a warm epoch the cost of the
+cache's look-up matters, compared with reading an entry, so its entries are as large as those of 512x1024 crops.
 
-Server, proxy, client and reader share this host's cores. Where the raw GETs alone keep them busy, a cold epoch can only
-be slower by all that reading costs. So it is asked twice: with as few requests at once as leave two cores idle, where
-reading has to hide behind the waits, and with as many as a run has. The rows of busy cores say which case is which.
-A reader that waits for a shard nobody has begun fetches it itself, which is one request more under way: of 744 shards
-some 45 with 4 at once, 3 with 8.
+Server, proxy, client and reader share this host's cores. If the raw GETs alone keep them busy, a cold epoch is slower by
+everything that reading costs. So it is measured twice: with few requests at once, which leave two cores idle, so that
+reading can hide behind the waits; and with as many as a run makes. The rows of busy cores show which case is which.
+A reader that needs a shard before its fetch has started fetches it itself, with one more request at once: of 744 shards
+some 45 with 4 requests at once, 3 with 8.
 """
 
 import os
@@ -41,20 +41,20 @@ from kdcache.cache.store.spec import VIEWS, DatasetIdentity, StoreSpec, TargetSp
 from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import CropDigest, entry_row
 from kdcache.cache.views.view import View
-from kdcache.distill.data.ahead import FETCHES, Ahead
 from kdcache.distill.data.loader import BATCHES_AHEAD
 from kdcache.distill.data.order import EntryOrder
+from kdcache.distill.data.prefetch import PARALLEL_FETCHES, ShardPrefetcher
 from kdcache.distill.data.targets import StoredViews
 
 LATENCY_S = 0.02
 FEW = 4  # requests at once, which leave two cores idle for a third of the time
-READ_TIMEOUT_S = 3.0  # of the client: how long a silent server costs; 15 s is what s3fs has unless it is told
+READ_TIMEOUT_S = 3.0  # of the client: the cost of a silent server; the default of s3fs is 15 s
 SMALL, LARGE = (19, 16, 32), (19, 64, 128)  # logits of crops of 128x256 and of 512x1024
 UNIT_ENTRIES = 8
 BATCH = 8
 _FORGET = -1  # in place of positions: see ReadingProcess
-# Of the last pool's entries nothing is left to be fetched while they are read: of an epoch like that of Cityscapes, 2975
-# images, that is a fiftieth, of one much shorter a tenth.
+# While the entries of the last pool are read, there is nothing left to fetch. That is a fiftieth of an epoch of Cityscapes
+# with 2975 images, and a tenth of a much shorter one.
 UNITS, QUICK_UNITS = 372, 128
 LARGE_UNITS, QUICK_LARGE_UNITS = 48, 16
 ROUNDS, QUICK_ROUNDS = 7, 3
@@ -98,16 +98,16 @@ def run(*, quick: bool, as_json: bool, faults: str = "0") -> int:
         rows.append(Row(f"{what}, time at {share:.0%} faults over none", slower, ""))
     setting = (
         f"{units} units of {UNIT_ENTRIES} entries, requests of {LATENCY_S * 1000:g} ms, "
-        f"cold {FEW} or {FETCHES} at once"
+        f"cold {FEW} or {PARALLEL_FETCHES} at once"
     )
     return finish("s3", rows, seconds, setting, as_json=as_json)
 
 
 def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[float]], list[Row]]:
-    """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run has."""
+    """Seconds and figures of a cold epoch and of raw GETs, with few requests at once and with as many as a run makes."""
     seconds: dict[str, list[float]] = {}
     rows = []
-    for at_once in (FEW, FETCHES):
+    for at_once in (FEW, PARALLEL_FETCHES):
         raw, cold = f"raw parallel GET, {at_once} at once", f"cold epoch, {at_once} at once"
         busy: dict[str, list[float]] = {raw: [], cold: []}
         sides = {
@@ -124,7 +124,7 @@ def cold_against_raw(epochs: "Epochs", rounds: int) -> tuple[dict[str, list[floa
 
 
 def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], None]:
-    """The work; `shares` is told what part of all cores' time was not idle, whoever used it."""
+    """Do the work, and add to `shares` the fraction of all cores' time that was not idle, used by any process."""
 
     def run() -> None:
         before = psutil.cpu_times()
@@ -136,7 +136,7 @@ def watch_cores(work: Callable[[], None], shares: list[float]) -> Callable[[], N
 
 
 def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -> dict[str, list[float]]:
-    """A build and an epoch, and both again where requests fail. What comes out has to be the same."""
+    """A build and an epoch, and both again with failing requests. The results must be the same."""
     fsspec.config.conf["s3"] = {
         "config_kwargs": {"read_timeout": READ_TIMEOUT_S}
     }  # of clients made from now on
@@ -167,7 +167,7 @@ def _with_faults(folder: Path, proxy: ProxyProcess, share: float, rounds: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """One store, on S3 and on disk; opening it is in no figure."""
+    """One store, on S3 and on disk. Opening it is not measured."""
 
     url: str
     local: "ReadingProcess"
@@ -208,7 +208,7 @@ class Epochs:
     def empty_cache(self) -> None:
         self.cold_shards.discard(self.sizes)
 
-    def read_cold(self, at_once: int = FETCHES) -> None:
+    def read_cold(self, at_once: int = PARALLEL_FETCHES) -> None:
         self._count("cold", self.cold, at_once)
 
     def read_warm(self) -> None:
@@ -217,14 +217,14 @@ class Epochs:
     def read_local(self) -> None:
         self.local.read_epoch()
 
-    def _count(self, what: str, process: "ReadingProcess", at_once: int = FETCHES) -> None:
+    def _count(self, what: str, process: "ReadingProcess", at_once: int = PARALLEL_FETCHES) -> None:
         before = self.proxy.requests
         process.read_epoch(at_once)
         self.requests[what] = self.proxy.requests - before
 
 
 class ReadingProcess:
-    """Reads epochs in a process of its own, as a run's loader does; their shards are fetched ahead in this one."""
+    """Reads epochs in a separate process, like a run's loader. Their shards are prefetched in this process."""
 
     def __init__(self, views: StoredViews, *, forgets: bool = False) -> None:
         """`forgets`: at each epoch's beginning, which files it holds open; those of a cache that was emptied are gone."""
@@ -234,12 +234,12 @@ class ReadingProcess:
             batch_sampler=self._batches,
             collate_fn=_nothing,
             num_workers=1,
-            persistent_workers=True,  # starting one is in no figure
+            persistent_workers=True,  # starting a process is not measured
             prefetch_factor=BATCHES_AHEAD,
             multiprocessing_context="forkserver",
         )
 
-    def read_epoch(self, at_once: int = FETCHES) -> None:
+    def read_epoch(self, at_once: int = PARALLEL_FETCHES) -> None:
         """Every entry of a pass, in batches."""
         self._batches.at_once = at_once
         for _ in self._loader:
@@ -247,24 +247,24 @@ class ReadingProcess:
 
 
 class _Batches(Sampler[list[int]]):
-    """The steps of an epoch, each told to those who fetch ahead when it is given to the reading process."""
+    """The steps of an epoch. The prefetcher is notified of each when the reading process gets it."""
 
     def __init__(self, views: StoredViews, forgets: bool) -> None:
         self._views, self._forgets = views, forgets
-        self.at_once = FETCHES
+        self.at_once = PARALLEL_FETCHES
 
     def __iter__(self) -> Iterator[list[int]]:
-        shards, ahead = self._views.reader.cached, None
+        shards, prefetcher = self._views.reader.cached, None
         if shards is not None:
-            ahead = Ahead(self._views, shards, batch_size=BATCH, fetches=self.at_once)
+            prefetcher = ShardPrefetcher(self._views, shards, batch_size=BATCH, parallel_fetches=self.at_once)
         if self._forgets:
             yield [_FORGET]
         for step in range(self._views.order.n_images // BATCH):
-            if ahead is not None:
-                ahead.advance(step)
+            if prefetcher is not None:
+                prefetcher.advance(step)
             yield list(range(step * BATCH, (step + 1) * BATCH))
-        if ahead is not None:
-            ahead.close()
+        if prefetcher is not None:
+            prefetcher.close()
 
 
 class _Entries(Dataset[None]):
@@ -293,7 +293,7 @@ def open_views(url: str, cache: Path | None) -> StoredViews:
 def copy_store(folder: Path, url: str) -> None:
     objects = open_objects(url)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    with ThreadPoolExecutor(FETCHES) as threads:
+    with ThreadPoolExecutor(PARALLEL_FETCHES) as threads:
         list(
             threads.map(lambda path: objects.put_new(str(path.relative_to(folder)), path.read_bytes()), files)
         )

@@ -1,8 +1,8 @@
-"""A training step, data and all: no teacher, cached logits and features, and the same with the teacher running along.
+"""A training step with its data: without a teacher, with cached logits and features, and with an online teacher.
 
-The sides take turns a step at a time, each a run of its own with its own loader. The teacher is a PSPNet-ResNet-101,
+The sides take turns, a step at a time, each as a separate run with its own loader. The teacher is a PSPNet-ResNet-101,
 the student a PSPNet-ResNet-18; weights are random, which costs the same. Targets are stored by `dct`, in as many
-components as `auto` keeps of a trained teacher's. --crop 256x512 takes one size alone.
+components as `auto` keeps for a trained teacher. --crop 256x512 measures one size only.
 """
 
 import tempfile
@@ -56,7 +56,7 @@ def run(*, quick: bool, as_json: bool, crop: str | None = None) -> int:
 
 
 def measure(crop: tuple[int, int], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of a step by side, and of these waiting for data."""
+    """Seconds of a step by side, and the part of them spent waiting for data."""
     laps: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         teacher = random_teacher("pspnet_resnet101", 19, Path(folder))
@@ -73,7 +73,7 @@ def measure(crop: tuple[int, int], rounds: int) -> tuple[dict[str, list[float]],
 
 
 def compare(size: str, seconds: dict[str, list[float]], waited: dict[str, list[float]]) -> list[Row]:
-    """The ratios that are promised, and those beside them."""
+    """The ratios with bounds, and further ones."""
     alone = seconds["no teacher"]
     expected = median_ratio([t + s for t, s in zip(seconds["teacher alone"], alone, strict=True)], alone)
     rows = [
@@ -120,7 +120,7 @@ def open_side(folder: str, store: str, method: str, source: str, workers: int | 
 
 
 def stepper(training: Run, laps: list[dict[str, float]]) -> Iterator[None]:
-    """One training step a `next`, as the loop does it; seconds of its parts go to `laps`."""
+    """One training step of the loop for each `next`. Seconds of its parts go to `laps`."""
     device = training.accelerator.device
     clock, copy = Clock(device), DeviceCopier(device)
     with closing(open_batches(training)) as batches:
@@ -128,5 +128,5 @@ def stepper(training: Run, laps: list[dict[str, float]]) -> Iterator[None]:
             take_step(training, batches, copy, clock)
             training.state.step += 1
             synchronise()  # the clock's marks are events in a GPU's work
-            laps.append(clock.lap()[1])  # what passed at the others' steps is in the part `other`
+            laps.append(clock.lap()[1])  # the time of the other sides' steps is in the part `other`
             yield

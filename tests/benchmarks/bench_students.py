@@ -1,8 +1,8 @@
-"""What stored targets cost the student: its mIoU from each codec less that from the exact targets of a teacher at its side.
+"""The cost of stored targets: a student's mIoU with each codec minus that with the exact targets of an online teacher.
 
 All sides see the same views in the same order for the same number of steps, from the same initialisation; a seed is one
-such group, and differences are taken within it. Without options a teacher is trained on drawn streets first; --dataset,
---data-root, --teacher and --weights take a real one, --crop, --steps, --seeds and --views set the size.
+such group, and differences are taken within it. Without options it first trains a teacher on drawn streets; --dataset,
+--data-root, --teacher and --weights use a real one; --crop, --steps, --seeds and --views set the size.
 """
 
 import statistics
@@ -119,7 +119,7 @@ def build_stores(folder: Path, common: TrainConfig, weights: str, *, passes: int
 def train_students(
     sides: Mapping[str, TrainConfig], seeds: int, folder: Path
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """mIoU in per cent and seconds, by side, one a seed."""
+    """mIoU in percent and seconds, by side, one value for each seed."""
     miou: dict[str, list[float]] = {side: [] for side in sides}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for seed in range(seeds):
@@ -138,7 +138,7 @@ def difference_rows(side: str, miou: Mapping[str, list[float]], *, bounded: bool
     found = paired_difference(miou[side], miou[EXACT])
     held = ("|d| <= .5", abs(found.mean) <= 0.5) if bounded else ()
     rows = [Row(f"mIoU, {side} less exact", found.mean, "points", *held)]
-    if found.high is not None:  # not of a single seed
+    if found.high is not None:  # not defined for a single seed
         half = found.high - found.mean
         rows.append(Row(f"mIoU, {side} less exact, half the interval", half, "points"))
     return rows

@@ -1,4 +1,4 @@
-"""What all benchmarks share: alternate the sides in one run, repeat, print a table, compare ratios with bounds."""
+"""Common to all benchmarks: alternate the sides in one run, repeat, print a table, compare ratios with bounds."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `bound` is text such as ">= 0.95"; `holds` is None where nothing is promised."""
+    """One figure. `bound` is text such as ">= 0.95"; `holds` is True if the figure keeps it, None without a bound."""
 
     what: str
     value: float
@@ -23,7 +23,7 @@ class Row:
 
 
 def ratio(what: str, value: float, bound: str) -> Row:
-    """A ratio held against a bound, "<= x" or ">= x"."""
+    """A ratio compared with a bound, "<= x" or ">= x"."""
     sign, limit = bound.split()
     return Row(what, value, "", bound, value <= float(limit) if sign == "<=" else value >= float(limit))
 
@@ -31,10 +31,9 @@ def ratio(what: str, value: float, bound: str) -> Row:
 def alternate(
     sides: Mapping[str, Callable[[], object]],
     rounds: int,
-    before: Mapping[str, Callable[[], object]]
-    | None = None,  # by side: what is done before it, off the clock
+    before: Mapping[str, Callable[[], object]] | None = None,  # by side: work before it that is not timed
 ) -> dict[str, list[float]]:
-    """Seconds of every side in each of `rounds` rounds; each round starts with another side. One warm-up each."""
+    """Seconds of every side in each of `rounds` rounds, after one warm-up each. Each round starts with another side."""
     prepare = before or {}
     for name, run in sides.items():
         prepare.get(name, _nothing)()
@@ -62,7 +61,7 @@ def synchronise() -> None:
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median over rounds of the paired ratio: what slows a whole round slows both sides."""
+    """Median over rounds of the ratio within a round: a disturbance of a whole round slows both sides."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
@@ -79,7 +78,7 @@ def machine() -> dict[str, object]:
 def finish(
     name: str, rows: Sequence[Row], seconds: Mapping[str, Sequence[float]], setting: str, *, as_json: bool
 ) -> int:
-    """Print what was measured; the exit code: 1 when a row does not hold."""
+    """Print the rows. Returns the exit code: 1 if a row misses its bound."""
     if as_json:
         document = {"name": name, "machine": machine(), "rows": [asdict(row) for row in rows]}
         print(json.dumps(document))

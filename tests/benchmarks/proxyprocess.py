@@ -1,4 +1,4 @@
-"""A FaultProxy in a process of its own: in the bench's it would take turns with what is measured."""
+"""A FaultProxy in a separate process: in the benchmark's process it would share the GIL with what is measured."""
 
 import multiprocessing
 from multiprocessing.connection import Connection
@@ -8,7 +8,7 @@ from faultproxy import FaultProxy
 
 
 class ProxyProcess:
-    """Runs from when it is made until `stop`."""
+    """Runs from construction to `stop`."""
 
     def __init__(self, upstream: str, **settings: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -19,12 +19,12 @@ class ProxyProcess:
 
     @property
     def requests(self) -> int:
-        """As many as there were so far."""
+        """The number of requests so far."""
         count: int = self._ask({})
         return count
 
     def fail(self, share: float) -> None:
-        """That share of the requests fails from now on."""
+        """From now on this share of the requests fails."""
         self._ask({"share": share})
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""A build, whole and interrupted: what it commits never depends on how it went."""
+"""Builds, complete and interrupted: what they commit does not depend on interruptions."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):
             for name, codes in entry.codes.items():
                 codec = reader.codecs[name]
                 decoded = codec.decode(torch.from_numpy(codes)[None])
-                bound = codec.error_bound(expected[name]) + 1e-5  # a batch of another size rounds otherwise
+                bound = codec.error_bound(expected[name]) + 1e-5  # a batch of another size rounds differently
                 assert ((decoded - expected[name]).abs() <= bound).all()
         assert seen == set(range(10))
 
@@ -98,7 +98,7 @@ def test_more_views_extend_it_without_touching_what_stands(tmp_path):
 
 
 class _Process:
-    """One of several processes, here a thread, with the part of accelerate's PartialState that a build uses."""
+    """One of several processes (here a thread), with the part of accelerate's PartialState that a build uses."""
 
     def __init__(self, rank, barrier):
         self.process_index, self.num_processes = rank, barrier.parties
@@ -132,7 +132,7 @@ def test_any_number_of_processes_builds_the_same_bytes(tmp_path):
 )
 def test_another_request_is_another_store(tmp_path, change):
     first, _, _ = begin(tmp_path / "store")
-    with pytest.raises(StoreMismatchError, match="differing fields"):
+    with pytest.raises(StoreMismatchError, match="Differing fields"):
         begin(tmp_path / "store", **change)
     other, _, _ = begin(tmp_path / "other", **change)
     assert first.spec.name != other.spec.name
@@ -183,7 +183,8 @@ def test_units_begun_with_other_inputs_are_left_and_said(tmp_path):
     assert store.committed_units(0) == {0, 2}
 
 
-@pytest.mark.parametrize("unit_entries", [4, 64])  # a shard's index counts, that of a short shard most
+# The index of a shard counts too, most of all in a short shard.
+@pytest.mark.parametrize("unit_entries", [4, 64])
 def test_the_plan_foretells_the_bytes(tmp_path, unit_entries):
     store, images, teacher = begin(tmp_path / "store", unit_entries=unit_entries)
     plan = measure_plan(store.spec, images, teacher, passes=2, options=OPTIONS)
@@ -205,15 +206,16 @@ def test_a_plan_is_refused_where_the_build_would_be(tmp_path):
 
 def test_what_is_left_is_told_before_the_first_unit(tmp_path):
     store, images, teacher = begin(tmp_path / "store")
-    outlooks = []
+    announced = []
     for passes in (1, 1, 3):
-        build_store(store, images, teacher, passes=passes, options=OPTIONS, foresee=outlooks.append)
-    assert [outlook.entries_left for outlook in outlooks] == [10, 20]  # nothing is told where nothing is left
+        build_store(store, images, teacher, passes=passes, options=OPTIONS, on_remaining=announced.append)
+    # Nothing is reported if nothing is left.
+    assert [remaining.entries_left for remaining in announced] == [10, 20]
     manifests = [open_store(store.url).manifest(index) for index in range(3)]
     written = [sum(manifest.bytes_by_array.values()) for manifest in manifests]
-    assert outlooks[0].bytes_left == pytest.approx(written[0], rel=0.1)
-    assert outlooks[1].bytes_left == pytest.approx(written[1] + written[2], rel=0.1)
-    assert all(outlook.seconds_left > 0 for outlook in outlooks)
+    assert announced[0].bytes_left == pytest.approx(written[0], rel=0.1)
+    assert announced[1].bytes_left == pytest.approx(written[1] + written[2], rel=0.1)
+    assert all(remaining.seconds_left > 0 for remaining in announced)
 
 
 def test_the_plan_knows_what_stands_and_writes_nothing(tmp_path):
@@ -286,7 +288,7 @@ def test_batches_are_no_larger_than_units(tmp_path):
 
 
 def ends_promptly(url, error, match=None, *, images=None, progress=silent):
-    """Build until it fails, and see that no thread of it is left behind; the store."""
+    """Build until it fails, and check that no thread is left behind. Returns the store."""
     store, streets, teacher = begin(url)
     with pytest.raises(error, match=match):
         build_store(store, images or streets, teacher, passes=2, options=OPTIONS, progress=progress)
@@ -406,8 +408,8 @@ def build_request(folder: Path, name: str, views: int = 2) -> list[str]:
 
 
 def build_process(folder: Path, request: list[str], *launcher: str) -> subprocess.Popen:
-    """The same in a process of its own."""
-    # The background jobs of a shell ignore interrupts and hand that down; this process must not.
+    """The same in a separate process."""
+    # Background jobs of a shell ignore interrupts, and child processes inherit that; this process must not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "kdcache.cli", *request],
@@ -458,7 +460,7 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server, monkeypatch, request):
-    """The URL of an empty bucket, reached as a user reaches one: by AWS_* variables alone."""
+    """The URL of an empty bucket, reached as a user would, by AWS_* variables alone."""
     import s3fs
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -479,7 +481,7 @@ def test_s3_objects_are_created_once(bucket):
     assert objects.names("") == []
     assert objects.put_new("a/b", b"first")
     assert not objects.put_new("a/b", b"second")
-    assert objects.put_new("a/b", b"first")  # a retry whose first reply was lost
+    assert objects.put_new("a/b", b"first")  # a retry after the first reply was lost
     assert objects.put_same("a/b", b"third") == b"first"
     assert (objects.names("a"), objects.names("none"), objects.size("a/b")) == (["b"], [], 5)
     assert objects.read_range("a/b", 1, 3) == b"irs"

@@ -1,4 +1,4 @@
-"""Many builders of one store on S3: a probe, leases, retries, and what is said where something is missing."""
+"""Many builders of one store on S3: a probe, leases, retries, and messages about what is missing."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from kdcache.cache.storage.retries import RetryPolicy
 from kdcache.cache.store.opening import open_store
 from kdcache.cache.upkeep.verify import verify_store
 
-# Connections that a fault left half-open are closed by the garbage collector, which says so.
+# The garbage collector closes connections that a fault left half-open, with a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 FAULTY_SHARE = 0.2
@@ -33,7 +33,7 @@ def bytes_at(url: str, names: list[str]) -> dict[str, bytes]:
 
 
 def assert_same_store(url: str, folder: Path) -> None:
-    """Every object of the local store stands at `url` too, but for commit records, which tell of machines."""
+    """Check that `url` has every object of the local store, except commit records, which name machines."""
     expected = shards_of(folder)
     assert bytes_at(url, list(expected)) == expected
     assert open_store(url).is_complete
@@ -80,7 +80,7 @@ def test_where_conditions_are_ignored_units_are_split_by_rank(bucket, monkeypatc
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(build_share, range(2)))
     assert [result.units_built for result in results] == [3, 3]
-    assert sum("split among the 2 processes" in line for rank, line in said if rank == 0) == 1
+    assert sum("the 2 processes of this job split the units" in line for rank, line in said if rank == 0) == 1
     assert leases == []
     assert_same_store(bucket, tmp_path / "one")
 
@@ -114,7 +114,7 @@ def test_a_builder_waits_for_the_unit_of_another_and_takes_it_when_that_dies(buc
         options=replace(OPTIONS, heartbeat_s=0.05),
         progress=lambda done, total, note: notes.append(note),
     )
-    assert "waiting for 1 units of other builders" in notes
+    assert "waiting for 1 unit of other builders" in notes
     assert_same_store(bucket, tmp_path / "one")
 
 
@@ -146,7 +146,7 @@ def test_credentials_that_expire_in_a_build_end_it_with_what_was_committed_intac
     committed = sum(len(open_store(bucket).committed_units(index)) for index in range(3))
     assert 2 <= committed < 9
     assert verify_store(bucket, deep=True).is_clean
-    quick = replace(OPTIONS, heartbeat_s=0.05)  # leases that could not be removed are taken over
+    quick = replace(OPTIONS, heartbeat_s=0.05)  # leases that their builder failed to remove are taken over
     assert build(bucket, passes=3, options=quick).units_before == committed
     assert_same_store(bucket, tmp_path / "one")
 

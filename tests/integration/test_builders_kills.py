@@ -1,4 +1,4 @@
-"""Builders of one store killed with -9 at random, and its server too: the store comes out as if nothing had happened.
+"""Builders of one store, and its server, killed with -9 at random: the store is the same as without kills.
 
 KDCACHE_KILLS sets how many builders are killed: 100 for the full size, 8 builders, 3,000 units and 5 kills of the server.
 """
@@ -24,7 +24,8 @@ KILLS = int(os.environ.get("KDCACHE_KILLS", "6"))
 SERVER_KILLS = max(1, KILLS // 20)
 BUILDERS = min(8, 2 + KILLS // 6)
 PASSES = 10
-UNITS = 30 * KILLS  # a kill costs the unit in hand, or two where one is being put: 1.0 to 1.3 were seen
+# A kill costs the unit that is being built, and one that is being uploaded: 1.0 to 1.3 measured.
+UNITS = 30 * KILLS
 CHOICES = {"dataset": f"streets:48x64:{2 * UNITS // PASSES}", "unit_entries": 2}
 
 
@@ -69,18 +70,20 @@ def test_builders_and_server_killed_again_and_again(bucket, seaweed, tmp_path):
         f"{BUILDERS} builders, {UNITS} units, {killed} kills, {SERVER_KILLS} of the server: {repeated} units repeated"
     )
     assert killed == KILLS
-    assert repeated <= (BuildOptions().units_in_flight + 1) * KILLS  # a kill costs what its builder had begun
+    # A kill costs what its builder had started.
+    assert repeated <= (BuildOptions().units_in_flight + 1) * KILLS
     assert_whole(bucket, tmp_path / "whole")
 
 
 def wait_for_batches(log: Path, target: int, builders: list[multiprocessing.process.BaseProcess]) -> None:
-    """Until that many units were begun, or nobody is left to begin them."""
+    """Wait until that many units were started, or no builder is left."""
     while log.stat().st_size < target and any(process.is_alive() for process in builders):
         time.sleep(0.01)
 
 
 def assert_whole(url: str, folder: Path) -> None:
-    """Complete, every object as the ledger has it and as in the local store; no lease left but of those killed."""
+    """Check that the store is complete, that its objects agree with the ledger and the local store, and that the only leases
+    left are those of killed builders."""
     store, expected = open_store(url), shards_of(folder)
     left = 0
     assert store.is_complete

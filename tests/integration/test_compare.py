@@ -39,14 +39,14 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def test_methods_are_compared_and_a_failed_one_loses_no_other(
     kdcache: Run, shared_store: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KDCACHE_DISTILL_LR", "nonsense")  # of another command: no run may take it
+    monkeypatch.setenv("KDCACHE_DISTILL_LR", "nonsense")  # of another command: a run must not use it
     arguments = ["compare", "--methods", "none,logit,mgd", "--steps", "2", "--no-fresh-views", *SMALL]
     arguments += ["--store", shared_store, "--out", str(out)]
     code, stdout, stderr = kdcache(*arguments)
     assert code == 3, stderr
     assert (
         "1 of 4 runs failed: steps-2-mgd-seed-0" in stderr
-        and "holds features, logits, not backbone" in stderr
+        and "contains features, logits, not backbone" in stderr
     )
     document = json.loads((out / "standings.json").read_text())
     ranks = {row["contender"]: row["rank"] for row in document["rankings"][0]["rows"]}
@@ -64,8 +64,8 @@ def test_methods_are_compared_and_a_failed_one_loses_no_other(
     with open(out / "standings.csv") as file:
         table = {line["name"]: line for line in csv.DictReader(file)}
     assert table.keys() == runs.keys() and table["steps-2-mgd-seed-0"]["status"] == "failed"
-    assert "## Failed" in (out / "report.md").read_text()
-    assert "holds features, logits, not backbone" in (out / "report.html").read_text()
+    assert "### Runs that failed" in (out / "report.md").read_text()
+    assert "contains features, logits, not backbone" in (out / "report.html").read_text()
 
     code, _, stderr = kdcache(*arguments, "--lr", "0.02")
     assert code == 2 and "--lr: 0.01, 0.02" in stderr
@@ -131,7 +131,7 @@ def test_both_clocks_with_the_teacher_and_few_views(
     assert {row["steps"] for row in by_steps["rows"]} == {by_steps["steps"]}
     assert all(row["training_s"] > 1.5 for row in by_time["rows"])
     costs = {cost["contender"]: cost for cost in document["costs"]}
-    assert costs["logit-online"]["teacher_s"] is not None  # its sign is the machine's
+    assert costs["logit-online"]["teacher_s"] is not None  # its sign depends on the machine
     cost, built_s = document["teacher"]["cost"], document["teacher"]["build_s"][0]
     assert (cost["build_s"], cost["shared_s"]) == pytest.approx((built_s, built_s / 2))
     assert (cost["passes"], cost["runs"]) == (1, 2)

@@ -1,4 +1,4 @@
-"""Estimates, from the command line to the end: what they say, what came of it, and that they leave nothing."""
+"""Estimates from the command line: their figures, the builds that follow, and that they leave nothing behind."""
 
 import json
 from collections.abc import Callable
@@ -49,8 +49,8 @@ def make():
 
 @pytest.fixture
 def request_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Options of a small store by a factory's teacher, its home not there yet."""
-    monkeypatch.setattr("kdcache.distill.study.trial._TIMED", 1)  # no test looks at how steady the times are
+    """Options of a small store with a factory's teacher, in a home that does not exist yet."""
+    monkeypatch.setattr("kdcache.distill.study.trial._TIMED", 1)  # tests do not depend on steady times
     (tmp_path / "estimated_teacher.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
     return [
@@ -182,7 +182,7 @@ def test_images_without_labels_can_be_estimated(request_words: list[str]) -> Non
 def test_a_build_says_what_is_left_and_refuses_a_disk_that_is_too_small(
     kdcache: Run, request_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A teacher of noise is no better than chance, which only --force lets pass; the check is not what is tested.
+    # A random teacher is not better than chance, and only --force accepts that. This test is not about the check.
     monkeypatch.setattr("kdcache.cache.build.calibrating.require_sane", lambda check: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     words = [word for word in request_words if word != "--force"]
@@ -190,7 +190,9 @@ def test_a_build_says_what_is_left_and_refuses_a_disk_that_is_too_small(
     assert (code, out) == (2, "")
     assert "left: 20 entries, " in err and "about" in err and "1 kB are free" in err
     assert "bytes are left to write and 1,000 are free" in err
-    assert "hint: fewer --views, --targets logits, another --home, or --force" in err
+    assert (
+        "hint: choose fewer --views, --targets logits or another --home; or build anyway with --force" in err
+    )
     (store,) = (tmp_path / "new" / "home").iterdir()
     assert not (store / "passes").exists() and not (store / "kd" / "goals").exists()
     code, out, err = kdcache("build", *words, "--dry-run")
@@ -207,7 +209,7 @@ def test_the_bytes_are_those_of_the_build(kdcache: Run, tmp_path: Path) -> None:
     network = build_network(network_config("pspnet_resnet18", len(images.classes.names)))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # one batch, and its outputs are of ordinary size
+            module.momentum = 1.0  # one batch is enough for outputs of ordinary size
     crops = torch.from_numpy(np.stack([images.image(index) for index in range(4)]))
     network.train()(RGB_IMAGENET(crops, None))
     save_network(tmp_path / "teacher.safetensors", network, normalisation=RGB_IMAGENET)

@@ -1,4 +1,4 @@
-"""`kdcache fidelity`, and the default codec of a build: what stores say they lost is what they lost."""
+"""`kdcache fidelity`, and the default codec of a build: the errors that stores state are the real ones."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ DATASET = "streets:96x128:12"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A network whose BatchNorms have seen some images and whose classifier has an opinion."""
+    """A network whose BatchNorms have seen some images and whose classifier prefers some classes."""
     torch.manual_seed(0)
     images = open_dataset(DATASET, None, "train")
     network = build_network(network_config("pspnet_resnet18", 19)).train()
@@ -82,9 +82,12 @@ def test_the_report_and_its_pictures(kdcache, store, weights, tmp_path):
     assert "cosine of the student's gradients" in out and "logits" in out
     report = tmp_path / "report"
     text = (report / "fidelity.md").read_text()
-    for name in ("maps", "rates-logits", "rates-features"):
-        assert f"figures/{name}.png" in text
-        assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "figures/maps.png" in text
+    assert (report / "figures" / "maps.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("rates-logits", "rates-features"):
+        assert f"figures/{name}.svg" in text
+        assert (report / "figures" / f"{name}.svg").read_text().startswith("<svg")
+    assert "data:image/png" in (report / "fidelity.html").read_text()
     rates = json.loads((report / "fidelity.json").read_text())["rates"]["logits"]
     assert {point["codec"].split(":")[0] for point in rates} == {
         *("fp16", "uniform", "delta", "pca", "dct", "dct-range")

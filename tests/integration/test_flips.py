@@ -1,7 +1,7 @@
-"""One wrong bit in any object that a training run could read, and any object gone: found before an entry is used, or
-without any effect on what the run learns from.
+"""One wrong bit in any object that a training run could read, or a missing object: it is found before an entry is used, or
+does not affect what the run learns from.
 
-KDCACHE_FLIPS sets how many bits are flipped in all: 1,000 for the full size.
+KDCACHE_FLIPS sets how many bits are flipped in total: 1,000 for a full measurement.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from training import build, make_teacher, small_config
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, StoreNotFoundError
 from kdcache.cache.storage.opening import open_objects
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.data.ahead import Ahead
 from kdcache.distill.data.inputs import open_inputs
 from kdcache.distill.data.loader import read_batches
+from kdcache.distill.data.prefetch import ShardPrefetcher
 from kdcache.distill.training.checkpoint import load_state
 from kdcache.distill.training.loop import train
 
-FLIPS = int(os.environ.get("KDCACHE_FLIPS", "60"))  # a test sees no variable
+FLIPS = int(os.environ.get("KDCACHE_FLIPS", "60"))  # read at import: tests run without the user's variables
 BATCH = 2
 UNREAD = {"root", "goal", "commit", "group", "pass"}  # by a run: they are for builders and other readers
 STORES = {"replay": "replay", "stored": "jpeg", "remote": "jpeg"}
@@ -56,7 +56,7 @@ def store(request: pytest.FixtureRequest, made: dict[str, Path], tmp_path: Path)
 
 
 class Damaged:
-    """A store to be damaged and mended, here or far away."""
+    """A store to damage and restore, local or remote."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -71,7 +71,7 @@ class Damaged:
         return [kind for kind in KINDS if self.objects[kind]]
 
     def flip(self, path: str, chooser: random.Random) -> Callable[[], None]:
-        """Changes one bit; gives what mends it."""
+        """Change one bit. Returns a function that restores it."""
         whole = self.fs.cat_file(path)
         self.fs.pipe_file(path, flipped(whole, chooser.randrange(8 * len(whole))))
         return lambda: self.fs.pipe_file(path, whole)
@@ -91,16 +91,18 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 
 
 def taken_in(config: TrainConfig, url: str, tmp_path: Path) -> tuple[object, list[torch.Tensor]]:
-    """All that a run with a new cache takes from the store: what it is pinned to, and the batches of every pass."""
+    """Everything that a run with a new cache reads from the store: what it is pinned to, and the batches of every pass."""
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     inputs = open_inputs(dataclasses.replace(config, store=url), device=torch.device("cpu"))
     views = inputs.stored_views
     assert views is not None
     shards = views.reader.cached
-    ahead = Ahead(views, shards, batch_size=BATCH) if shards is not None else None
+    prefetcher = ShardPrefetcher(views, shards, batch_size=BATCH) if shards is not None else None
     steps = len(views.reader.passes) * views.order.n_images // BATCH
     tensors: list[torch.Tensor] = []
-    with closing(read_batches(inputs.views, batch_size=BATCH, start_step=0, ahead=ahead)) as batches:
+    with closing(
+        read_batches(inputs.views, batch_size=BATCH, start_step=0, prefetcher=prefetcher)
+    ) as batches:
         for _ in range(steps):
             batch = next(batches)
             tensors += [batch.image, batch.label, batch.valid_size, *inputs.targets(batch).values()]
@@ -118,7 +120,7 @@ def is_same(one: tuple[object, list[torch.Tensor]], other: tuple[object, list[to
 def test_a_wrong_bit_is_found_or_without_effect(store: Damaged, config: TrainConfig, tmp_path: Path) -> None:
     chooser = random.Random(0)
     whole = taken_in(config, store.url, tmp_path)
-    counts = {kind: [0, 0] for kind in store.kinds}  # found, without effect
+    counts = {kind: [0, 0] for kind in store.kinds}  # found, or without effect
     for trial in range(FLIPS // len(STORES)):
         kind = store.kinds[trial % len(store.kinds)]
         path = chooser.choice(store.objects[kind])
@@ -135,7 +137,7 @@ def test_a_wrong_bit_is_found_or_without_effect(store: Damaged, config: TrainCon
     for kind, (found, without_effect) in counts.items():
         if kind in UNREAD:
             assert found == 0, kind
-        # Of an array's metadata a reader uses shape, type, chunks and codecs; of images whose crops are stored, nothing.
+        # A reader uses shape, type, chunks and codecs of an array's metadata; and nothing about images if crops are stored.
         elif kind not in ("array", "images"):
             assert without_effect == 0, kind
 
@@ -149,7 +151,7 @@ def test_an_object_that_is_gone_is_found_or_without_effect(
         mend = store.delete(path)
         if kind in UNREAD:
             assert is_same(taken_in(config, store.url, tmp_path), whole), path
-        elif kind == "manifest":  # then the pass is not complete, and no entry of it is used
+        elif kind == "manifest":  # then the pass is incomplete, and its entries are not used
             (about, tensors) = taken_in(config, store.url, tmp_path)
             assert len(tensors) == len(whole[1]) // 2 and about[0]["manifests"].keys() == {"0"}
         else:
@@ -163,7 +165,7 @@ def test_an_object_that_is_gone_is_found_or_without_effect(
 def test_an_object_that_goes_in_the_middle_of_a_run_stops_it_or_has_no_effect(
     store: Damaged, config: TrainConfig, tmp_path: Path
 ) -> None:
-    """Where it stops, the state is kept, and with the object back it ends as it would have."""
+    """The run stops with its state saved; once the object is restored, it ends with the same result."""
     config = dataclasses.replace(config, store=store.url, pool_units=1, steps=5)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
     train(whole)

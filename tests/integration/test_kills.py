@@ -1,4 +1,4 @@
-"""Killed with -9 at random moments and started again, a build and a training run end as if nothing had happened.
+"""Killed with -9 at random moments and started again, builds and training runs end with the same result.
 
 KDCACHE_KILLS sets how many kills the build takes; a training run takes a third of them.
 """
@@ -57,14 +57,14 @@ def factory_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, factory_path) -> Path:
-    """A store of a build that nothing interrupted."""
+    """A store of an uninterrupted build."""
     store = tmp_path_factory.mktemp("whole") / "store"
     finish(factory_path, *build_arguments(store))
     return store
 
 
 def command(factory_path: Path, *arguments: str) -> subprocess.Popen:
-    """A kdcache command in a process group of its own; its messages go to `messages.txt` beside the factory."""
+    """A kdcache command in a new process group. Its messages go to `messages.txt` in the factory's folder."""
     environment = {**os.environ, "PYTHONPATH": str(factory_path), "OMP_NUM_THREADS": "1"}
     with open(factory_path / "messages.txt", "wb") as messages:
         return subprocess.Popen(
@@ -124,7 +124,7 @@ def finish(factory_path: Path, *arguments: str) -> None:
 
 
 def kill_after(process: subprocess.Popen, count_now, target: int, delay_s: float) -> bool:
-    """Kill the process group once `count_now()` has reached `target`, a moment later; False where it ended before."""
+    """Kill the process group a moment after `count_now()` reaches `target`. False if it ended before."""
     while process.poll() is None:
         if count_now() >= target:
             time.sleep(delay_s)
@@ -138,7 +138,7 @@ def kill_after(process: subprocess.Popen, count_now, target: int, delay_s: float
 
 
 def store_bytes(folder: Path) -> dict[str, bytes]:
-    """All objects but commit records, which tell of times, and leases, which the killed may have left."""
+    """All objects except commit records, which contain times, and leases, which killed builders may leave."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     return {

@@ -1,9 +1,9 @@
 """Build and training take no more memory for a store ten times as large.
 
-The measure is the peak of resident memory of a whole process. Limits would say less: RLIMIT_AS counts the address
-space that torch reserves and never touches, RLIMIT_DATA the stacks and arenas of all threads likewise, and a cgroup
-needs rights that a test has not. glibc is told to give large blocks back at once: what it keeps for later makes peaks
-vary by 50 MB. Training reads in its own process here (--workers 0), so that the loader counts too.
+The measure is the peak of resident memory of a whole process. Limits would be less exact: RLIMIT_AS counts the address
+space that torch reserves and never touches, RLIMIT_DATA the stacks and arenas of all threads, and a cgroup needs rights
+that tests lack. glibc is set to return large blocks at once, because the memory that it retains makes peaks vary by 50 MB.
+Training loads in its own process here (--workers 0), so that the loader counts too.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 IMAGES = (80, 800)
-UNIT_ENTRIES = 8  # then the small store too has more units than are ever in flight
+UNIT_ENTRIES = 8  # small enough that even the small store has more units than can be in flight
 
 FACTORY = '''
 """A teacher whose features are noise, so that a store of few images is large."""

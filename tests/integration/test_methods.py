@@ -1,4 +1,4 @@
-"""Every method from a store and with its teacher running along; those with a state interrupted, resumed and shared."""
+"""Every method with a store and with an online teacher; methods with a state interrupted, resumed, on two processes."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_cache_and_teacher_give_the_same_losses(config: TrainConfig, teacher_fil
         assert {"ce", "aux", *METHODS[name], *adversaries} <= set(mine)
         terms = set(mine) - {"loss", "lr", "step", "discriminator"}
         assert mine["loss"] == pytest.approx(sum(mine[term] for term in terms))
-        # fp16 is off by 2^-11 of a target at most. A discriminator learns from it, by steps that know signs alone.
+        # fp16 changes a target by at most 2^-11 of it. A discriminator learns from that, in Adam's steps, which follow signs.
         compared = set(mine) - (adversaries if mine["step"] > 1 else set())
         for key in compared:
             assert mine[key] == pytest.approx(theirs[key], rel=2**-8, abs=1e-4), key
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config: TrainConfig, name: str) -
 def test_two_processes_learn_what_one_learns(
     config: TrainConfig, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The student's BatchNorm and dropout see a process's crops alone; in evaluation mode the rest must agree.
+    # BatchNorm and dropout depend on how crops are split over processes; with both in evaluation mode the rest must agree.
     alone = dataclasses.replace(config, method=name, batch_size=4, lr=0.001)
     shared = dataclasses.replace(alone, out=f"{config.out}-shared")
     port = free_port()
@@ -142,7 +142,7 @@ def test_a_store_without_a_methods_targets_is_refused_with_the_command_that_buil
     store = build(tmp_path / "plain", teacher_file, passes=1)
     needs = {"dist": "aux", "mgd": "backbone"}
     for name, target in needs.items():
-        with pytest.raises(StoreMismatchError, match=f"holds features, logits, not {target}") as caught:
+        with pytest.raises(StoreMismatchError, match=f"contains features, logits, not {target}") as caught:
             train(dataclasses.replace(config, store=store, method=name))
         command = f"--teacher pspnet_resnet18 --targets features,logits,{target}"
         assert f"kdcache build --dataset streets:64x64:6 --split train {command}" in str(caught.value.hint)
@@ -166,15 +166,15 @@ def test_a_method_of_labels_is_refused_where_there_are_none(
 
 
 @pytest.mark.usefixtures("no_checkpoints")
-def test_the_method_of_the_readme_trains(
+def test_the_method_of_the_guide_trains(
     config: TrainConfig, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = re.search(
-        r"A method of one's own.*?```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
+        r"### Adding a method.*?```python\n(.*?)```", (root / "distill/README.md").read_text(), re.DOTALL
     )
     assert block
     monkeypatch.setattr(methods, "METHODS", {})
-    exec(block[1], {})  # noqa: S102 - the README itself
+    exec(block[1], {})  # noqa: S102 - the guide itself
     assert set(methods.METHODS) == {"cosine"}
     config = dataclasses.replace(config, method="cosine", steps=6, lr=0.02, kd_weight=2.0)
     train(config)

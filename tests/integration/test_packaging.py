@@ -1,7 +1,7 @@
-"""What installs: kdcache.cache, kdcache.distill and kdcache.cli, and nothing beside them, as a wheel and editable.
+"""Installing, as a wheel and editable, gives kdcache.cache, kdcache.distill and kdcache.cli, and nothing else.
 
-The environment that is installed into sees this environment's packages through a .pth file, so that torch is not
-installed again; `--no-index` and `--no-build-isolation` keep the network out.
+The test's environment sees this environment's packages through a .pth file, so that torch is not installed again.
+`--no-index` and `--no-build-isolation` avoid the network.
 """
 
 import shutil
@@ -18,7 +18,7 @@ PACKAGES = ("cache", "distill", "cli")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """stdout of a command that has to succeed."""
+    """The stdout of a command that must succeed."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
@@ -27,7 +27,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def copy_project(root: Path, to: Path) -> Path:
-    """What a clean clone has of the files that packaging reads."""
+    """The files that packaging reads, as in a clean clone."""
     to.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, to / name)
@@ -50,13 +50,13 @@ def wheel(project: Path) -> Path:
 
 
 def environment(folder: Path) -> tuple[Path, Path]:
-    """A fresh environment that sees this one's packages except kdcache: its python and its site-packages."""
+    """A new environment that sees this one's packages except kdcache. Returns its python and its site-packages."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     site = Path(
         run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     )
-    # A line of paths, not addsitedir: .pth files over there, the editable install of this checkout, are not run.
+    # Plain paths and not addsitedir, which would also run the .pth file of this checkout's editable install.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python, site
 
@@ -73,7 +73,7 @@ def install(python: Path, *what: str | Path) -> None:
 
 
 def check_installed(python: Path, site: Path, elsewhere: Path) -> None:
-    """The script and the module run from another folder, and nothing else was put at the top."""
+    """The script and the module run from another folder, and no other top-level package was installed."""
     elsewhere.mkdir()
     by_script = run(python.parent / "kdcache", "--help", cwd=elsewhere)
     by_module = run(python, "-m", "kdcache.cli", "--help", cwd=elsewhere)

@@ -1,4 +1,4 @@
-"""The page of a comparison in a real browser: it fits its window and its paper, and breaks nothing."""
+"""The page of a comparison in a real browser: it fits its window and its paper, and reports no errors."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ from browser import find_browser, measure, print_page
 from comparisons import FEATURE, LOGIT, NONE, ONLINE, make_comparison, make_contest
 
 from kdcache.distill.compare.contest import Contender
-from kdcache.distill.compare.page import write_page
-from kdcache.distill.compare.standings import Standings
+from kdcache.distill.compare.report import write_standings
 from kdcache.distill.losses.methods import METHODS
 
 A4_PT = (595, 842)
@@ -25,7 +24,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_comparison(
         folder, contest, failed={"time-100s-feature-seed-1": "<script>console.error('ran')</script>"}
     )
-    return write_page(folder, Standings.read(folder))
+    write_standings(folder)
+    return folder / "report.html"
 
 
 def test_a_browser_shows_and_prints_it(page: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_it_is_dark_where_the_reader_is(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_long_names_and_many_methods_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """17 contenders with names of any length: what a page of every method comes to."""
+    """17 contenders with names of any length, as on a page of all methods."""
     methods = [
         "cirkd-published",
         "a-method-whose-name-is-far-too-long-to-be-shown",
@@ -69,7 +69,8 @@ def test_long_names_and_many_methods_fit(tmp_path: Path, monkeypatch: pytest.Mon
         document = json.loads(scores.read_text())
         document["scores"]["iou"] = {f"class number {n} of a long list": n / 150 for n in range(150)}
         scores.write_text(json.dumps(document))
-    page = write_page(folder, Standings.read(folder))
+    write_standings(folder)
+    page = folder / "report.html"
     for found in measure(page, [1280, 400], tmp_path):
         assert found["content"] <= found["width"]
         assert found["outside"] == [] and found["clipped"] == []

@@ -1,4 +1,4 @@
-"""Every request to S3 is asked again while its errors pass, and one that deletes many says what it did not delete."""
+"""Every request to S3 is retried after transient errors, and deleting many objects reports those that remain."""
 
 import pytest
 from faultproxy import FaultProxy
@@ -22,7 +22,7 @@ def objects(bucket: str, faulty: FaultProxy) -> S3Objects:
 
 
 def begin_uploads(objects: S3Objects, *paths: str) -> None:
-    """Uploads of one part of 1000 bytes each that nobody finishes."""
+    """Unfinished multipart uploads with one part of 1000 bytes each."""
     bucket, _, key = objects.prefix.partition("/")
     for path in paths:
         place = {"Bucket": bucket, "Key": f"{key}/{path}"}
@@ -137,7 +137,7 @@ def test_keys_that_a_server_refuses_within_its_answer(
 def test_an_object_for_the_folder_itself_goes_too(
     objects: S3Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Consoles of S3 put such objects; a listing has them under the folder's name with a slash."""
+    """S3 consoles create such objects. A listing shows them as the folder's name with a slash."""
     found = {
         f"{objects.prefix}/{path}": {"name": f"{objects.prefix}/{path}", "size": 0, "mtime": 0.0}
         for path in ("", "a")

@@ -1,4 +1,4 @@
-"""The servers that other tests lean on do what those tests take for granted."""
+"""The servers for other tests do what those tests rely on."""
 
 import time
 

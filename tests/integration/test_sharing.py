@@ -101,7 +101,7 @@ def test_there_and_back(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     fs, path = fsspec.core.url_to_fs(f"{bucket}/third/passes/000/logits/c/0/0/0/0")
     fs.pipe_file(path, b"another's")
     code, _, err = kdcache("pull", remote, f"{bucket}/third")
-    assert code == 11 and "passes/000/logits/c/0/0/0/0 stands and differs" in err
+    assert code == 11 and "passes/000/logits/c/0/0/0/0 exists and differs" in err
     assert fs.cat_file(path) == b"another's"
 
 
@@ -127,10 +127,10 @@ def test_a_copy_writes_over_nothing_where_conditions_are_ignored(
     fs, path = fsspec.core.url_to_fs(f"{bucket}/{late}")
 
     def build_beside(done: int, total: int, note: str) -> None:
-        fs.pipe_file(path, b"another builder's")  # after the copy saw that nothing stood there
+        fs.pipe_file(path, b"another builder's")  # after the copy saw that there was nothing
 
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
-    with pytest.raises(StoreMismatchError, match=f"{late} stands and differs"):
+    with pytest.raises(StoreMismatchError, match=f"{late} exists and differs"):
         copy_store(store, bucket, workers=1, progress=build_beside)
     assert fs.cat_file(path) == b"another builder's"
     assert "nobody else may write there during the copy" in caplog.text
@@ -175,7 +175,7 @@ def test_a_copy_through_faults(bucket: str, faulty: FaultProxy, tmp_path: Path, 
 
 
 def begin_upload(url: str, path: str) -> dict[str, str]:
-    """A multipart upload of one part of 1000 bytes that nobody finishes: what names it to the server."""
+    """An unfinished multipart upload with one part of 1000 bytes. Returns what identifies it to the server."""
     fs, full = fsspec.core.url_to_fs(f"{url}/{path}")
     bucket, _, key = full.partition("/")
     place = {"Bucket": bucket, "Key": key}
@@ -185,7 +185,7 @@ def begin_upload(url: str, path: str) -> dict[str, str]:
 
 
 def pending_uploads(url: str) -> list[str]:
-    """The ids of the uploads under `url` that nobody finished."""
+    """The ids of the unfinished uploads under `url`."""
     fs, full = fsspec.core.url_to_fs(url)
     bucket, _, prefix = full.partition("/")
     found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
@@ -199,14 +199,14 @@ def test_garbage_of_a_bucket(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     elsewhere = begin_upload(bucket, "store-elsewhere/x")
     for left in ("kd/leases/000/000001", "kd/probes/p"):
         store.objects.put_new(left, b"left")
-    time.sleep(2.1)  # the server counts whole seconds
+    time.sleep(2.1)  # the server's times are whole seconds
     assert json.loads(kdcache("gc", "--home", bucket, "--json")[1])["garbage"] == []  # all of it is young
     code, out, _ = kdcache("gc", "--home", bucket, "--grace", "1s", "--json")
     found = json.loads(out)
     assert code == 0 and found["bytes"] == 1008
     assert sorted(each["kind"] for each in found["garbage"]) == ["lease", "probe", "unfinished upload"]
     assert contents(store.url) == before
-    assert pending_uploads(bucket) == [elsewhere["UploadId"]]  # it belongs to no store
+    assert pending_uploads(bucket) == [elsewhere["UploadId"]]  # it does not belong to a store
 
 
 def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Run) -> None:
@@ -215,7 +215,7 @@ def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Ru
     assert code == 2 and "somebody may be at work" in err
     begin_upload(store.url, "passes/002/logits/c/0/0/0/0")
     theirs = begin_upload(other.url, "passes/002/logits/c/0/0/0/0")
-    # As an interrupted removal would.
+    # As after an interrupted removal.
     store.objects.remove_many(["kd/spec.json", "passes/000/logits/c/0/0/0/0"])
     code, _, err = kdcache("rm", store.url, "--yes", "--force")
     assert code == 0 and ", 1 unfinished uploads, " in err

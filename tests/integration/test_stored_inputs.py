@@ -1,4 +1,4 @@
-"""A store that keeps its crops: student and teacher see the same bits, and training needs no dataset."""
+"""A store with its crops: student and teacher see the same bits, and training works without the dataset."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ IMAGES = 5
 
 @pytest.fixture(scope="module")
 def dataset_folder(tmp_path_factory) -> Path:
-    """Street scenes as a dataset of files, which can be taken away."""
+    """Street scenes as a dataset of files, which the test can remove."""
     root = tmp_path_factory.mktemp("dataset")
     drawn = open_dataset(f"streets:64x96:{IMAGES}", None, "train")
     for name in ("images", "masks"):
@@ -105,7 +105,7 @@ def test_another_format_is_another_store(tmp_path, dataset_folder, weights):
 def test_units_begun_with_crops_that_this_machine_does_not_make_are_left(
     tmp_path, dataset_folder, weights, monkeypatch
 ):
-    """Another JPEG encoder: the crops decode to other pixels, so the units it has begun are that builder's."""
+    """Another JPEG encoder: its crops decode to other pixels, so only that builder may finish the units that it started."""
     store, images, teacher = begin(tmp_path / "store", dataset_folder, weights, "jpeg:95")
     options = BuildOptions(batch_size=2, force=True)
     build_store(store, images, teacher, passes=1, options=options)

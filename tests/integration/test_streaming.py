@@ -1,4 +1,4 @@
-"""Training from a store on S3: shards fetched once, ahead and checked; the same run as from a local store; what may go wrong."""
+"""Training from a store on S3: shards prefetched, once, and checked; the same run as from a local store; failures."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def test_a_run_from_a_remote_store_is_the_local_one_and_fetches_each_shard_once(
         for name in ("logits/c/0/0/0/0", "logits/c/1/0/0/0", "views/c/0/0", "views/c/1/0")
     ]
     again = dataclasses.replace(config, store=in_memory, out=str(tmp_path / "again"), workers=1)
-    train(again)  # by a worker, from what the cache has
+    train(again)  # by a worker, from the cache
     assert_same_run(near, again)
     assert len(shard_gets) == 8
 
@@ -88,7 +88,7 @@ def test_a_resumed_run_fetches_nothing_again(config, in_memory, shard_gets, tmp_
 
 
 def test_a_cache_too_small_is_refused_before_anything_is_written(config, in_memory):
-    with pytest.raises(UsageError, match="--cache-limit 1KB holds 950") as caught:
+    with pytest.raises(UsageError, match="--cache-limit 1KB leaves 950 B") as caught:
         train(dataclasses.replace(config, store=in_memory, cache_limit_bytes=1000))
     assert "--cache-limit 1MB or more" in caught.value.hint
     assert not Path(config.out).exists()
@@ -113,7 +113,7 @@ def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, t
     shutil.rmtree(Path(copy.out, "checkpoint"))
     Path(copy.out, "scores.json").unlink()
     build(store, teacher_file, passes=3, targets=("logits",))
-    train(copy, resume=True)  # from the start, in the order on record; pass 2 comes after epoch 1
+    train(copy, resume=True)  # from the start, in the recorded order; pass 2 comes after epoch 1
     assert lines_of(copy)[:6] == lines_of(config)[:6]
     joined = json.loads(Path(copy.out, "inputs.json").read_text())["joined"]
     assert joined == [{"epoch": 1, "passes": [1]}, {"epoch": 2, "passes": [2]}]
@@ -127,7 +127,7 @@ def test_passes_join_at_an_epoch_s_end_and_a_resumed_run_sees_the_same(config, t
 
 @pytest.mark.slow
 def test_processes_agree_on_what_joins(config, tmp_path, teacher_file):
-    """Two processes; the second pass is there after the first one's read, for both at the same epoch."""
+    """Two processes: the second pass is completed during the first, and joins both processes at the same epoch."""
     store = build(tmp_path / "store", teacher_file, passes=1, targets=("logits",))
     config = dataclasses.replace(config, store=store, batch_size=4, steps=40, follow=True)
     port = free_port()
@@ -156,7 +156,7 @@ def test_a_store_that_is_repaired_stops_the_run_at_the_next_epoch_with_its_state
                 again = tuple(dataclasses.replace(commit, generation=1) for commit in manifest.commits)
                 opened.put_manifest(dataclasses.replace(manifest, commits=again))
 
-    with pytest.raises(StoreDamagedError, match="was repaired or is gone") as caught:
+    with pytest.raises(StoreDamagedError, match="was repaired or removed") as caught:
         train(config, progress=repair)
     assert caught.value.exit_code == 12
     assert load_state(Path(config.out, "checkpoint"))["step"] == 3
@@ -188,7 +188,7 @@ def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
     upload(shared_store, bucket)
     far = dataclasses.replace(config, store=bucket, save_every_steps=0, save_every_s=0.0)
     order = EntryOrder(passes=(0, 1), n_images=6, unit_entries=4, pool_units=8, seed=config.seed)
-    if denied == "shards":  # of the second epoch, three steps on
+    if denied == "shards":  # of the second epoch, three steps later
         faulty.denied = rf"passes/00{order.pass_index(1)}/\w+/c/"
 
     def expire(done: int, total: int, note: str) -> None:
@@ -211,7 +211,7 @@ def test_credentials_that_expire_in_a_run_stop_it_with_its_state_kept(
 def test_damage_of_any_shard_stops_the_run_before_it_is_used(
     config, tmp_path, shared_store, remote, array, damage, request
 ):
-    """And once the object is as it was, the run goes on and ends as if nothing had been."""
+    """Once the object is restored, the run continues and ends with the same result."""
     store = Path(shutil.copytree(shared_store, tmp_path / "store"))
     url = upload(str(store), f"memory://{abs(hash(request.node.nodeid)):x}") if remote else str(store)
     config = dataclasses.replace(config, store=url, steps=4, save_every_s=0.0)

@@ -1,4 +1,4 @@
-"""Repair and recomputation, with a teacher: what is damaged is made again, and what the store says is the teacher's."""
+"""Repair and recomputation with a teacher: damaged objects are made again, and targets are checked to be the teacher's."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def weights(teacher_file: Path) -> str:
 
 @pytest.fixture
 def store(shared_store: str, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """A copy to damage."""
     return Path(shutil.copytree(shared_store, tmp_path / "store"))
 
 
@@ -36,7 +36,7 @@ def contents(store: Path) -> dict[str, str]:
 
 
 def test_every_kind_of_damage_that_can_be_mended_is(store: Path, weights: str, kdcache: Run) -> None:
-    """On the machine that built it a store becomes what it was, to the byte; `built` of a lost record is lost."""
+    """On the machine that built it, a store is restored to the byte, except `built` in a lost record."""
     whole = contents(store)
     (store / "zarr.json").write_bytes(b"{")
     (store / "kd/images.json").unlink()
@@ -59,7 +59,7 @@ def test_every_kind_of_damage_that_can_be_mended_is(store: Path, weights: str, k
 
 
 def test_bytes_that_come_out_otherwise_are_a_new_generation(store: Path, weights: str, kdcache: Run) -> None:
-    """As on another machine: there the ledger names bytes that nobody can make again."""
+    """As on another machine, which cannot reproduce the bytes that the ledger names."""
     before = open_store(str(store)).manifest(0)
     _rewrite_as_elsewhere(store)
     (store / "passes/000/logits/c/0/0/0/0").write_bytes(b"x")
@@ -74,7 +74,7 @@ def test_bytes_that_come_out_otherwise_are_a_new_generation(store: Path, weights
 
 
 def _rewrite_as_elsewhere(store: Path) -> None:
-    """Have the ledger name other bytes of logits for unit 0 of pass 0, in all its records."""
+    """Make the ledger name other bytes of logits for unit 0 of pass 0, in all its records."""
     opened = open_store(str(store))
     commit = opened.commit_of(0, 0)
     other = replace(commit, objects={**commit.objects, "logits": ObjectRecord.of(b"elsewhere")})
@@ -96,7 +96,7 @@ def test_what_cannot_be_mended_is_said(store: Path, weights: str, kdcache: Run) 
     assert kdcache("verify", str(store), "--repair", "--force", "--weights", weights)[0] == 0
     (store / "kd/calibration.json").unlink()
     code, out, _ = kdcache("verify", str(store), "--repair", "--force", "--weights", weights)
-    assert code == 12 and "left: kd/calibration.json: cannot be derived from anything" in out
+    assert code == 12 and "left: kd/calibration.json: does not follow from other objects" in out
 
 
 def test_recomputing_says_how_far_the_targets_are_off(store: Path, weights: str, kdcache: Run) -> None:
@@ -116,7 +116,7 @@ def test_recomputing_says_how_far_the_targets_are_off(store: Path, weights: str,
 
 
 def _swap_targets(store: Path) -> None:
-    """Another builder's idea of what the teacher says: every digest is right, and the numbers are others'."""
+    """Targets of another teacher: every digest is right, but the numbers are wrong."""
     opened = open_store(str(store))
     for index in (0, 1):
         layout = opened.layouts(index)["logits"]

@@ -1,4 +1,4 @@
-"""Small stores of made-up numbers, for the tests of everything that reads or writes one."""
+"""Small stores of made-up numbers, for tests of everything that reads or writes stores."""
 
 from collections.abc import Callable
 
@@ -64,7 +64,7 @@ def make_rows(spec: StoreSpec, pass_index: int) -> dict[str, np.ndarray]:
 
 
 def make_codecs(spec: StoreSpec) -> dict[str, Codec]:
-    """The codecs of its targets; those with a basis are fitted to noise, the others to nothing."""
+    """The codecs of its targets. Those with a basis are fitted to noise; the others need no fitting."""
     noise = torch.Generator()
     return {
         name: fit_codec(
@@ -148,5 +148,5 @@ def store(tmp_path, spec) -> Store:
 
 @pytest.fixture
 def stores() -> dict[str, Callable[..., object]]:
-    """The makers above, for tests that need another shape or an unfinished store."""
+    """The functions above, for tests that need another shape or an unfinished store."""
     return {"spec": make_spec, "rows": make_rows, "begin": begin_store, "fill": fill_pass}

@@ -1,4 +1,4 @@
-"""Budgets: turned into steps by timing the first, stopped by the clock, resumed."""
+"""Budgets: converted to steps by timing the first ones, stopped by the clock, resumed."""
 
 from collections.abc import Callable
 
@@ -114,7 +114,7 @@ def test_the_warm_up_after_resuming_does_not_count_as_speed(at: int) -> None:
     second = budget(budget_seconds=100.0)
     second.load_state_dict(first.state_dict())
     run(second, lambda k: 11.0 if k < at + 2 else 1.0, step, spent_s)
-    assert second.total_steps == 80  # 20 s went by in warm-up
+    assert second.total_steps == 80  # warm-up took 20 s
 
 
 def test_readings_every_ten_steps_still_give_a_number() -> None:

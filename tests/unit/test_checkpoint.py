@@ -1,4 +1,4 @@
-"""A training state is there whole or not at all, and nothing in it is executed when it is read."""
+"""A training state is complete or absent, and reading it never executes code."""
 
 import pickle
 
@@ -25,7 +25,9 @@ def test_the_newest_state_comes_back_and_older_ones_go(tmp_path):
 
 
 def test_files_beside_the_state_are_written_before_it_counts(tmp_path):
-    folder = save_state(tmp_path, 3, state_of(1.0), beside=lambda path: (path / "student").write_text("s"))
+    folder = save_state(
+        tmp_path, 3, state_of(1.0), write_more=lambda path: (path / "student").write_text("s")
+    )
     assert (folder / "student").read_text() == "s"
 
 
@@ -41,7 +43,7 @@ def test_dying_at_any_moment_leaves_the_state_before(tmp_path, monkeypatch, mome
     if moment == "rename":
         monkeypatch.setattr(checkpoint.Path, "rename", die)
     with pytest.raises(KeyboardInterrupt):
-        save_state(tmp_path, 2, state_of(2.0), beside=die if moment == "beside" else lambda path: None)
+        save_state(tmp_path, 2, state_of(2.0), write_more=die if moment == "beside" else lambda path: None)
     assert load_state(tmp_path)["step"] == 1
     monkeypatch.undo()
     save_state(tmp_path, 2, state_of(2.0))

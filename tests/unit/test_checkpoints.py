@@ -1,7 +1,7 @@
 """Checkpoint layouts, against numbers that the original code bases computed.
 
 A fixture under tests/fixtures/checkpoints lists an original network's parameters and some of its outputs. Its
-weights and its input are not stored: they are a function of each name and shape (`recipe`), which was loaded
+weights and its input are not stored: they are a function of each name and shape (`weights_of`), which was loaded
 into the original code, in evaluation mode, on a CPU, in float32. So a fixture proves the whole way from keys
 to logits.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import uniform
+from namedvalues import uniform
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +33,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def recipe(name: str, shape: tuple[int, ...]) -> Tensor:
+def weights_of(name: str, shape: tuple[int, ...]) -> Tensor:
     """A parameter's value; norms get negative scales and shifted statistics too."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.int64)
@@ -76,7 +76,7 @@ def read_fixture(name: str) -> Original:
             ]
             for leaf in leaves:
                 key = f"{words[0]}.{leaf}"
-                state_dict[key] = recipe(key, shape_ if leaf == "weight" else shape_[:1])
+                state_dict[key] = weights_of(key, shape_ if leaf == "weight" else shape_[:1])
     return Original(state_dict, uniform("input 97x129", (1, 3, 97, 129)) * 2, outputs)
 
 

@@ -1,4 +1,4 @@
-"""The automatic codec keeps what it promises on crops that it was not fitted to, and is the smallest that does."""
+"""The automatic codec keeps its promise on crops that it was not fitted to, and is the smallest codec that does."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from kdcache.cache.errors import TeacherError
 
 
 def smooth_maps(n: int, channels: int, *, seed: int, scale: float = 4.0) -> list[torch.Tensor]:
-    """Maps as networks give them: smooth, correlated, a little rough."""
+    """Maps like a network's: smooth, correlated, a little rough."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(channels, channels, generator=torch.Generator().manual_seed(9)) / channels**0.5
     rough = F.interpolate(torch.randn(n, channels, 5, 6, generator=generator), size=(33, 45), mode="bicubic")
@@ -37,7 +37,7 @@ def test_the_promise_is_kept(max_kl):
     codec = choose_codec(Promise(max_kl, ("logit",)), sample)
     found = measure(codec, sample)
     assert found["kl"] <= max_kl
-    assert found["kl"] > max_kl / 10  # and is not kept by wasting bytes
+    assert found["kl"] > max_kl / 10  # and it does not waste bytes
 
 
 def test_nothing_smaller_keeps_it():
@@ -94,7 +94,7 @@ def test_maps_of_a_few_cells(size):
 
 
 def test_padding_does_not_buy_bytes():
-    """Cells that take no part in a loss may be as wrong as they like."""
+    """Errors in cells that do not count in a loss do not matter."""
     held_out = smooth_maps(3, 7, seed=2)
     noisy = [target.clone() for target in held_out]
     for target in noisy:

@@ -38,7 +38,7 @@ def test_class_sets(name, count):
     "index, name, colour",
     [
         (0, "wall", (120, 120, 120)),
-        (7, "bed", (204, 5, 255)),  # with a space behind it in mmsegmentation
+        (7, "bed", (204, 5, 255)),  # mmsegmentation's name ends with a space
         (44, "chest of drawers", (6, 51, 255)),
         (64, "coffee table", (0, 255, 112)),
         (82, "light", (255, 173, 0)),

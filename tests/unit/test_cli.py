@@ -1,4 +1,4 @@
-"""The command line: help, options, errors and exit codes. What the commands do is tested end to end in integration/."""
+"""The command line: help, options, errors and exit codes. Tests in integration/ run the commands end to end."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ import click
 import pytest
 
 from kdcache.cache import errors
-from kdcache.cli.distill import FIELDS, _show, make_config
+from kdcache.cli import names, options
+from kdcache.cli.distill import _show, make_config
 from kdcache.cli.main import COMMANDS, EXIT_CODES, cli
 from kdcache.cli.options import pass_range
 from kdcache.cli.output import Console
+from kdcache.cli.training import FIELDS
 from kdcache.distill.config import DEFAULT_STEPS, TrainConfig
-from kdcache.distill.report.report import write_report
-from kdcache.distill.training.outcome import RunResult
+from kdcache.distill.report.run_report import write_report
+from kdcache.distill.training.results import RunResult
 from kdcache.distill.units import size_text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,7 +36,7 @@ REQUEST = (
     "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
     "--unit-entries --device --force --json"
 )
-OPTIONS = {  # changing one is changing the contract: say so in the changelog
+OPTIONS = {  # these are a contract: mention every change in the changelog
     "build": f"{REQUEST} --dry-run",
     "estimate": f"{REQUEST} --student --student-batch-size --method --mixed-precision --steps --runs "
     "--usd-gb-month --usd-1000-gets --usd-gb-traffic",
@@ -48,7 +49,7 @@ OPTIONS = {  # changing one is changing the contract: say so in the changelog
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
     "--temperature --kd-weight --kd-terms --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
-    "--pool-units --check-crops --cache-limit --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --json",
+    "--pool-units --check-crops --cache-limit --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --yes --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
     "report": "--teacher --out --json",
@@ -81,16 +82,106 @@ def test_options_change_on_purpose_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_names_every_option_and_its_variable(kdcache: Run, name: str) -> None:
+def test_help_names_every_option_once_and_says_the_rule_of_variables(kdcache: Run, name: str) -> None:
     code, out, _ = kdcache(name, "--help")
     assert code == 0
-    shown = re.sub(r"\s+", "", out)  # help is wrapped
+    groups = re.split(r"^[A-Z][a-z ]+:\n", out.partition("\nExamples:")[0], flags=re.MULTILINE)[1:]
+    listed = [flag for group in groups for flag in re.findall(r"^  (--[a-z0-9-]+)", group, re.MULTILINE)]
+    assert sorted(listed) == sorted(option.opts[0] for option in parameters(name))
+    said = " ".join(out.split())
+    assert "Every option can also be set by a variable: --" in said and "env var" not in said
+    assert re.search(rf"by KDCACHE_{name.upper()}_[A-Z0-9_]+[,.]", said)
     for option in parameters(name):
-        variable = f"KDCACHE_{name}_{option.opts[0].removeprefix('--')}".upper().replace("-", "_")
-        if option.opts == ["--home"]:
-            variable = "KDCACHE_HOME"
-        assert f"envvar:{variable}" in shown, option.opts
-        assert option.help, option.opts
+        assert option.help and option.help[0].isupper() and option.help.rstrip("]").endswith("."), option.opts
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_rule_of_variables_holds_for_every_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    context = click.Context(command, info_name=name, auto_envvar_prefix=f"KDCACHE_{name.upper()}")
+    for option in parameters(name):
+        variable = options.variable(name, option.opts[0])
+        variable = "KDCACHE_HOME" if option.opts == ["--home"] else variable
+        monkeypatch.setenv(variable, "a value")
+        assert option.resolve_envvar_value(context) == "a value", variable
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_groups_and_examples_that_parse(kdcache: Run, name: str) -> None:
+    text = kdcache(name, "--help")[1]
+    titles = [line[:-1] for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    assert titles[-1] == "Examples"
+    assert titles[:-1] == [title for title in options.GROUPS.values() if title in titles]
+    command = cli.get_command(click.Context(cli), name)
+    assert isinstance(command, options.Command) and command.examples
+    for example in command.examples:
+        words = shlex.split(example.partition(" >")[0])
+        words = words[words.index(name) :]
+        command.make_context(name, words[1:], obj=Console())
+
+
+def test_names_in_the_help_are_those_of_the_library() -> None:
+    from kdcache.cache.codecs.registry import CODECS
+    from kdcache.cache.codecs.request import JUDGED_METHODS
+    from kdcache.cache.images.datasets import DATASETS
+    from kdcache.cache.networks.network import NETWORKS, PRESETS
+    from kdcache.cache.views.policy import POLICIES
+    from kdcache.cache.views.view import TARGETS
+    from kdcache.distill.losses.methods import METHODS
+    from kdcache.distill.recipes import RECIPES
+
+    assert tuple(METHODS) == names.METHODS
+    assert tuple(DATASETS) == names.DATASETS
+    assert tuple(NETWORKS) == names.NETWORKS
+    assert tuple(PRESETS) == names.PRESETS
+    assert tuple(RECIPES) == names.RECIPES
+    assert {*names.VIEW_RECIPES, *names.RECIPES} == set(POLICIES)
+    assert tuple(CODECS) == names.CODECS
+    assert names.JUDGED_METHODS == JUDGED_METHODS
+    assert names.TARGETS == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["bild"], "build"),
+        (["ls", "--jsn"], "--json"),
+        (["distill", "--method", "logits"], "logit"),
+        (["compare", "--methods", "none,crwd"], "cwd"),
+        (["build", "--dataset", "cityscape"], "cityscapes"),
+        (["build", "--dataset", "camvid", "--recipe", "cirk"], "cirkd"),
+        (["build", "--dataset", "camvid", "--teacher", "pspnet_resnet110"], "pspnet_resnet101"),
+        (["build", "--dataset", "camvid", "--for-methods", "cdw"], "cwd"),
+        (["distill", "--method", "none", "--student", "psp_resnet18"], "pspnet_resnet18"),
+        (["compare", "--methods", "none", "--steps", "1", "--recipe", "paper-cityscape"], "paper-cityscapes"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_closest(kdcache: Run, arguments: list[str], meant: str) -> None:
+    code, out, err = kdcache(*arguments)
+    assert (code, out) == (2, "")
+    hint = next(line for line in err.splitlines() if line.startswith("hint: "))
+    assert hint.startswith(f"hint: did you mean {meant}? ")
+
+
+def test_options_that_were_typed_are_handed_to_the_next_command() -> None:
+    estimate, build = (cli.get_command(click.Context(cli), name) for name in ("estimate", "build"))
+    assert estimate is not None and build is not None
+    typed = [
+        "--dataset",
+        "my set",
+        "--runs=3",
+        "--views=2",
+        "--force",
+        "--student",
+        "x",
+        "--no-flip",
+        "--json",
+    ]
+    assert options.typed(typed, estimate, into=build) == [
+        *("--dataset", "my set", "--views=2", "--force", "--no-flip", "--json")
+    ]
+    assert options.typed(["--dry-run", "--dataset", "a"], build, without={"dry_run"}) == ["--dataset", "a"]
 
 
 def test_group_help_names_commands_and_exit_codes(kdcache: Run) -> None:
@@ -123,7 +214,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     probe = (
         "import sys; from kdcache.cli.main import run; code = run(sys.argv[1:]);"
-        "heavy = {'torch', 'numpy', 'zarr', 'accelerate', 'fsspec', 'PIL', 'tqdm'} & set(sys.modules);"
+        "heavy = {'torch', 'numpy', 'zarr', 'accelerate', 'fsspec', 'PIL', 'rich'} & set(sys.modules);"
         "sys.exit(code or repr(heavy) if heavy else code)"
     )
     done = subprocess.run(
@@ -150,7 +241,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
             ["estimate", "--dataset", "streets", "--method", "feature", "--targets", "logits"],
             "needs features",
         ),
-        (["distill", "--method", "none", "--budget", "20"], "'20' lacks its unit: 20s or 20m"),
+        (["distill", "--method", "none", "--budget", "20"], "'20' has no unit: write 20s or 20m"),
         (["distill", "--method", "none", "--save-every", "often"], "'often' is not a duration"),
         (["distill", "--steps", "5"], "--method is missing"),
         (
@@ -163,26 +254,30 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         (["compare", "--methods", "none", "--steps", "1,x"], "'1,x' is not a list of numbers"),
         (["compare", "--methods", "none,logic", "--steps", "1"], "unknown method 'logic'"),
         (["compare", "--methods", "none", "--steps", "1", "--clock", "moon"], "unknown clock 'moon'"),
-        (["compare", "--methods", "none", "--online", "none", "--steps", "1"], "it asks no teacher"),
-        (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' lacks its unit"),
-        (["compare", "--methods", "none", "--steps", "1", "--recipe", "mmseg"], "no recipe for training"),
+        (["compare", "--methods", "none", "--online", "none", "--steps", "1"], "does not use a teacher"),
+        (["compare", "--methods", "none", "--budget", "90"], "--budget: '90' has no unit"),
+        (
+            ["compare", "--methods", "none", "--steps", "1", "--recipe", "mmseg"],
+            "unknown recipe for training 'mmseg'",
+        ),
         (
             ["compare", "--methods", "none,cwd", "--steps", "1", "--kd-terms", "logit=2"],
-            "no method has a term 'logit'",
+            "none of these methods has a term 'logit'",
         ),
         (["evaluate"], "--checkpoint and --teacher"),
         (["evaluate", "--checkpoint", "x", "--weights", "y"], "--weights is the teacher's"),
         (["evaluate", "--checkpoint", "x", "--mode", "slide"], "--crop"),
         (["ls", "--colour"], "--colour"),
-        (["pull", "stores/a", "--passes", "first"], "'first' are no passes"),
+        (["pull", "stores/a", "--passes", "first"], "'first' does not name passes"),
         (["push", "a", "b", "c"], "got 3 places"),
-        (["gc", "--grace", "5"], "'5' lacks its unit"),
+        (["gc", "--grace", "5"], "'5' has no unit"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(kdcache: Run, arguments: list[str], message: str) -> None:
     code, out, err = kdcache(*arguments)
     assert (code, out) == (2, "")
-    first, *rest = err.splitlines()
+    lines = [line for line in err.splitlines() if not line.startswith("loading PyTorch ")]
+    first, *rest = lines
     assert first.startswith("error: ")
     assert message in first
     assert all(line.startswith("hint: ") for line in rest)
@@ -296,9 +391,7 @@ def test_progress_is_plain_lines_off_a_terminal(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "pull 1.5 kB/1.5 kB\n"
 
 
-def test_progress_without_a_total_counts(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_without_a_total_counts(capfd: pytest.CaptureFixture[str]) -> None:
     def go(console: Console) -> None:
         with console.progress("none") as progress:
             progress(1, 0, "timing")
@@ -307,22 +400,6 @@ def test_progress_without_a_total_counts(
 
     go(Console())
     assert capfd.readouterr().err.splitlines() == ["none 1 timing", "none 9/9 done"]
-    terminal = StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    go(Console())
-    assert "none: 2it" in terminal.getvalue() and "9/9" in terminal.getvalue()
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with Console().progress("build") as progress:
-        progress(1, 2, "pass 0")
-        progress(2, 2, "pass 0")
-    assert "build: 100%" in terminal.getvalue()
-    assert "2/2" in terminal.getvalue()
 
 
 def test_only_the_first_process_speaks(
@@ -340,7 +417,7 @@ def test_only_the_first_process_speaks(
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The parameters of `distill` as click passes them, all None but for those given."""
+    """The parameters of `distill` as click passes them, all None except those given."""
     names = {option.name for option in parameters("distill")} - {"home", "resume", "json"}
     assert set(values) <= names
     return {**dict.fromkeys(names), **values}
@@ -419,7 +496,7 @@ def test_resuming_with_another_length_asks_for_that_one_alone(tmp_path: Path) ->
 
 
 def test_resuming_where_there_is_no_run_needs_a_method(tmp_path: Path) -> None:
-    with pytest.raises(errors.NotFoundError, match=r"no run in .*nowhere to go on with"):
+    with pytest.raises(errors.NotFoundError, match=r"no run in .*nowhere to continue"):
         make_config(Console(), "stores", True, given(out=str(tmp_path / "nowhere"), steps=3))
 
 
@@ -427,9 +504,9 @@ def test_resuming_where_there_is_no_run_needs_a_method(tmp_path: Path) -> None:
     ("budget", "planned", "was_complete", "text"),
     [
         (None, 20, False, "20 in 5 s"),
-        (5.0, 20, False, "20 in 5 s; --steps 20 repeats them"),
-        (5.0, 24, False, "20 in 5 s: the time was up before the 24 that were planned"),
-        (5.0, 24, True, "20 in 5 s, nothing was left to do"),
+        (5.0, 20, False, "20 in 5 s; --steps 20 repeats this run"),
+        (5.0, 24, False, "20 in 5 s: the time was up before the 24 steps that were planned"),
+        (5.0, 24, True, "20 in 5 s; the run was complete already"),
     ],
 )
 def test_the_end_of_a_run_is_told(
@@ -441,6 +518,18 @@ def test_the_end_of_a_run_is_told(
     _show(Console(), config, RunResult(out="run", scores={"miou": 0.5}, **done))
     lines = capfd.readouterr().out.splitlines()
     assert lines == ["run     run", f"steps   {text}", "mIoU    50.00 %", "report  run/report.md"]
+
+
+def test_a_run_without_evaluation_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig.from_dict({"out": "run", "store": "stores/a", "steps": 20, "eval_split": ""})
+    done = {"steps": 20, "planned_steps": 20, "training_s": 5.0, "was_complete": False}
+    _show(Console(), config, RunResult(out="run", scores=None, **done))
+    assert capfd.readouterr().out.splitlines() == [
+        "run     run",
+        "steps   20 in 5 s",
+        "score   none: no evaluation was asked for (--eval-split '')",
+        "report  run/report.md",
+    ]
 
 
 def test_a_profile_is_a_table_or_part_of_the_document(
@@ -524,24 +613,3 @@ def test_a_configuration_says_the_command_that_asks_for_it(
     assert command is not None and words[:2] == ["kdcache", "distill"]
     parsed = command.make_context("distill", words[2:], obj=Console()).params
     assert make_config(Console(), parsed.pop("home"), parsed.pop("resume"), parsed) == config
-
-
-def readme_commands(root: Path) -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].split() for line in lines if line.startswith("kdcache ")]
-
-
-def test_readme_mentions_every_command_and_exit_code(root: Path) -> None:
-    text = (root / "README.md").read_text()
-    assert [name for name in COMMANDS if f"`kdcache {name}`" not in text] == []
-    assert [code for code, meaning in EXIT_CODES.items() if f"| {code} | {meaning} |" not in text] == []
-
-
-def test_readme_commands_parse(root: Path) -> None:
-    commands = readme_commands(root)
-    assert {words[1] for words in commands} == set(COMMANDS)
-    for _, name, *arguments in commands:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        command.make_context(name, arguments, obj=Console())

@@ -1,4 +1,4 @@
-"""The clock: what counts, by the part that it went to; and when waiting is worth a word."""
+"""The clock: which time counts, under which part; and when waiting for data is reported."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from kdcache.distill.clock import (
 
 @pytest.fixture
 def passes(monkeypatch):
-    """A function that lets seconds pass."""
+    """A function that advances the time by some seconds."""
     now = [100.0]
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
 
@@ -85,7 +85,7 @@ def test_a_little_waiting_is_not_told():
         watch.observe(seconds=WINDOW_S, wait_s=WAIT_LIMIT * WINDOW_S, steps=WINDOW_STEPS) for _ in range(5)
     }
     assert told == {None}
-    slow_start = WaitWatch()  # a pause that a longer window evens out
+    slow_start = WaitWatch()  # one pause, which is little over a longer window
     assert slow_start.observe(seconds=1.0, wait_s=1.0, steps=1) is None
     assert slow_start.observe(seconds=99.0, wait_s=0.0, steps=99) is None
 

@@ -1,4 +1,4 @@
-"""Codecs keep their stated error for every entry, on any values, and come back from their own description."""
+"""Codecs keep their stated error for every entry, on any values, and can be rebuilt from their description."""
 
 import math
 import sys
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.codecs.codec import unzigzag, zigzag
-from kdcache.cache.codecs.registry import CODECS, canonical_request, codec_from_dict, fit_codec
+from kdcache.cache.codecs.fidelity import DIVERGENCES
+from kdcache.cache.codecs.registry import CODECS, codec_from_dict, fit_codec
+from kdcache.cache.codecs.request import CHECKS, JUDGED_METHODS, canonical_request
 from kdcache.cache.codecs.transform import BLOCK, dct_matrix
 from kdcache.cache.errors import StoreDamagedError, UsageError
 
@@ -38,7 +40,7 @@ def targets(draw, channels=None):
 
 
 def fit(request, sample):
-    """The codec, or with fewer components where the sample has fewer channels."""
+    """The codec, with fewer components if the sample has fewer channels."""
     name, _, argument = request.partition(":")
     channels = sample[0].shape[1]
     if name == "pca":
@@ -50,7 +52,7 @@ def fit(request, sample):
 
 
 def round_trip(codec, target):
-    """Through everything that happens to a target on its way into a store and back."""
+    """A target after all steps into a store and back."""
     codes, faults = codec.encode(target)
     assert not faults.any()
     packing = codec.packing(tuple(target.shape[1:]))
@@ -136,7 +138,7 @@ def test_the_dct_is_orthonormal_and_a_cosine_is_one_coefficient():
 
 
 def slow_dct_codes(codec, target):
-    """The transform as its definition says, cell by cell."""
+    """The transform by its definition, cell by cell."""
     mean, vectors = (
         np.frombuffer(codec.basis.mean, "<f4").astype(np.float64),
         np.frombuffer(codec.basis.vectors, "<f4")
@@ -246,7 +248,7 @@ def test_codes_use_all_of_their_range(request_):
 
 
 def test_a_basis_of_too_few_crops_keeps_its_bound_elsewhere():
-    """One crop of one colour has no components; what they leave out is part of the bound."""
+    """A crop of one colour has no components; the part that they leave out counts in the bound."""
     codec = fit_codec("dct:0.5", [torch.full((1, 4, 8, 8), 2.0)])
     target = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 5
     codes, faults = codec.encode(target)
@@ -279,7 +281,7 @@ def test_uniform_step_follows_the_sample():
 @settings(max_examples=30, deadline=None)
 @given(target=targets(), batches=st.integers(1, 3))
 def test_uniform_is_fitted_to_all_batches_alike(target, batches):
-    """However the sample is cut, the channels' means get code 128 and the step follows the deviation from them."""
+    """For any split of the sample, the channels' means get code 128 and the step follows the deviation from them."""
     codec = fit_codec("uniform", target.tensor_split(min(batches, len(target))))
     means = target.double().mean(dim=(0, 2, 3))
     assert all(
@@ -355,6 +357,20 @@ def test_more_components_than_channels_are_refused(request_):
     with pytest.raises(UsageError, match="3 channels"):
         canonical_request(request_, channels=3)
     assert canonical_request(request_, channels=4) == request_
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("unifrom:0.5", "uniform"), ("dct-rang", "dct-range"), ("autos", "auto")]
+)
+def test_an_unknown_codec_names_the_closest(wrong, meant):
+    with pytest.raises(UsageError, match="unknown codec") as caught:
+        canonical_request(wrong)
+    assert caught.value.hint.startswith(f"did you mean {meant}? one of: auto, fp16, ")
+
+
+def test_what_is_asked_as_text_is_what_the_classes_are():
+    assert list(CHECKS) == list(CODECS)
+    assert tuple(DIVERGENCES) == JUDGED_METHODS
 
 
 def test_requests_have_one_form():

@@ -1,4 +1,4 @@
-"""A training run's configuration refuses what makes no sense, and says which option to change."""
+"""A training run's configuration refuses wrong values and combinations, and names the option to change."""
 
 import dataclasses
 import json
@@ -44,8 +44,12 @@ def test_every_field_has_a_default_but_the_folder():
         (CACHED, {"fresh_views": True}, "--fresh-views with --source cache"),
         (CACHED, {"source": "online"}, "--source online needs a teacher"),
         (CACHED, {"method": "none"}, "--method none with --source cache"),
-        (CACHED, {"crop_height_px": 64, "crop_width_px": 64}, "--crop: the views are those of stores/a"),
-        (CACHED, {"recipe": "skd"}, "--recipe: the views are those of stores/a"),
+        (
+            CACHED,
+            {"crop_height_px": 64, "crop_width_px": 64},
+            "--crop: the store stores/a already determines the views",
+        ),
+        (CACHED, {"recipe": "skd"}, "--recipe: the store stores/a already determines the views"),
         (CACHED, {"lr": float("nan")}, "--lr must be above 0"),
         (CACHED, {"lr": 0.001, "min_lr": 0.01}, "--min-lr must be at most"),
         (CACHED, {"momentum": 1.0}, "--momentum"),
@@ -57,12 +61,12 @@ def test_every_field_has_a_default_but_the_folder():
         (CACHED, {"temperature": 0.0}, "--temperature must be above 0"),
         (CACHED, {"kd_weight": -1.0}, "--kd-weight must be above 0"),
         (CACHED, {"logit_weight": -1.0}, "--logit-weight must be 0 or more"),
-        (CACHED, {"kd_terms": "pair"}, "--kd-terms: 'pair' is no term and its weight"),
+        (CACHED, {"kd_terms": "pair"}, "--kd-terms: 'pair' is not TERM=WEIGHT with a weight of 0 or more"),
         (CACHED, {"kd_terms": "pair=1,logit=nan"}, "--kd-terms: 'logit=nan'"),
-        (FRESH, {"fresh_views": False}, "which views to train on"),
-        (FRESH, {"dataset": ""}, "neither a store nor a dataset"),
+        (FRESH, {"fresh_views": False}, "the run has nothing to train on"),
+        (FRESH, {"dataset": ""}, "--fresh-views needs a dataset or a store"),
         (FRESH, {"crop_height_px": 9, "crop_width_px": 0}, "--crop must be at least 1, got 0"),
-        (FRESH, {"crop_width_px": 9}, "--crop is a height and a width"),
+        (FRESH, {"crop_width_px": 9}, "--crop needs a height and a width"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_option_and_value(base, change, said):

@@ -1,4 +1,4 @@
-"""What a comparison is made of: rows, lengths, the order of runs, and what a changed request differs in."""
+"""The definition of a comparison: rows, lengths, the order of runs, and the differences of a changed request."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def test_every_extension_ends_with_the_baseline_again() -> None:
     repeated = [start.name for start in contest.starts() if start.again]
     assert repeated == ["time-100s-none-seed-0-repeated", "time-200s-none-seed-0-repeated"]
     more = contest.extended(make_contest((NONE, LOGIT), budgets_s=(100.0, 200.0), seeds=(0, 1)))
-    assert more.starts()[-1].name == "time-100s-none-seed-0-repeated-2"  # the shortest, for what it costs
+    assert more.starts()[-1].name == "time-100s-none-seed-0-repeated-2"  # the shortest, to keep the price low
     longer = more.extended(make_contest((NONE,), budgets_s=(200.0, 400.0), seeds=(0,)))
     assert longer.starts()[-1].name == "time-400s-none-seed-0-repeated"
     assert sum(start.again > 0 for start in longer.starts()) == 4
@@ -142,7 +142,7 @@ def test_an_extension_may_bring_what_is_known_of_the_teacher() -> None:
     both = offline.extended(asked)
     assert both.run["teacher"] == "pspnet_resnet101" and both.teacher == {"miou": 0.8, "build_s": [1.0, 2.0]}
     again = both.extended(offline)
-    assert again.run["teacher"] == "pspnet_resnet101"  # the online runs that may be left need it
+    assert again.run["teacher"] == "pspnet_resnet101"  # online runs that are still to come need it
     other = dataclasses.replace(asked, run={**asked.run, "teacher": "pspnet_resnet50"})
     assert both.differences(other) == ["--teacher: pspnet_resnet101, pspnet_resnet50"]
 

@@ -32,7 +32,7 @@ def save(path: Path, values: np.ndarray, mode: str | None = None) -> Path:
 
 
 def labels(*values: int) -> np.ndarray:
-    """A label that begins with the values and goes on with the last."""
+    """A label that starts with the values and repeats the last one."""
     flat = np.full(H * W, values[-1], np.uint8)
     flat[: len(values)] = values
     return flat.reshape(H, W)
@@ -148,7 +148,7 @@ def test_png_images_come_as_they_are(tmp_path):
 
 
 def test_a_dataset_is_the_same_wherever_it_stands(tree, tmp_path, monkeypatch):
-    """Ids and fingerprint know nothing of the root: given, under $KDCACHE_DATA, or under ./data."""
+    """Ids and fingerprint do not depend on the root: given, under $KDCACHE_DATA, or under ./data."""
     name, root = tree
     here = open_dataset(name, root, "train")
     shutil.copytree(root, tmp_path / "away/data" / name)
@@ -281,13 +281,13 @@ def test_folder_with_masks_beside_its_splits(tmp_path):
     shutil.copytree(tmp_path / "masks/train", tmp_path / "flat")
     shutil.rmtree(tmp_path / "masks")
     (tmp_path / "flat").rename(tmp_path / "masks")
-    with pytest.raises(DataError, match="no folder train/"):
+    with pytest.raises(DataError, match="contains masks but no folder train,"):
         open_dataset("folder", tmp_path, "train")
 
 
 def test_folder_without_splits_is_train_alone(tmp_path):
     make_folder(tmp_path)
-    with pytest.raises(UsageError, match="'val' is not there") as caught:
+    with pytest.raises(UsageError, match="its only split is 'train', not 'val'") as caught:
         open_dataset("folder", tmp_path, "val")
     assert "images/val" in caught.value.hint
 
@@ -350,7 +350,7 @@ def test_exif_does_not_turn_an_image(tmp_path):
     make_camvid(tmp_path)
     path = tmp_path / "val/0001TP_006690.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
     Image.fromarray(pixels()).save(path, exif=exif)
     dataset = open_dataset("camvid", tmp_path, "val")
     assert dataset.image(0).shape == (H, W, 3) and dataset.size(0) == (H, W)
@@ -358,7 +358,7 @@ def test_exif_does_not_turn_an_image(tmp_path):
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_grey_labels_of_few_bits_keep_their_values(camvid, label_file, depth):
-    """An optimiser packs such labels; Pillow stretches them to 0..255."""
+    """PNG optimisers pack labels like this, and Pillow stretches their values to 0..255."""
     values = np.resize(np.arange(min(2**depth, 11)), (H, 8))
     bits = [[f"{v:0{depth}b}" for v in row] for row in values]
     rows = [int("".join(row), 2).to_bytes(depth, "big") for row in bits]
@@ -434,7 +434,7 @@ def test_files_that_go_or_close(camvid, tmp_path, kind, monkeypatch):
 
 
 def deny(path: Path) -> None:
-    """Stands for a file without read permission, which root reads all the same."""
+    """In place of a file without read permission: root can read those."""
     raise PermissionError(13, "Permission denied", str(path))
 
 
@@ -498,7 +498,7 @@ def test_an_empty_split(tree):
 
 
 def test_a_missing_root(tree, tmp_path):
-    """What was looked for, where, how to get it, and what needs nothing."""
+    """The message says what was missing, where it was searched, how to get it, and what works without data."""
     name, root = tree
     shutil.rmtree(root)
     with pytest.raises(NotFoundError) as caught:
@@ -531,6 +531,7 @@ def test_voc_list_with_strange_ids(tmp_path):
 def test_unknown_names():
     with pytest.raises(UsageError, match="unknown dataset 'cityscape'") as caught:
         open_dataset("cityscape", None, "train")
+    assert caught.value.hint.startswith("did you mean cityscapes? one of: ")
     assert all(name in caught.value.hint for name in DATASETS)
     with pytest.raises(UsageError, match="no options"):
         open_dataset("camvid:360x480", None, "train")

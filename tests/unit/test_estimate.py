@@ -13,7 +13,7 @@ from kdcache.distill.study.trial import StudentTrial, check_student, choose_meth
 
 @pytest.fixture
 def estimate(stores) -> Estimate:
-    """1000 images in units of 64 (16 a pass), 4 views, one pass of which stands."""
+    """1000 images in units of 64 (16 a pass), 4 views, one pass of which is built."""
     return Estimate(
         spec=stores["spec"](images=1000, unit_entries=64),
         plan=BuildPlan(
@@ -102,7 +102,7 @@ def test_the_method_that_uses_most_of_the_targets(targets, method):
     ("name", "targets", "message"),
     [
         (None, ("aux",), "no method of `kdcache distill` learns from aux alone"),
-        ("feature", ("logits",), "--method feature needs features; the store would hold logits"),
+        ("feature", ("logits",), "--method feature needs features; the store would contain logits"),
         ("none", ("logits",), "--method none needs no teacher"),
         ("magic", ("logits",), "unknown method 'magic'"),
     ],

@@ -1,4 +1,4 @@
-"""Scores against plain counting, sliding windows against a naive loop, and that evaluating leaves no trace."""
+"""Scores against plain counting, sliding windows against a naive loop, and evaluation without side effects."""
 
 import json
 import math
@@ -224,7 +224,7 @@ class TestResizing:
         assert halved.dtype == torch.uint8 and tuple(halved.shape) == (15, 30, 3)
         assert halved[0, :, 0].tolist() == list(range(2, 240, 8))
 
-    def test_the_datasets_recipes(self) -> None:
+    def test_the_datasets_modes(self) -> None:
         assert eval_mode("ade20k").base_long_px == 2048
         assert eval_mode("streets:96x192:200") == EvalMode()
         assert eval_mode("cityscapes", "slide", (713, 713)).crop_width_px == 713
@@ -249,7 +249,7 @@ def test_a_teacher_scores_as_its_network_does() -> None:
 class TestNoTrace:
     def test_modes_statistics_and_random_state_are_left_alone(self) -> None:
         network = build_network(network_config("pspnet_resnet18", 3))
-        network.backbone.layer1.eval()  # a mixture, as a run with frozen norms has it
+        network.backbone.layer1.eval()  # mixed modes, as in a run with frozen norms
         network.dropout.register_forward_hook(lambda module, args, output: output + 0 * torch.rand(1))
         modes = [module.training for module in network.modules()]
         state = {key: value.clone() for key, value in network.state_dict().items()}
@@ -262,7 +262,7 @@ class TestNoTrace:
 
     def test_also_when_it_fails(self) -> None:
         network = build_network(network_config("pspnet_resnet18", 2)).train()
-        with pytest.raises(UsageError, match="the network has 2 classes, made-up has 3"):
+        with pytest.raises(UsageError, match="the network has 2 classes, but made-up has 3"):
             evaluate(network, Images(), normalisation=RGB_IMAGENET)
         assert all(module.training for module in network.modules())
 
@@ -273,17 +273,19 @@ class TestRefusals:
             evaluate(red_class, Images(labelled=False))
 
     def test_a_label_outside_the_classes(self) -> None:
-        with pytest.raises(DataError, match="label of image-0 has the value 7, there are 3 classes"):
+        with pytest.raises(
+            DataError, match="the label of image-0 contains class id 7, but there are only 3 classes"
+        ):
             evaluate(red_class, Images(highest=7))
 
     def test_a_network_without_normalisation(self) -> None:
-        with pytest.raises(UsageError, match="with its normalisation"):
+        with pytest.raises(UsageError, match="a network needs a normalisation"):
             evaluate(nn.Conv2d(3, 3, 1), Images())
 
     @pytest.mark.parametrize(
         "field",
         [{"mode": "tta"}, {"mode": "slide"}, {"base_long_px": 512}, {"base_long_px": 1, "base_short_px": 2}],
     )
-    def test_a_recipe_that_makes_no_sense(self, field: dict[str, object]) -> None:
+    def test_a_mode_that_makes_no_sense(self, field: dict[str, object]) -> None:
         with pytest.raises(UsageError):
             EvalMode(**field)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Fidelity: slow references beside the fast sums, and what must not change a figure."""
+"""Fidelity: fast sums against slow references, and changes that must not affect the result."""
 
 import math
 
@@ -111,7 +111,7 @@ def test_entries_may_come_in_any_batches(maps):
 
 
 def test_a_shift_of_all_classes_is_seen_by_methods_that_normalise_over_cells_alone(maps):
-    """A softmax over classes does not see a cell's shift; one over cells does."""
+    """A constant added to a cell does not change a softmax over classes, but does change one over cells."""
     exact, _, weights = maps
     shifted = exact + torch.randn(N, 1, H, W, generator=torch.Generator().manual_seed(1))
     found = measured((exact, shifted, weights))

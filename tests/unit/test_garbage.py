@@ -1,4 +1,4 @@
-"""What is old and nobody's goes; what a store is made of never does."""
+"""Old leftovers are removed; objects that belong to a store never are."""
 
 import json
 import os
@@ -41,7 +41,8 @@ def names(folder: Path) -> set[str]:
 
 def test_old_leftovers_go_and_nothing_else(store: Store, tmp_path: Path, kdcache: Run) -> None:
     folder = Path(store.url)
-    orphan = folder / "passes/002/logits/c/0/0/0/0"  # of a builder that died before its commit: to be adopted
+    # Of a builder that died before its commit: the next builder adopts it.
+    orphan = folder / "passes/002/logits/c/0/0/0/0"
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"orphan")
     before = names(folder)
@@ -64,7 +65,7 @@ def test_old_leftovers_go_and_nothing_else(store: Store, tmp_path: Path, kdcache
     assert code == 0 and "removed: 4 objects, 16 B" in out
     assert names(folder) == before and open_store(store.url).is_complete
     assert (tmp_path / ".kdcache-probe-host-2-0/0").exists()  # young
-    assert (tmp_path / "photos/kd/leases/beach.jpg").exists()  # of no store
+    assert (tmp_path / "photos/kd/leases/beach.jpg").exists()  # belongs to no store
 
 
 def test_in_memory_too(stores: Makers, tmp_path: Path) -> None:

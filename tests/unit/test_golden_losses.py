@@ -1,8 +1,8 @@
-"""Terms against numbers that the methods' own code computed, in float64 on whole maps without padding.
+"""Terms against numbers that the methods' published code computed, in float64 on whole maps without padding.
 
-A fixture under tests/fixtures/losses names the code and holds its losses and gradients: their norms and some of their
-numbers. Inputs and parameters are not stored: they are a function of name and shape (recipes.uniform), and were given
-to the original code. What our terms mean over and theirs sum over stands in a fixture as `scale`.
+A fixture under tests/fixtures/losses names the code and lists its losses and gradients: norms and some of the numbers.
+Inputs and parameters are not stored: they are a function of name and shape (namedvalues.uniform), and the original code
+got the same ones. Where our terms average and the original sums, the fixture has the factor as `scale`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import uniform
+from namedvalues import uniform
 from torch import Tensor, nn
 
 from kdcache.cache.images.classes import IGNORE
@@ -27,11 +27,11 @@ from kdcache.distill.losses.terms import FeatureMSE, LossConfig, Pairs, PixelKL,
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "losses"
 TOLERANCE = 1e-9  # of a gradient's norm; float64 leaves some 1e-13
-ZERO = 1e-12  # of the largest gradient: less than that is rounding, as by the bias of attention's keys
+ZERO = 1e-12  # times the largest gradient: smaller ones are rounding errors, such as that of the bias of attention's keys
 
 
 class SmallMemory(CrossImageMemory):
-    """Queues that are full after some images, and of which all is compared."""
+    """Queues that are full after some images, and that are compared as a whole."""
 
     pixel_slots = pixel_contrast = 40
     region_slots = region_contrast = 5
@@ -65,7 +65,7 @@ TERMS: dict[str, type[Term]] = {
     "holistic": Holistic,
 }
 STEPS = {"memory": 3, "memory_published": 3}
-DRAW = 7  # the seed of random numbers, there and here
+DRAW = 7  # the seed of the random numbers of both codes
 
 
 def map_of(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -167,7 +167,7 @@ def samples(gradient: Tensor) -> Tensor:
 
 @pytest.fixture
 def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues take the first cells of a class: the order of random draws is nobody's business here."""
+    """Queues get the first cells of a class, because two codes do not draw random numbers in the same order."""
     falling = lambda region, shape: torch.linspace(1, 0, shape[0]).expand(len(region.labels), -1)
     monkeypatch.setattr(Region, "uniform", falling)
 
@@ -192,7 +192,7 @@ def test_losses_and_gradients_are_the_original_codes(name: str, request: pytest.
 
 
 def constant(name: str, golden: dict[str, Any]) -> float:
-    """What a loss differs by that has no gradient: SKD's cross-entropy is a divergence and the teacher's entropy."""
+    """A difference of losses without a gradient: SKD's cross-entropy is the KL divergence plus the teacher's entropy."""
     if name != "logit_skd":
         return 0.0
     logits = GoldenInputs(golden["inputs"]).teacher["logits"]

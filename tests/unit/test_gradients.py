@@ -1,4 +1,4 @@
-"""The cosine between a student's gradients: 1 for equal targets, less the more they differ, and none of the student's."""
+"""The cosine between a student's gradients: 1 for equal targets, less for others; and the student is not changed."""
 
 import pytest
 import torch

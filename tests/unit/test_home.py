@@ -1,4 +1,4 @@
-"""Which store a command means, and what `ls` and `info` say of it, on small stores of made-up numbers."""
+"""Which store a command uses, and what `ls` and `info` print about it, on small stores of made-up numbers."""
 
 import json
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_a_store_with_the_targets_comes_before_a_newer_one_without(tmp_path: Pat
         (): {"logits"},
         ("logits",): {"logits"},
         ("features",): {"logits", "features"},
-        ("aux",): {"logits"},  # none has it: the newest, and the reader says what is missing
+        ("aux",): {"logits"},  # no store has it: take the newest, and the reader reports what is missing
     }
 
 

@@ -1,4 +1,4 @@
-"""The README's blocks for other libraries, run as they stand, say what kdcache's own reader says."""
+"""The README's code for other libraries, run unchanged, reads the same values as kdcache's reader."""
 
 import re
 from collections.abc import Callable
@@ -18,13 +18,15 @@ BLOCKS = {
 
 
 def run_block(root: Path, library: str, store: str) -> dict[str, object]:
-    """The names that a block leaves, with `root` the store."""
+    """The variables after a block has run, with `root` set to the store."""
     found = re.search(
-        re.escape(BLOCKS[library]) + r".*?```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL
+        re.escape(BLOCKS[library]) + r".*?```python\n(.*?)```",
+        (root / "cache/README.md").read_text(),
+        re.DOTALL,
     )
     assert found and len(found[1].strip().splitlines()) <= 5
     names: dict[str, object] = {"root": store}
-    exec(found[1], names)  # noqa: S102 - the README itself
+    exec(found[1], names)  # noqa: S102 - the guide itself
     return names
 
 

@@ -1,4 +1,4 @@
-"""Student's intervals against an integral done slowly, and against numbers worked out by hand."""
+"""Student's intervals against slow numerical integration, and against numbers computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Builders that share a store by leases get every unit once, and what dead ones held."""
+"""Builders that share a store by leases build every unit once, and take over the units of dead builders."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from kdcache.cache.build.leases import LEASES, LeaseWatch, lease_path
-from kdcache.cache.build.shares import FixedShare, LeasedShare
+from kdcache.cache.build.assignment import FixedAssignment, LeasedAssignment
+from kdcache.cache.build.leases import LEASES, LeaseObserver, lease_path
 from kdcache.cache.build.watch import StoreWatch
 from kdcache.cache.store.spec import VIEWS
 
@@ -18,7 +18,7 @@ BEAT_S = 0.02
 
 @pytest.fixture
 def begun(tmp_path, stores):
-    """A store of two passes of three units, nothing of which is built."""
+    """A store of two passes of three units, of which none is built."""
     store = stores["begin"](str(tmp_path / "begun"), stores["spec"]())
     store.raise_goal(2)
     for index in (0, 1):
@@ -28,7 +28,7 @@ def begun(tmp_path, stores):
 
 def share_of(store, heartbeat_s=BEAT_S):
     missing = [(index, unit) for index in (0, 1) for unit in range(3)]
-    return LeasedShare(store, missing, heartbeat_s=heartbeat_s)
+    return LeasedAssignment(store, missing, heartbeat_s=heartbeat_s)
 
 
 def commit(store, stores, place):
@@ -60,7 +60,7 @@ def test_builders_that_take_turns_get_every_unit_once(begun, stores):
                 if place:
                     got[n].append(place)
                     commit(begun, stores, place)
-                    shares[n].settle(place, committed=True)
+                    shares[n].finish_unit(place, committed=True)
         assert not any(share.wait(pytest.fail) for share in shares)
         assert first.entries_of_others == first.entries - sum(len(begun.spec.unit_rows(u)) for _, u in got[0])
     assert sorted(got[0] + got[1] + got[2]) == [(index, unit) for index in (0, 1) for unit in range(3)]
@@ -70,7 +70,7 @@ def test_builders_that_take_turns_get_every_unit_once(begun, stores):
 def test_passes_come_in_order(begun):
     with share_of(begun) as share:
         assert [index for index, _ in share.claims()] == [0, 0, 0, 1, 1, 1]
-    assert leases_of(begun) == []  # whoever goes early leaves nothing behind
+    assert leases_of(begun) == []  # a builder that stops early leaves no lease behind
 
 
 def test_a_lease_that_beats_is_never_taken_and_a_silent_one_once(begun, stores):
@@ -83,7 +83,7 @@ def test_a_lease_that_beats_is_never_taken_and_a_silent_one_once(begun, stores):
 
     def beat(note):
         nonlocal beats
-        assert note in ("waiting for 2 units of other builders", "waiting for 1 units of other builders")
+        assert note in ("waiting for 2 units of other builders", "waiting for 1 unit of other builders")
         beats += 1
         put_lease(begun, (0, 1), beats=beats)
         if beats == 40:
@@ -92,9 +92,10 @@ def test_a_lease_that_beats_is_never_taken_and_a_silent_one_once(begun, stores):
     with share_of(begun) as first, share_of(begun) as second:
         assert first.wait(beat) and list(first.claims()) == [(0, 0)]
         assert lease_path(0, 0, 1).endswith(begun.objects.names(f"{LEASES}/000")[1])
-        assert list(second.claims()) == []  # it saw the silent one later, and finds it taken
+        # It noticed the silent builder later, and the unit is already taken.
+        assert list(second.claims()) == []
         commit(begun, stores, (0, 0))
-        first.settle((0, 0), committed=True)
+        first.finish_unit((0, 0), committed=True)
         assert not first.wait(beat) and beats >= 40
         assert not second.wait(pytest.fail)
     assert begun.complete_passes() == [0, 1] and leases_of(begun) == []
@@ -114,12 +115,12 @@ def test_time_in_which_nobody_looked_is_one_beat(begun, monkeypatch):
     now = 0.0
     monkeypatch.setattr("kdcache.cache.build.leases.time.monotonic", lambda: now)
     put_lease(begun, (0, 0))
-    watch = LeaseWatch(begun.objects, 15.0)
+    watch = LeaseObserver(begun.objects, 15.0)
 
     def look_at(moment):
         nonlocal now
         now = moment
-        (lease,) = watch.look(0, watch.newest(0))
+        (lease,) = watch.observe(0, watch.newest_takeovers(0))
         return lease.seen_s, lease.unchanged_s
 
     assert look_at(0.0) == (0.0, 0.0)
@@ -146,7 +147,7 @@ def test_a_unit_that_was_committed_meanwhile_is_not_begun(begun, stores):
         claims = share.claims()
         first = next(claims)
         others = [(0, unit) for unit in range(3) if (0, unit) != first]
-        for place in others:  # by a builder whose leases are gone again
+        for place in others:  # by a builder whose leases are removed already
             commit(begun, stores, place)
         assert [next(claims)[0] for _ in range(3)] == [1, 1, 1]
         assert share.entries_of_others == sum(len(begun.spec.unit_rows(unit)) for _, unit in others)
@@ -155,7 +156,7 @@ def test_a_unit_that_was_committed_meanwhile_is_not_begun(begun, stores):
 def test_units_left_to_others_are_not_waited_for(begun):
     with share_of(begun) as share:
         for place in share.claims():
-            share.settle(place, committed=False)
+            share.finish_unit(place, committed=False)
         assert not share.wait(pytest.fail)
         assert len(share.left) == 6 and leases_of(begun) == []
 
@@ -167,7 +168,7 @@ def test_a_damaged_lease_is_nobodys_and_ends_like_others(begun, damage):
     begun.objects.put_new(lease_path(0, 0, 0), damage)
     for name in ("notes.txt", "000001-", "000001-99999"):
         begun.objects.put_new(f"{LEASES}/000/{name}", b"x")
-    (lease,) = StoreWatch(begun).look().leases
+    (lease,) = StoreWatch(begun).status().leases
     assert (lease.host, lease.process) == ("?", 0)
     with share_of(begun) as share:
         assert len(list(share.claims())) == 5
@@ -176,9 +177,9 @@ def test_a_damaged_lease_is_nobodys_and_ends_like_others(begun, damage):
 
 
 def test_a_fixed_share_is_given_once(begun):
-    share = FixedShare(begun, [(0, 1), (1, 2)])
+    share = FixedAssignment(begun, [(0, 1), (1, 2)])
     assert list(share.claims()) == [(0, 1), (1, 2)]
-    share.settle((0, 1), committed=True)
+    share.finish_unit((0, 1), committed=True)
     assert share.entries == 3 + 1 and share.built == {(0, 1)} and not share.wait(pytest.fail)
 
 
@@ -186,16 +187,16 @@ def test_a_watch_sees_what_all_do(begun, stores, monkeypatch):
     now = 100.0
     monkeypatch.setattr("kdcache.cache.build.watch.time.monotonic", lambda: now)
     watch = StoreWatch(begun)
-    standing = watch.look()
+    standing = watch.status()
     assert (standing.units_done, standing.units_planned, standing.units_per_s) == (0, 6, None)
     put_lease(begun, (1, 0), takeover=2, process=7)
     stores["fill"](begun, 0)
     now += 6.0
-    standing = watch.look()
+    standing = watch.status()
     assert (standing.units_done, standing.passes_complete, standing.units_per_s) == (3, 1, 0.5)
     assert standing.seconds_left == 6.0 and not standing.is_complete
     assert [(each.unit, each.takeover, each.host, each.process) for each in standing.leases] == [
         (0, 2, "elsewhere", 7)
     ]
     stores["fill"](begun, 1)
-    assert watch.look().is_complete
+    assert watch.status().is_complete

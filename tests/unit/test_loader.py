@@ -1,4 +1,4 @@
-"""The loader: workers that start clean on one thread each, read a bounded way ahead, and are missed when they die."""
+"""The loader: workers start clean, use one thread each and read ahead within bounds; a worker's death is reported."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ class Mortal:
 
 
 def test_a_worker_runs_on_one_thread_and_inherits_nothing():
-    torch.set_num_threads(2)  # of the student; the fixture of all tests puts it back
+    torch.set_num_threads(2)  # of the student; a fixture of all tests restores it
     SET_IN_THE_PARENT.append(1)
     batches = read_batches(Facts(), batch_size=2, start_step=0, workers=2)
     facts = [next(batches).image[0].tolist() for _ in range(4)]
@@ -83,7 +83,7 @@ def test_batches_in_flight_are_bounded(tmp_path, workers):
         deadline = time.monotonic() + 60
         while dataset.made() < ahead and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.1)  # for one that should not come
+        time.sleep(0.1)  # time for a batch that should not come
         assert dataset.made() == ahead
         assert 3 * (ahead - step) <= bound.entries
     batches.close()
@@ -100,9 +100,9 @@ def test_memory_in_flight_counts_slots_and_entries_about_to_be_stacked():
 
 @pytest.mark.parametrize("taken", [0, 2], ids=["at once", "when the others are taken"])
 def test_a_killed_worker_is_one_clear_error(taken):
-    """A batch that it had ready may be lost with it, while it is taken over or before."""
+    """A finished batch of the dead worker may be lost too, before or during its transfer."""
     batches = read_batches(Mortal(), batch_size=2, start_step=0, workers=1)
-    with pytest.raises(TrainingError, match="a process that reads crops died") as caught:
+    with pytest.raises(TrainingError, match="a loader process died") as caught:
         for _ in range(taken):
             next(batches)
         time.sleep(0.5)

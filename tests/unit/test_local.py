@@ -1,4 +1,4 @@
-"""Objects of a folder: of many writers one wins, nothing is ever half there, and few files stay open."""
+"""Objects in a folder: one of many writers wins, objects are never incomplete, and few files stay open."""
 
 import errno
 import multiprocessing
@@ -17,7 +17,7 @@ from kdcache.cache.storage.opening import open_objects
 
 
 def open_files(folder: Path) -> list[str]:
-    """Files under the folder that this process holds open, once a descriptor."""
+    """Files under the folder that this process has open, once for each descriptor."""
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     return [os.readlink(link) for link in links if os.path.realpath(link).startswith(str(folder))]
 
@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
             objects.put_new("a/x", b"x" * 1000)
     assert "free some space" in caught.value.hint
     assert (objects.names("a"), objects.names(TEMP_FOLDER)) == (["before"], [])
-    assert objects.put_new("a/x", b"x" * 1000)  # once there is room
+    assert objects.put_new("a/x", b"x" * 1000)  # as soon as there is space
 
 
 def test_free_bytes_are_those_of_the_disk_that_will_hold_it(tmp_path, monkeypatch):

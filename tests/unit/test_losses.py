@@ -1,6 +1,6 @@
-"""The plain losses against slow references, pixel by pixel in plain Python, and the invariants that training rests on.
+"""The simple losses against slow references, pixel by pixel in plain Python, and invariants that training relies on.
 
-What holds for every method is in test_methods.py; what the methods' own code computes in test_golden_losses.py.
+test_methods.py tests what all methods have in common; test_golden_losses.py compares with the methods' published code.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def make_method(name: str, **config: object) -> Method:
 
 
 def project(method: Method, features: Tensor) -> Tensor:
-    """The student's features as its method compares them."""
+    """The student's features after the method's projection."""
     projected: Tensor = method.terms["feature"].projector(features)  # type: ignore[operator]
     return projected
 
@@ -79,7 +79,7 @@ def softmax(values: list[float], temperature: float = 1.0) -> list[float]:
 
 
 def slow_cell_mask(labels: Tensor, valid_size: Tensor, kd_ignore: str) -> Tensor:
-    """Fraction of each 8 x 8 cell that takes part, counted pixel by pixel."""
+    """The fraction of each 8 x 8 cell that counts, counted pixel by pixel."""
     n, (h, w) = len(labels), MAP
     fractions = torch.zeros(n, h, w, dtype=torch.float64)
     for i in range(n):
@@ -352,16 +352,20 @@ class TestRecipes:
 
 class TestRefusals:
     def test_unknown_method(self) -> None:
-        with pytest.raises(UsageError, match=r"'guess'; known: none, logit, feature, logit\+feature"):
+        with pytest.raises(UsageError, match="unknown method 'guess'") as caught:
             find_method("guess")
+        assert (caught.value.hint or "").startswith("one of: none, logit, feature, logit+feature, at, ")
+        with pytest.raises(UsageError) as caught:
+            find_method("Logits")
+        assert (caught.value.hint or "").startswith("did you mean logit? one of: none, logit, ")
 
     @pytest.mark.parametrize("name", ["feature", "logit+feature"])
     def test_missing_target(self, name: str) -> None:
-        with pytest.raises(UsageError, match="needs the target 'features'; there is only logits"):
+        with pytest.raises(UsageError, match="needs the target 'features'; available: logits"):
             build_method(name, LossConfig(), STUDENT, {"logits": CLASSES})
 
     def test_other_classes(self) -> None:
-        with pytest.raises(UsageError, match="the student has 4 classes, the teacher's logits 19"):
+        with pytest.raises(UsageError, match="the student has 4 classes, but the teacher's logits have 19"):
             build_method("logit", LossConfig(), STUDENT, {"logits": 19})
 
     def test_a_student_without_the_head_that_a_term_compares(self) -> None:
@@ -373,10 +377,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("config", "said"),
         [
-            ({"kd_terms": "pair=1"}, "no term 'pair' whose weight could be set; it has logit"),
+            ({"kd_terms": "pair=1"}, "no term 'pair'; its terms are: logit"),
             ({"feature_weight": 1.0}, "no term 'feature'"),
-            ({"kd_terms": "logit"}, "'logit' is no term and its weight"),
-            ({"kd_terms": "logit=-1"}, "'logit=-1' is no term"),
+            ({"kd_terms": "logit"}, "'logit' is not TERM=WEIGHT"),
+            ({"kd_terms": "logit=-1"}, "'logit=-1' is not TERM=WEIGHT"),
         ],
     )
     def test_weights_of_terms_that_the_method_lacks(self, config: dict[str, object], said: str) -> None:

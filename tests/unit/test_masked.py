@@ -1,4 +1,4 @@
-"""Operations in which a cell weighs its part: torch's own where all take part, and areas where they do not."""
+"""Weighted operations: equal to torch's if all weights are 1, and right for fractional weights."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from kdcache.distill.losses import relations
 from kdcache.distill.losses.masked import (
-    CellNorm,
+    MaskedBatchNorm,
     average_pool,
     log_softmax_over_cells,
     max_pool,
@@ -46,7 +46,7 @@ class TestWhereAllTakePart:
             assert (area == 1).all()
 
     def test_batch_norm(self, maps: torch.Tensor) -> None:
-        ours, theirs = CellNorm(C).double(), nn.BatchNorm2d(C).double()
+        ours, theirs = MaskedBatchNorm(C).double(), nn.BatchNorm2d(C).double()
         for norm in (ours, theirs):
             nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
             nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(2))
@@ -54,7 +54,7 @@ class TestWhereAllTakePart:
 
 
 class TestAreas:
-    """A map whose every column stands twice, each with half a weight, is the map."""
+    """A map with every column twice, each with half the weight, gives the same as the map."""
 
     def halved(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return maps.repeat_interleave(2, dim=-1), torch.full((N, H, 2 * W), 0.5)
@@ -69,7 +69,7 @@ class TestAreas:
         torch.testing.assert_close(
             normalise_maps(doubled[:, 0], halves)[..., ::2], normalise_maps(maps[:, 0], ALL)
         )
-        norm = CellNorm(C).double()
+        norm = MaskedBatchNorm(C).double()
         torch.testing.assert_close(norm(doubled, halves)[..., ::2], norm(maps, ALL))
 
     def test_pools_see_only_what_takes_part(self, maps: torch.Tensor) -> None:

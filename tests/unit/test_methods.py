@@ -1,4 +1,4 @@
-"""What holds for every method: padding and void, the order of the batch, precision, several processes."""
+"""Properties of every method: padding and void, the order of the batch, precision, several processes."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shrink(setattr: Any) -> None:
-    """Queues that hold all that these tests put in, and of which all is compared."""
+    """Queues that are large enough for everything in these tests, and that are compared as a whole."""
     for name, slots in {"pixel_slots": 200, "pixel_contrast": 200, "region_slots": 9}.items():
         setattr(CrossImageMemory, name, slots)
 
@@ -117,7 +117,7 @@ class TestWhatTakesPart:
         terms = terms_of(make_method(name, kd_ignore="published"), example)
         repainted = terms_of(make_method(name, kd_ignore="published"), changed(example, padding()))
         differing = {key for key, term in terms.items() if not torch.isclose(repainted[key], term)}
-        # Cells without a label take no part in these for their authors either.
+        # In these methods' published code, cells without a label do not count either.
         assert terms.keys() - differing <= {"variation", "dkd_target", "dkd_nontarget"}
 
     def test_void_is_left_out_where_asked(self, name: str) -> None:
@@ -144,7 +144,7 @@ class TestWhatTakesPart:
         terms = terms_of(method, example)
         assert all(torch.isfinite(term) for term in terms.values())
         losses = {key: term for key, term in terms.items() if key not in method.adversaries}
-        if "dist" not in losses:  # 1 - correlation of nothing is 1
+        if "dist" not in losses:  # 1 - correlation is 1 without any cell
             assert [float(term.detach()) for term in losses.values()] == [0.0] * len(losses)
         maps = [m for m in output if m is not None]
         gradients = torch.autograd.grad(total(terms), [*maps, *method.parameters()], materialize_grads=True)
@@ -178,21 +178,21 @@ def test_batch_order_does_not_matter(name: str, alike_draws: None) -> None:
         torch.testing.assert_close(found[key], term)
 
 
-def test_the_readme_tells_every_methods_recipe(root: Path) -> None:
-    section = (root / "README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
+def test_the_guide_has_every_methods_terms_and_needs(root: Path) -> None:
+    section = (root / "distill/README.md").read_text().partition("## Methods\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in section.splitlines()
         if line.startswith("| `")
     ]
-    told = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
-    assert told == {
+    listed = {name.strip("`"): (terms, needs) for name, terms, needs, _ in rows}
+    assert listed == {
         name: (
-            ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, (_, weight) in recipe.items()),
+            ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, (_, weight) in terms.items()),
             ", ".join(sorted(needs, key=lambda need: need == LABELS)),
         )
-        for name, recipe in METHODS.items()
-        for needs in [term_needs(recipe, LossConfig())]
+        for name, terms in METHODS.items()
+        for needs in [term_needs(terms, LossConfig())]
     }
 
 
@@ -265,7 +265,7 @@ class TestRivals:
     def test_the_rival_learns_to_tell_the_teacher_from_the_student(self) -> None:
         example = make_example(padded=False)
         method = make_method("skd", kd_terms="logit=0,pair=0")
-        (optimiser,) = make_method("ifvd").own_optimisers()
+        (optimiser,) = make_method("ifvd").make_adversary_optimisers()
         optimiser = type(optimiser)(method.parameters(), lr=5e-3)
         losses = []
         for _ in range(4):
@@ -277,9 +277,9 @@ class TestRivals:
         assert losses[-1] < losses[0] - 0.1
 
     def test_recipes_differ_in_the_rivals_optimiser(self) -> None:
-        skd, ifvd = (make_method(name).own_optimisers() for name in ("skd", "ifvd"))
+        skd, ifvd = (make_method(name).make_adversary_optimisers() for name in ("skd", "ifvd"))
         assert [type(optimiser) for optimiser in (*skd, *ifvd)] == [torch.optim.SGD, torch.optim.Adam]
-        assert make_method("cirkd").own_optimisers() == []
+        assert make_method("cirkd").make_adversary_optimisers() == []
 
 
 class TestMemory:
@@ -362,11 +362,11 @@ if __name__ == "__main__":
 
 
 def learn_from(part: slice) -> dict[str, Any]:
-    """By method, losses of two steps on some of four crops and, of the last, gradients by maps and parameters."""
+    """By method: losses of two steps on some of four crops, and gradients of the last by maps and parameters."""
     shrink(setattr)
     learnt = {}
     for name in METHODS:
-        # A discriminator takes a second: ifvd's does for skd too.
+        # A discriminator takes a second; ifvd's is tested for skd too.
         method = make_method(name, kd_terms="holistic=0" if name == "skd" else "")
         for seed in (0, 1) if "cirkd" in name else (0,):
             output, targets, labels, valid_size = four_crops(seed)
@@ -391,7 +391,7 @@ def learn_from(part: slice) -> dict[str, Any]:
 
 
 def four_crops(seed: int) -> Example:
-    """Those of two examples; padding is spread unevenly over the halves."""
+    """The same for two examples, with unequal padding in the halves."""
     one, two = make_example(seed), make_example(seed + 10)
     pick = lambda a, b: torch.cat([a, b[:1]])
     maps = (pick(*pair) for pair in zip(one[0], two[0], strict=True))

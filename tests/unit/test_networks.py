@@ -1,4 +1,4 @@
-"""Networks: shapes, the dilations' meaning, traits that no key shows, and input normalisation."""
+"""Networks: shapes, the meaning of dilations, traits that state dict keys do not show, and input normalisation."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Objects are created once and whole, whoever writes them."""
+"""Objects are created once and complete, also with several writers."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_prefix_is_removed_with_all_that_it_holds(objects):
         assert probe.get("a/b") == b"x"
         assert len(objects.names("")) == 1
     assert objects.names("") == probe.names("") == []
-    probe.remove_all()  # it is gone already
+    probe.remove_all()  # it was removed already
 
 
 def test_what_cannot_be_read_is_one_clear_error(objects, monkeypatch):

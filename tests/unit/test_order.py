@@ -114,7 +114,7 @@ GOLDEN_FRESH = [1, 0, 2, 4, 3, 4, 1, 2, 3, 0]
 
 
 def test_orders_never_change() -> None:
-    """A change here means that no run could be repeated or gone on with."""
+    """If this changes, existing runs can neither be repeated nor resumed."""
     assert [ORDER.entry(t) for t in range(20, 32)] == GOLDEN
     assert [FreshOrder(n_images=5, seed=2**70).entry(t)[1] for t in range(10)] == GOLDEN_FRESH
 

@@ -1,4 +1,4 @@
-"""The page of a comparison: it holds all it shows, escapes what it is told, and says no more than the intervals do."""
+"""The page of a comparison: self-contained, escapes its input, and claims no more than the intervals support."""
 
 import json
 from collections.abc import Callable
@@ -15,11 +15,12 @@ from PIL import Image
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.images.classes import IGNORE, ClassSet
 from kdcache.distill.compare.contest import Ask, Contender, Contest, Rung
-from kdcache.distill.compare.page import page, write_page
-from kdcache.distill.compare.page_samples import TEACHER
+from kdcache.distill.compare.report import TEACHER, make_report, write_standings
 from kdcache.distill.compare.standings import Standings
-from kdcache.distill.compare.verdict import answer
+from kdcache.distill.compare.verdict import conclude
 from kdcache.distill.losses.methods import METHODS
+from kdcache.distill.report.draw import draw
+from kdcache.distill.report.html import data_uri, html
 from kdcache.distill.report.sample_files import (
     LONGEST_SIDE_PX,
     SampleFiles,
@@ -68,6 +69,12 @@ class Document(HTMLParser):
 
     def named(self, *names: str) -> list[dict[str, str | None]]:
         return [values for name, values in self.elements if name in names]
+
+
+def page(folder: Path, standings: Standings) -> str:
+    drawings = {figure.name: draw(figure) for figure in make_report(folder, standings).figures}
+    assert all(drawings.values())
+    return html(make_report(folder, standings), lambda figure: drawings[figure.name].inline())
 
 
 def make(folder: Path, contest: Contest | None = None, **failed: str) -> tuple[Path, Standings]:
@@ -127,7 +134,7 @@ def test_it_can_be_read_without_eyes(tmp_path: Path) -> None:
 
 
 def test_what_it_is_told_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = HOSTILE.replace("/", "")  # its run has a folder of that name
+    method = HOSTILE.replace("/", "")  # the folder of its run has that name
     monkeypatch.setitem(METHODS, method, METHODS["logit"])
     contest = make_contest((NONE, Contender(method=method), LOGIT))
     failed = {"time-100s-logit-seed-1": f"no {HOSTILE} & more"}
@@ -153,6 +160,7 @@ def test_its_numbers_are_the_standings(tmp_path: Path) -> None:
     difference = by_time["logit"].difference
     assert difference and difference.separable
     assert "60.10" in cells and "+10.00 (10.00 to 10.00)" in cells
+    assert "~58" in cells  # logit-online: 50 steps in this time
     assert "10 min 1 s" not in cells and "75.1 %" in cells  # 0.601 of the teacher's 0.8
     assert "+10.0 %" in cells  # the repeated baseline was slower
 
@@ -167,7 +175,7 @@ def test_the_teacher_stands_beside_the_methods_by_class(tmp_path: Path) -> None:
 
 
 def test_the_bars_of_a_step_are_as_long_as_the_step(tmp_path: Path) -> None:
-    """Also of a method whose step came out shorter than the baseline's, whose loss would be less than nothing."""
+    """Also for a method whose step was measured shorter than the baseline's, which would make its loss cost less than 0."""
     contest = make_contest((NONE, LOGIT), seeds=(0,))
     folder, _ = make(tmp_path / "c", contest)
     metrics = folder / "runs/time-100s-none-seed-0/metrics.jsonl"
@@ -192,7 +200,7 @@ def test_figures_of_everything_there_is(tmp_path: Path) -> None:
     assert titles == [
         *(
             "What the clock changes",
-            "Gain and price, at equal steps",
+            "Gain and price, at equal time",
             "mIoU at equal steps",
             "mIoU at equal time",
         ),
@@ -221,7 +229,7 @@ def test_a_comparison_of_views_alone_charts_them_all(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_extended_comparison_has_all_of_it(tmp_path: Path) -> None:
-    """All methods by one ask; a few, and one more with its teacher running along, by time and by more lengths."""
+    """All methods in one request; and a few, one of them with an online teacher, by time and by several lengths."""
     contest = make_contest((NONE, BANK, LOGIT, FEATURE), seeds=(0,))
     by_steps = replace(contest.asks[0], rungs=tuple(rung for rung in contest.rungs if rung.clock == "steps"))
     some = make_ask((NONE, LOGIT, ONLINE), budgets_s=(100.0, 200.0), seeds=(0, 1))
@@ -264,7 +272,7 @@ def test_a_comparison_that_has_not_begun_is_a_page_too(tmp_path: Path) -> None:
     names = {start.name: "no such device" for start in contest.starts()}
     folder, standings = make(tmp_path / "c", contest, **names)
     document = Document(page(folder, standings))
-    assert answer(standings) == ["No run of 1 min 40 s of training has a score yet."]
+    assert conclude(standings) == ["No run of 1 min 40 s of training has a score yet."]
     assert document.texts["td"].count("no such device") == len(names)
 
 
@@ -282,19 +290,21 @@ def test_the_chart_of_both_clocks_counts_moves_among_what_has_both(tmp_path: Pat
         for values in document.named("svg")
         if "Ranking at equal steps" in str(values.get("aria-label"))
     )
-    assert "None of 2 change place." in about and "The same order stands at equal time." in answer(standings)
+    assert "None of 2 change place." in about and "The order is the same at equal time." in conclude(
+        standings
+    )
     assert title == "Ranking at equal steps: logit, none. At equal time: logit, none."
 
 
 def test_the_answer_names_what_can_be_told_apart(tmp_path: Path) -> None:
     _, standings = make(tmp_path / "c", make_contest((NONE, BANK, LOGIT, FEATURE)))
-    assert answer(standings) == [
+    assert conclude(standings) == [
         (
-            "After 1 min 40 s of training, logit came first, +10.00 (10.00 to 10.00) points of mIoU over none, and apart "
-            "from what comes after it."
+            "After 1 min 40 s of training, logit came first, +10.00 (10.00 to 10.00) points of mIoU over none, beyond "
+            "chance against all others."
         ),
-        "Of 3 compared with none, 2 are better, 1 worse, and 0 not separable from it.",
-        "At equal steps 2 of 4 change place: logit is number 2 by steps and 1 by time.",
+        "Of 3 methods compared with none, 2 are better and 1 is worse.",
+        "At equal steps, 2 of 4 change place: logit is number 2 by steps and 1 by time.",
     ]
 
 
@@ -305,17 +315,17 @@ def test_the_answer_says_what_cannot_be_told_apart(tmp_path: Path) -> None:
         if "logit" in run:
             scores["miou"] += {"0": 0.2, "1": -0.2, "2": 0.0}[run[-1]]
 
-    said = " ".join(answer(change_scores(folder, noisy)))
-    assert "logit came first" in said and "not separable from feature and none." in said
-    assert "1 are better, 0 worse, and 1 not separable from it" in said
+    said = " ".join(conclude(change_scores(folder, noisy)))
+    assert "logit came first" in said and "its lead over feature and none could be chance." in said
+    assert "Of 2 methods compared with none, 1 is better and 1 could differ by chance alone." in said
 
 
 def test_one_seed_answers_nothing(tmp_path: Path) -> None:
     _, standings = make(tmp_path / "c", make_contest((NONE, LOGIT), seeds=(0,)))
-    said = answer(standings)
+    said = conclude(standings)
     assert said[0] == (
-        "After 1 min 40 s of training, logit came first, +10.00 points of mIoU over none: with one seed, no difference "
-        "here can be told from chance."
+        "After 1 min 40 s of training, logit came first, +10.00 points of mIoU over none: with one seed, every difference "
+        "here could be chance."
     )
     assert not any("better" in sentence for sentence in said)
 
@@ -347,12 +357,13 @@ def test_sample_files_keep_class_ids(tmp_path: Path) -> None:
     assert label.size == (LONGEST_SIDE_PX, 20)
     assert np.array_equal(np.unique(np.asarray(label)), np.unique(sample.label))
     assert np.asarray(label.convert("RGB"))[0, -1].tolist() == list(CLASSES.palette[1])
-    assert (found.picture(0, "prediction") or "").startswith("data:image/png;base64,")
+    prediction = found.picture(0, "prediction")
+    assert prediction is not None and data_uri(prediction.path).startswith("data:image/png;base64,")
     assert found.picture(1, "image") is None and SampleFiles.read(tmp_path / "none") is None
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
-    folder, standings = make(tmp_path / "c", make_contest((NONE, LOGIT)))
+    folder, _ = make(tmp_path / "c", make_contest((NONE, LOGIT)))
     (folder / "report.html").mkdir()
     with pytest.raises(KDCacheError, match="cannot write to"):
-        write_page(folder, standings)
+        write_standings(folder)

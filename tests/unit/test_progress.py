@@ -1,4 +1,4 @@
-"""A pace is that of the calls after the first, which warms up."""
+"""The pace leaves out the first call, which warms up."""
 
 import pytest
 

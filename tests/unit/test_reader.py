@@ -1,4 +1,4 @@
-"""The reader agrees with zarr-python on every entry, and tells every damaged byte before it is used."""
+"""The reader agrees with zarr-python on every entry, and reports every damaged byte before it is used."""
 
 import pickle
 import random
@@ -64,7 +64,7 @@ def test_it_pickles_small_and_reads_after(store):
 
 
 def test_a_pickle_grows_by_a_number_a_shard(tmp_path, stores):
-    """Thousands of units go to every worker process: sizes do, digests of manifests do not."""
+    """A reader that is pickled to workers takes the sizes of units along, but not the digests of manifests."""
     spec = stores["spec"](images=3000, unit_entries=1)
     store = stores["begin"](str(tmp_path / "store"), spec)
     store.create_pass(0)
@@ -109,7 +109,7 @@ def test_an_unfinished_store_is_refused(tmp_path, spec, stores):
 
 
 def test_any_flipped_bit_of_a_shard_is_found(store, tmp_path):
-    """Either the entry that holds the bit is refused, or the bit is in no entry asked for and nothing changes."""
+    """Either the entry with the bit is refused, or the bit is outside of the entries that are read and nothing changes."""
     path = tmp_path / "store/passes/000/logits/c/0/0/0/0"
     whole = path.read_bytes()
     clean = [StoreReader(store.url, ["logits"]).entry(0, p).codes["logits"] for p in range(3)]
@@ -132,7 +132,7 @@ def test_any_flipped_bit_of_a_shard_is_found(store, tmp_path):
 
 
 def everything(url: str) -> dict[str, object]:
-    """All that training takes from a store, but for the image ids, which it compares with its dataset's."""
+    """Everything that training reads from a store, except the image ids, which it compares with its dataset's."""
     reader = StoreReader(url, ["logits", "features"])
     places = [(index, position) for index in reader.passes for position in range(reader.n_images)]
     entries = [reader.entry(*place) for place in places]
@@ -168,7 +168,7 @@ def test_one_bit_flipped_in_any_object_is_one_clear_error_or_changes_nothing(sto
 def test_a_shard_cut_off_while_it_is_read_is_found(store, tmp_path):
     path = tmp_path / "store/passes/000/logits/c/0/0/0/0"
     reader = StoreReader(store.url, ["logits"])
-    reader.entry(0, 0)  # its index is known and its file open
+    reader.entry(0, 0)  # its index is already read and its file open
     with open(path, "r+b") as file:
         file.truncate(100)
     with pytest.raises(StoreDamagedError, match=r"logits/c/0/0/0/0: entry 2 is missing or does not match"):

@@ -1,4 +1,4 @@
-"""Running a contest with runs that do nothing but leave what a run leaves: order, failures, interruptions, locks."""
+"""Running a comparison with fake runs that only write a run's files: order, failures, interruptions, locks."""
 
 import dataclasses
 import fcntl
@@ -42,7 +42,7 @@ RUN = textwrap.dedent("""
 
 @pytest.fixture
 def behave(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], list[str]]:
-    """Sets how runs behave, by method; returns the names of those that were started, as they come."""
+    """Sets how runs behave, by method. Returns a list that grows by the name of every run that starts."""
 
     def install(behaviours: dict[str, str]) -> list[str]:
         started: list[str] = []
@@ -79,7 +79,7 @@ def test_all_runs_are_started_in_order_and_none_twice(
     assert started == [start.name for start in contest.starts()]
     assert said[:2] == [f"run 1 of 9: {started[0]}", "logit 1/2 loss 0.5"]
     standings = Standings.read(tmp_path / "out")
-    assert {outcome.status for outcome in standings.outcomes} == {COMPLETE}
+    assert {account.status for account in standings.accounts} == {COMPLETE}
     assert standings.rankings[1].steps == 100  # as many as the baseline had in its time
     run_contest(tmp_path / "out", contest, quiet)
     assert len(started) == 9
@@ -91,15 +91,15 @@ def test_a_failed_run_is_on_record_and_loses_no_other(
     contest = enter_contest(tmp_path / "out", (NONE, LOGIT, FEATURE))
     started = behave({"logit": "fails", "feature": "crashes"})
     run_contest(tmp_path / "out", contest, quiet)
-    outcomes = {o.start.name: o for o in Standings.read(tmp_path / "out").outcomes}
-    assert outcomes["time-100s-logit-seed-0"].error == "no such target"
-    crashed = outcomes["time-100s-feature-seed-0"]
+    accounts = {o.start.name: o for o in Standings.read(tmp_path / "out").accounts}
+    assert accounts["time-100s-logit-seed-0"].error == "no such target"
+    crashed = accounts["time-100s-feature-seed-0"]
     assert (crashed.status, crashed.error) == (FAILED, "ended with exit code 1: RuntimeError: out of memory")
-    assert outcomes["time-100s-none-seed-0"].status == COMPLETE
+    assert accounts["time-100s-none-seed-0"].status == COMPLETE
     assert "out of memory" in (tmp_path / "out/logs/time-100s-feature-seed-0.log").read_text()
     behave({})
     run_contest(tmp_path / "out", contest, quiet)
-    assert {o.status for o in Standings.read(tmp_path / "out").outcomes} == {COMPLETE}
+    assert {o.status for o in Standings.read(tmp_path / "out").accounts} == {COMPLETE}
     assert len(read_attempts(tmp_path / "out")["time-100s-logit-seed-0"]) == 2 and len(started) == 7
 
 
@@ -109,9 +109,9 @@ def test_without_a_baseline_nobody_knows_the_steps(
     contest = enter_contest(tmp_path / "out", (NONE, LOGIT))
     behave({"none": "crashes"})
     run_contest(tmp_path / "out", contest, quiet)
-    outcomes = {o.start.name: o for o in Standings.read(tmp_path / "out").outcomes}
-    assert outcomes["time-100s-logit-seed-0"].status == COMPLETE
-    assert "no finished run of none" in (outcomes["steps-of-100s-logit-seed-0"].error or "")
+    accounts = {o.start.name: o for o in Standings.read(tmp_path / "out").accounts}
+    assert accounts["time-100s-logit-seed-0"].status == COMPLETE
+    assert "no finished run of none" in (accounts["steps-of-100s-logit-seed-0"].error or "")
 
 
 def test_an_interruption_ends_the_run_and_leaves_the_rest_waiting(
@@ -126,9 +126,9 @@ def test_an_interruption_ends_the_run_and_leaves_the_rest_waiting(
 
     with pytest.raises(KeyboardInterrupt):
         run_contest(tmp_path / "out", contest, interrupt)
-    first, *others = Standings.read(tmp_path / "out").outcomes
+    first, *others = Standings.read(tmp_path / "out").accounts
     assert (first.status, first.error) == (UNFINISHED, None) and (first.wall_s or 0) > 0
-    assert {outcome.status for outcome in others} == {WAITING}
+    assert {account.status for account in others} == {WAITING}
 
 
 def test_a_folder_takes_one_comparison_at_a_time(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_another_comparison_and_foreign_folders_are_refused(tmp_path: Path) -> N
         enter(tmp_path / "out", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(UsageError, match="holds files that are not a comparison's"):
+    with pytest.raises(UsageError, match="contains files that are not a comparison's"):
         enter(tmp_path / "other", make_contest((NONE, LOGIT)))
 
 
@@ -165,7 +165,7 @@ def test_an_extension_runs_what_is_missing_alone(
     run_contest(out, extended, quiet)
     assert started[len(before) :] == [s.name for s in extended.starts() if s.name not in before]
     standings = Standings.read(out)
-    assert {outcome.status for outcome in standings.outcomes} == {COMPLETE}
+    assert {account.status for account in standings.accounts} == {COMPLETE}
     rows = {row.contender: sorted(row.by_seed) for row in standings.rankings[0].rows}
     assert rows == {"none": [0, 1], "logit": [0], "feature": [0, 1]}
     assert [noise.again for noise in standings.noise] == [1, 2]

@@ -1,4 +1,4 @@
-"""Errors of a remote storage are waited out while they pass, and else say what to do."""
+"""Transient errors of remote storage are retried; others say what to do."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def refusal(code):
     [
         (["ConditionalRequestConflict", None], None, True),
         (["ConditionalRequestConflict", "PreconditionFailed"], b"theirs", False),
-        (["PreconditionFailed"], b"mine", True),  # the reply to the first try was lost
+        (["PreconditionFailed"], b"mine", True),  # the reply to the first attempt was lost
         (["SlowDown", "InternalError", None], None, True),
     ],
 )

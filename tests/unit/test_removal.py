@@ -1,4 +1,4 @@
-"""A store goes whole, spec first, and only a store does."""
+"""Removing deletes a store completely, spec first, and nothing that is not a store."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_removal_that_dies_leaves_no_store_and_is_finished_later(
 
 
 def test_only_stores_are_removed(old: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not only a store: it holds store"):
+    with pytest.raises(UsageError, match="is not only a store: it contains store"):
         plan_removal(str(tmp_path))
     (tmp_path / "array").mkdir()
     (tmp_path / "array/zarr.json").write_text("{}")

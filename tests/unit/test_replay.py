@@ -1,4 +1,4 @@
-"""Replay: the same bytes in any process, and a digest that tells what differs."""
+"""Replay: the same bytes in any process, and a digest that shows what differs."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ WHOLE = View(scale_milli=1000, top=0, left=0, box_height=40, box_width=60, heigh
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """A smooth image with some texture, as decoders and resizers meet."""
+    """A smooth image with some texture, like a photo."""
     y, x = np.mgrid[: size[0], : size[1]]
     rng = np.random.default_rng(seed)
     waves = sum(
@@ -124,7 +124,7 @@ def test_replay_is_bitwise_equal_in_another_process() -> None:
 
 
 def test_pixels_never_change() -> None:
-    """A change here means that no store's digests would hold any more."""
+    """If this changes, the digests in all existing stores become wrong."""
     ramp = np.arange(40 * 60 * 3, dtype=np.int64).reshape(40, 60, 3)
     image = (ramp * 7919 % 251).astype(np.uint8)
     view = View(
@@ -158,7 +158,7 @@ def test_colours_change_the_image_and_not_the_label() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"top": 1}, "at least 41x60 pixels, this one is 40x60"), ({"height": 49}, "fills 49x60")],
+    [({"top": 1}, "at least 41x60 pixels, but this one has 40x60"), ({"height": 49}, "has 49x60")],
 )
 def test_a_view_that_does_not_fit_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(StoreMismatchError, match=message):

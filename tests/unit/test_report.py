@@ -1,4 +1,4 @@
-"""Reports of made-up runs: the numbers in them, the files beside them, the comparison of several."""
+"""Reports of made-up runs: their numbers, their files, and the comparison of several runs."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from kdcache.cache.networks.network import build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.distill.config import TrainConfig
 from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
-from kdcache.distill.report.figures import smooth
+from kdcache.distill.report.curves import smooth
 from kdcache.distill.report.record import RunRecord
-from kdcache.distill.report.report import write_report
+from kdcache.distill.report.run_report import run_report, write_report
 from kdcache.distill.scoring.samples import SamplePrediction, predict_samples
 
 CLASSES = ClassSet("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -80,7 +80,7 @@ class TestReport:
         path = write_report(make_run(tmp_path / "logit"), samples=[make_sample()], classes=CLASSES)
         text = path.read_text()
         assert path == tmp_path / "logit" / "report.md"
-        assert "**mIoU 50.00 %**, pixel accuracy 90.00 %, on 12 images of streets val" in text
+        assert "mIoU 50.00 %, pixel accuracy 90.00 %, on 12 images of streets val" in text
         for line in (
             "| teacher | pspnet_resnet101, targets from cache |",
             "| dataset | streets train |",
@@ -90,16 +90,56 @@ class TestReport:
             "| waiting for data | 10.0 % of the training time |",
             "| road | 50.00 | 75.00 |",
             "| sky | - | 0.00 |",
-            "| mean | 50.00 |  |",
+            "| mean | 50.00 | - |",
             "| logit | 200 | 400 | 600 |",
             "| processes | 2 |",
             "| packages | torch 2.15.0 |",
         ):
             assert line in text.splitlines()
-        for name in ("samples", "class_iou", "miou", "losses"):
-            assert f"(figures/{name}.png)" in text
-            with Image.open(tmp_path / "logit" / "figures" / f"{name}.png") as image:
-                assert min(image.size) > 60
+        for name in ("miou-steps", "miou-time", "losses"):
+            assert f"(figures/{name}.svg)" in text
+            assert (tmp_path / "logit" / "figures" / f"{name}.svg").read_text().startswith("<svg")
+        for name in ("0-image.jpg", "0-label.png", "0-prediction.png"):
+            assert f"(samples/{name})" in text
+            with Image.open(tmp_path / "logit" / "samples" / name) as image:
+                assert image.size == (4, 3)
+        assert "data:image/png;base64," in (tmp_path / "logit" / "report.html").read_text()
+
+    def test_says_nothing_twice(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run")
+        assert "| term | first | median | last |" in write_report(folder).read_text()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+        norms = [line for line in lines if line["kind"] == "gradnorm"]
+        for count, header, row in (
+            (1, "| term | at the only sample |", "| logit | 200 |"),
+            (2, "| term | first | last |", "| logit | 200 | 400 |"),
+        ):
+            kept = [line for line in lines if line["kind"] != "gradnorm" or line in norms[:count]]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+            text = write_report(folder).read_text().splitlines()
+            assert header in text and row in text
+        place = {
+            "device": "cpu",
+            "term_weights": {"logit": 1.0, "feature": 0.5},
+            "in_flight_bytes": 20_500_000,
+        }
+        (folder / "environment.json").write_text(json.dumps(place))
+        text = write_report(folder).read_text()
+        assert "{" not in text
+        assert "| term weights | logit 1, feature 0.5 |" in text and "| in flight bytes | 20.5 MB |" in text
+        assert text.count("| road |") == 1 and not (folder / "figures" / "class_iou.svg").exists()
+
+    @pytest.mark.parametrize("name", ["$\\mathbf{oops$", "<b>road</b>", "a|b"])
+    def test_a_class_of_any_name_costs_no_run(self, tmp_path: Path, name: str) -> None:
+        folder = make_run(tmp_path / "run")
+        result = make_result(0.5)
+        scores = dict(result["scores"])  # type: ignore[call-overload]
+        scores["iou"] = {name: 0.5, "car": 0.5, "sky": None}
+        text = write_report(folder, result={**result, "scores": scores}).read_text()
+        assert "| car | 50.00 | 25.00 |" in text
+        assert "<b>road" not in (folder / "report.html").read_text()
+        both = write_comparison([folder, folder], tmp_path / "out")
+        assert both.is_file() and (tmp_path / "out" / "figures" / "class_iou.svg").is_file()
 
     def test_says_how_to_repeat_it(self, tmp_path: Path) -> None:
         alone = write_report(make_run(tmp_path / "alone", lr=0.02, processes=1)).read_text()
@@ -120,7 +160,8 @@ class TestReport:
     def test_a_run_that_the_clock_ended_says_so(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "run", miou=None, budget_seconds=150.0)
         text = write_report(folder, result=make_result(0.5, planned_steps=320)).read_text()
-        assert "**The time was up at step 300 of 320**" in text
+        assert "- **Caution:** run: the time was up at step 300 of 320" in text
+        assert "the time was up at step 300 of 320" in (folder / "report.html").read_text()
         assert "| steps | 300 of 320 |" in text and "--steps 320" in text
 
     def test_takes_a_result_that_is_not_written_yet(self, tmp_path: Path) -> None:
@@ -131,12 +172,13 @@ class TestReport:
     def test_written_again_keeps_the_samples_drawn_before(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "run")
         write_report(folder, samples=[make_sample()], classes=CLASSES)
-        assert "figures/samples.png" in write_report(folder).read_text()
+        assert "(samples/0-prediction.png)" in write_report(folder).read_text()
 
     def test_of_a_run_that_has_only_begun(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "run", miou=None)
         (folder / "metrics.jsonl").unlink()
         assert "figures/" not in write_report(folder).read_text()
+        assert run_report(RunRecord.read(folder)).lead == ["Not finished: no scores yet."]
         assert compare_runs([folder])[0].steps == 0
 
     def test_of_no_run(self, tmp_path: Path) -> None:
@@ -159,6 +201,15 @@ class TestRecord:
         curve = run.curve()
         assert list(curve.steps) == [100, 200, 300] and list(curve.seconds) == [50.0, 100.0, 150.0]
 
+    def test_an_evaluation_is_at_its_own_time_not_at_that_of_the_last_line(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+        for line in lines:
+            if line["kind"] == "eval":
+                line["training_s"] = 0.5 * line["step"] + 2.25
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert list(RunRecord.read(folder).curve().seconds) == [52.25, 102.25, 152.25]
+
     def test_a_summary_is_json(self, tmp_path: Path) -> None:
         summary = compare_runs([make_run(tmp_path / "run")])[0]
         document = json.loads(json.dumps(summary.to_dict()))
@@ -172,10 +223,11 @@ class TestComparison:
             make_run(tmp_path / "kd", "logit", miou=0.4525),
             make_run(tmp_path / "going-on", "feature", miou=None),
         ]
-        header, rows = comparison_table(compare_runs(runs), {"name": "R101", "miou": 0.6})
+        table = comparison_table(compare_runs(runs), {"name": "R101", "miou": 0.6})
+        header, rows = table.header, table.texts
         column = header.index("vs none")
         assert [row[0] for row in rows] == ["plain", "kd", "going-on (unfinished)", "R101"]
-        assert [row[column] for row in rows] == ["+0.00", "+5.25", "", "+20.00"]
+        assert [row[column] for row in rows] == ["+0.00", "+5.25", "-", "+20.00"]
         assert [row[column - 1] for row in rows] == ["40.00", "45.25", "-", "60.00"]
         assert all(len(row) == len(header) for row in rows)
         assert {row[header.index("asked for")] for row in rows[:3]} == {"300 steps"}
@@ -189,26 +241,30 @@ class TestComparison:
         text = write_comparison(runs, out, teacher={"name": "R101", "miou": 0.6}).read_text()
         lines = text.splitlines()
         assert "- [a](../a/report.md)" in lines
-        assert "- dataset: streets, scored on val (12 images)" in lines
-        assert "- store: /home/stores/ab" in lines and "- teacher: pspnet_resnet101" in lines
-        assert "- **differs: length**: 300 steps, 2 min 30 s" in lines
-        assert "- **differs: --batch-size**: 8, 16" in lines
-        assert len([line for line in lines if "differs" in line]) == 2
+        assert "| dataset | streets, scored on val (12 images) |" in lines
+        assert "| store | /home/stores/ab |" in lines and "| teacher | pspnet_resnet101 |" in lines
+        assert "- **Caution:** Differs: length: 300 steps, 2 min 30 s." in lines
+        assert "- **Caution:** Differs: --batch-size: 8, 16." in lines
+        assert len([line for line in lines if "Differs" in line]) == 2
         assert "says little" not in text and "time was up" not in text
-        assert (out / "figures" / "miou.png").is_file() and (out / "figures" / "class_iou.png").is_file()
+        for name in ("miou-steps", "miou-time", "class_iou"):
+            assert (out / "figures" / f"{name}.svg").is_file()
 
     def test_report_warns_of_a_weak_teacher_and_of_the_clock(self, tmp_path: Path) -> None:
         runs = [make_run(tmp_path / "a", "none", miou=0.5), make_run(tmp_path / "b", budget_seconds=1.0)]
         (runs[1] / "scores.json").write_text(json.dumps(make_result(0.5, planned_steps=400)))
         text = write_comparison(runs, tmp_path / "out", teacher={"miou": 0.51}).read_text()
-        assert "less than 2 points above" in text
-        assert "- b: the time was up at step 300 of 400" in text and "| 300 of 400 |" in text
+        assert "less than 2 points of mIoU above" in text
+        assert "- **Caution:** b: the time was up at step 300 of 400" in text and "| 300 of 400 |" in text
 
     def test_of_different_datasets(self, tmp_path: Path) -> None:
         runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
         (runs[1] / "inputs.json").write_text(json.dumps({"dataset": {"name": "camvid"}}))
         text = write_comparison(runs, tmp_path / "out").read_text()
-        assert "- **differs: dataset**: streets, scored on val (12 images), camvid, scored on val" in text
+        assert (
+            "- **Caution:** Differs: dataset: streets, scored on val (12 images), camvid, scored on val"
+            in text
+        )
 
     def test_where_nothing_can_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

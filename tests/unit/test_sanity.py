@@ -1,4 +1,4 @@
-"""The check of a teacher against labels: what it must refuse, and what it must let pass."""
+"""The check of a teacher against labels: what it must refuse, and what it must accept."""
 
 import json
 
@@ -36,7 +36,7 @@ def scenes(seed: int, count: int = 6) -> Tensor:
 
 
 def logits_of(labels: Tensor, sharpness: float = 6.0) -> Tensor:
-    """What a good teacher says: the class at a cell's middle, blurred a little."""
+    """The output of a good teacher: the class at a cell's centre, slightly blurred."""
     cells = labels[:, 4::8, 4::8].long()
     hot = F.one_hot(torch.where(cells == 255, 0, cells), CLASSES).permute(0, 3, 1, 2).float() * sharpness
     return 0.7 * hot + 0.3 * F.avg_pool2d(hot, 3, stride=1, padding=1)
@@ -74,7 +74,7 @@ def test_a_weak_teacher_passes(share: float, seed: int) -> None:
 
 
 def test_a_teacher_of_the_large_classes_alone_passes() -> None:
-    """A teacher trained for a minute knows ground and the rest, and its outline of them is a plateau for the scan."""
+    """A teacher trained for a minute only knows ground and the rest. Their outline is a plateau for the scan."""
     labels = scenes(1)
     coarse = F.avg_pool2d(logits_of(labels), 7, stride=1, padding=3, count_include_pad=False)
     coarse[:, 2:] -= 100

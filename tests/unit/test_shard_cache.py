@@ -1,4 +1,4 @@
-"""The shard cache: whole and right objects, once each, within its limit, whoever dies."""
+"""The shard cache: complete and correct objects, fetched once, within its limit, also when processes die."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ SIZE = 1000
 
 
 class Remote:
-    """Objects named by number, of SIZE bytes each, that count how often they were asked for."""
+    """Objects named by number, of SIZE bytes each, with a count of the requests for each."""
 
     url = "fake://store"
 
@@ -53,7 +53,7 @@ def stands(cache: ShardCache, path: str) -> bool:
 
 
 def used(cache: ShardCache) -> int:
-    """Bytes on account."""
+    """The number of bytes that the cache has booked."""
     return int((cache.folder / "used").read_text())
 
 
@@ -113,7 +113,7 @@ def test_the_least_recently_used_go(cache):
 
 
 def test_what_can_be_held_at_once_is(cache):
-    """A working set of just the usable bytes stays, however often it is gone round."""
+    """A working set that just fits stays cached, however often it is read."""
     remote = Remote()
     n = cache.usable_bytes // SIZE
     assert ShardCache(cache.folder, cache.limit_for(n * SIZE)).usable_bytes >= n * SIZE
@@ -169,7 +169,7 @@ def test_a_killed_process_leaves_nothing_that_lasts(cache):
         process.kill()
     assert os.listdir(cache.folder / "partial") and used(cache) == SIZE
     remote = Remote()
-    for name in ("b", *map(str, range(9))):  # evicting clears away what nobody wants
+    for name in ("b", *map(str, range(9))):  # evicting removes unneeded files
         cache.fetch(remote, name, record(name))
     assert not os.listdir(cache.folder / "partial")
     cache.fetch(remote, "a", record("a"))

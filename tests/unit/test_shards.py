@@ -1,4 +1,4 @@
-"""Shards are what the Zarr v3 standard says, read back by readers nobody here wrote."""
+"""Shards follow the Zarr v3 standard: independent readers read them back."""
 
 import json
 import struct
@@ -60,14 +60,14 @@ def write_array(folder, layout, values, missing=()):
 
 
 def reader_of(folder, layout):
-    """The array in that folder through the project's own reader."""
+    """The array in that folder, read by kdcache."""
     units = -(-layout.rows // layout.unit_entries)
     sizes = np.array([(folder / layout.shard_path(unit)).stat().st_size for unit in range(units)])
     return ShardedArray(open_objects(str(folder.parent)), layout, sizes, folder.name)
 
 
 def with_index(shard: bytes, index: np.ndarray) -> bytes:
-    """The shard with another index, whose checksum is right."""
+    """The shard with another index that has a valid checksum."""
     words = index.astype("<u8").tobytes()
     return shard[: -len(words) - 4] + words + google_crc32c.value(words).to_bytes(4, "little")
 
@@ -110,7 +110,7 @@ def test_the_reader_agrees_with_both_and_calls_a_missing_row_damage(array, data,
     for row in range(layout.rows):
         theirs = by_zarr[row]
         assert np.array_equal(theirs, by_tensorstore[row].read().result())
-        if row in missing:  # where they fill in zeros
+        if row in missing:  # where independent readers fill in zeros
             assert not theirs.any()
             with pytest.raises(StoreDamagedError, match=rf"entry {row % layout.unit_entries} is missing"):
                 reader.row(row)
@@ -157,7 +157,7 @@ def test_an_index_that_points_outside_is_damage(row):
 
 @pytest.mark.parametrize("place", [4, 12], ids=["unpacks to more", "is longer"])
 def test_a_header_that_lies_about_its_size_is_damage(place):
-    """Its checksum fits, so someone meant it; blosc would write or read outside of its buffers."""
+    """The checksum is valid, as in an attack. Without checks, blosc would write or read outside of its buffers."""
     packed = bytearray(LAYOUT.encode(ROWS)[: -LAYOUT.index_bytes])
     packed = packed[: len(packed) // 2 - 4]
     row = np.empty(LAYOUT.row_shape, LAYOUT.dtype)
@@ -188,7 +188,7 @@ def test_unpacking_runs_on_one_thread_and_lets_others_run():
 
     other = threading.Thread(target=count)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(60.0)  # nobody is made to give the GIL away
+    sys.setswitchinterval(60.0)  # no thread has to give up the GIL
     other.start()
     try:
         before = turns[0]

@@ -1,4 +1,4 @@
-"""Picture sheets: what the pixels say, not how they look."""
+"""Picture sheets: which pixels show what, not how beautiful they are."""
 
 import math
 

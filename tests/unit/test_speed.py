@@ -1,4 +1,4 @@
-"""What a probe measures, and that it leaves nothing."""
+"""What a probe measures, and that it leaves nothing behind."""
 
 import logging
 from itertools import count
@@ -14,7 +14,7 @@ from kdcache.cache.storage.speed import MAX_PROBE_BYTES, measure_storage
 
 @pytest.fixture
 def steps(monkeypatch):
-    """A clock on which everything takes half a second."""
+    """A clock by which every operation takes half a second."""
     ticks = count(step=0.5)
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
 

@@ -1,8 +1,11 @@
-"""Standings of made-up comparisons: every number in them follows by hand from tests/comparisons.py."""
+"""Standings of made-up comparisons: every number can be computed by hand from tests/comparisons.py."""
 
+import csv
 import json
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from comparisons import (
@@ -23,9 +26,17 @@ from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.distill.compare.account import COMPLETE, FAILED, WAITING
 from kdcache.distill.compare.breakdown import Ladder, Views
 from kdcache.distill.compare.contest import Contender
-from kdcache.distill.compare.markdown import report_parts
 from kdcache.distill.compare.ranking import Move, pair_clocks
+from kdcache.distill.compare.report import make_report, write_standings
 from kdcache.distill.compare.standings import Standings
+from kdcache.distill.compare.tables import ranking_table, teacher_cost_tables
+from kdcache.distill.compare.verdict import conclude
+from kdcache.distill.losses.methods import METHODS
+from kdcache.distill.report.charts import DotChart, LineChart, RankChart
+from kdcache.distill.report.markdown import markdown
+from kdcache.distill.report.model import Table
+from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.terminal import show
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +113,9 @@ def test_noise_is_the_baseline_twice(standings: Standings) -> None:
 
 
 def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Path) -> None:
-    (drift,) = standings.cautions
-    assert drift.startswith("on time-100s a step of the baseline took +10 % at the end")
+    short, drift = standings.cautions
+    assert short.startswith("On time-100s, logit-online had fewer than 100 steps")
+    assert drift.startswith("On time-100s, a step of the baseline took 10 % longer at the end")
     folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
     contest = json.loads((folder / "comparison.json").read_text())
     contest["teacher"]["miou"] = 0.51
@@ -114,10 +126,164 @@ def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Pat
     scores = json.loads((run / "scores.json").read_text())
     (run / "scores.json").write_text(json.dumps({**scores, "planned_steps": scores["planned_steps"] + 1}))
     assert [caution.partition(":")[0] for caution in Standings.read(folder).cautions[1:]] == [
-        "the time of 1 runs was up before the learning rate was at its end",
-        "runs differ in device",
-        "the teacher is less than 2 points above the baseline",
+        "The time of 1 run was up before the learning rate had reached its last value",
+        "The runs differ in device.",
+        "The teacher is less than 2 points of mIoU above the baseline (51.00 % against 50.00 %)",
     ]
+
+
+def shorten(folder: Path, run: str, steps: int) -> None:
+    """Make a run one of fewer steps."""
+    path = folder / "runs" / run / "scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": steps, "planned_steps": steps}))
+
+
+def in_all_renderings(folder: Path, caution: str) -> bool:
+    """Whether what `compare` writes and prints has a caution: HTML, Markdown, JSON, CSV, terminal."""
+    report = make_report(folder, write_standings(folder))
+    said: list[str] = []
+    console = SimpleNamespace(line=said.append, table=lambda header, rows: None)
+    show(report, console)
+    with open(folder / "standings.csv") as file:
+        said_by_csv = next(csv.DictReader(file))["cautions"]
+    markdown_text = (folder / "report.md").read_text().replace("\\", "")
+    page = unescape((folder / "report.html").read_text())
+    document = json.loads((folder / "standings.json").read_text())
+    return all(
+        caution in text
+        for text in (page, markdown_text, "\n".join(document["cautions"]), said_by_csv, "\n".join(said))
+    )
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path) -> Path:
+    """By time a drift of 182 % of the baseline's step, by steps 3 steps."""
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0, 1)))
+    metrics = folder / "runs" / "time-100s-none-seed-0-repeated" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    slower = [{**line, "step_s": 1.41} if line["kind"] == "train" else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in slower))
+    for method in ("none", "logit"):
+        for seed in (0, 1):
+            shorten(folder, f"steps-of-100s-{method}-seed-{seed}", 3)
+    return folder
+
+
+def test_every_caution_is_in_every_rendering(doubtful: Path) -> None:
+    cautions = Standings.read(doubtful).cautions
+    assert [caution.partition(":")[0] for caution in cautions] == [
+        "time-100s shows nothing reliable",
+        "steps-of-100s shows nothing reliable",
+        "On time-100s, a step of the baseline took 182 % longer at the end than at the beginning",
+    ]
+    for caution in cautions:
+        assert in_all_renderings(doubtful, caution), caution
+
+
+def test_short_runs_and_an_unsteady_machine_give_no_ranking(doubtful: Path) -> None:
+    standings = Standings.read(doubtful)
+    by_time, by_steps = standings.rankings
+    assert by_time.doubt is not None and "182 % longer" in by_time.doubt
+    assert by_steps.doubt is not None and "fewer than 100 steps, the shortest 3" in by_steps.doubt
+    for ranking in (by_time, by_steps):
+        table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+        assert table.caution == ranking.doubt
+        assert [row[:4] for row in table.texts] == [
+            ["logit", "-", "~60", "~+10 (10 to 10)"],
+            ["none", "-", "~50", "-"],
+        ]
+    assert conclude(standings) == [
+        "After 1 min 40 s of training, logit has the highest mIoU, but these runs say nothing reliable."
+    ]
+    names = [figure.name for figure in make_report(doubtful, standings).figures]
+    assert "ranking" not in names and "classes-1" not in names
+
+
+def test_a_hundred_steady_steps_are_ranked(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
+    assert [ranking.doubt for ranking in Standings.read(folder).rankings] == [None, None]
+    shorten(folder, "time-100s-logit-seed-0", 99)
+    ranking = Standings.read(folder).rankings[0]
+    assert ranking.doubt is None  # the baseline has enough; one row alone loses its decimals
+    table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+    assert [row[:3] for row in table.texts] == [["logit", "1", "~60"], ["none", "2", "50.00"]]
+    shorten(folder, "time-100s-none-seed-0", 99)
+    assert Standings.read(folder).rankings[0].doubt is not None
+
+
+def test_no_interval_runs_below_0_or_above_100_percent(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0, 1)))
+    path = folder / "runs" / "time-100s-logit-seed-0" / "scores.json"
+    result = json.loads(path.read_text())
+    result["scores"]["miou"] = 0.01
+    path.write_text(json.dumps(result))
+    standings = Standings.read(folder)
+    logit = next(row for row in standings.rankings[0].rows if row.contender == "logit")
+    assert logit.interval == (0.0, 1.0)
+    figures = {figure.name: figure for figure in make_report(folder, standings).figures}
+    means = figures["miou-at-equal-time"]
+    assert means.caption.endswith("Intervals are cut at 0 and 100 %.")
+    assert isinstance(means.chart, DotChart) and means.chart.stretch == (0.0, 100.0)
+    assert [row.text for row in means.chart.rows][1] == "30.55 (0.0 to 100.0)"
+
+
+def test_the_answer_counts_as_people_do(tmp_path: Path) -> None:
+    one = Standings.read(make_comparison(tmp_path / "one", make_contest((NONE, LOGIT), seeds=(0, 1))))
+    assert conclude(one)[1] == "The one method compared with none is better."
+    two = Standings.read(
+        make_comparison(tmp_path / "two", make_contest((NONE, LOGIT, FEATURE), seeds=(0, 1)))
+    )
+    assert conclude(two)[1] == "Of 2 methods compared with none, 2 are better."
+
+
+def test_gain_and_price_are_of_the_headlines_clock(standings: Standings, tmp_path: Path) -> None:
+    titles = [figure.title for figure in make_report(tmp_path, standings).figures]
+    assert "Gain and price, at equal time" in titles
+    assert conclude(standings)[0].startswith("After 1 min 40 s of training, ")
+
+
+def test_every_method_looks_the_same_in_every_figure(tmp_path: Path) -> None:
+    """20 contenders, with colour, marker and dash of their own."""
+    names = [f"m{n}" for n in range(19)]
+    rows = [Contender(method=name) for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setitem(METHODS, name, METHODS["logit"])
+        folder = make_comparison(tmp_path / "out", make_contest((NONE, *rows), seeds=(0,)))
+        report = make_report(folder, Standings.read(folder))
+    found: dict[str, set[Look]] = {}
+    for figure in report.figures:
+        chart = figure.chart
+        if isinstance(chart, RankChart):
+            pairs = list(chart.looks.items())
+        elif isinstance(chart, LineChart | DotChart):
+            pairs = [
+                (each.name, each.look)
+                for each in (chart.lines if isinstance(chart, LineChart) else chart.rows)
+            ]
+        else:
+            continue
+        for name, look in pairs:
+            found.setdefault(name, set()).add(look)
+    assert len(found) == 20 and all(len(looks) == 1 for looks in found.values())
+    assert len(set().union(*found.values())) == 20
+
+
+def test_times_that_agree_are_one_column(standings: Standings) -> None:
+    """A share of 20 s of the building shows in runs of minutes and not in runs of days."""
+    table = teacher_cost_tables(standings.rankings)[0]
+    assert isinstance(table, Table) and table.header[2:] == [
+        "training",
+        "with the whole teacher",
+        "with its share",
+    ]
+    days = [
+        replace(row, training_s=360_000.0, with_teacher_s=360_600.0, with_shared_teacher_s=360_020.0)
+        for row in standings.rankings[0].rows
+    ]
+    merged = teacher_cost_tables([replace(standings.rankings[0], rows=days)])[0]
+    assert isinstance(merged, Table) and merged.header[2:] == ["training", "with the whole teacher"]
+    assert "with its share" in merged.note
 
 
 def test_another_teacher_at_the_side_is_told(tmp_path: Path) -> None:
@@ -162,21 +328,22 @@ def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
     assert [(r.rung.name, len(r.rows)) for r in standings.rankings] == [
         *(("time-100s", 3), ("time-400s", 2), ("steps-of-100s", 3), ("steps-of-400s", 2)),
     ]
-    assert standings.main.rung.name == "time-100s"  # where all are, not the longest
+    assert standings.main.rung.name == "time-100s"  # at the length that all have, not the longest
     assert standings.counterpart is not None and standings.counterpart.rung.name == "steps-of-100s"
     assert [len(row.by_seed) for row in standings.main.rows] == [3, 1, 3]
-    assert any("on time-100s, steps-of-100s some methods have more seeds" in c for c in standings.cautions)
+    assert any("On time-100s, steps-of-100s, some methods have more seeds" in c for c in standings.cautions)
     assert len(standings.to_dict()["commands"]) == 3
     ladder = Ladder.of(standings)
     assert ladder is not None and (ladder.clock, ladder.lengths) == ("time", [100.0, 400.0])
     assert list(ladder.points) == ["logit", "none"]
-    text = "\n".join(report_parts(tmp_path / "out", standings))
-    assert "| method | 1 min 40 s | 6 min 40 s |" in text and "| logit | 60.10, +10.00 [" in text
+    text = markdown(make_report(tmp_path / "out", standings), tmp_path / "out")
+    assert "| method | 1 min 40 s | 6 min 40 s | 200 steps | 800 steps |" in text
+    assert "| logit | 60.10 +10.00 |" in text
 
 
 def test_places_are_by_common_seeds(tmp_path: Path) -> None:
-    """A contender that lacks the seeds on which all are better, as seed 2 in tests/comparisons.py, loses no place."""
-    near = Contender(method="cwd")  # as good as `logit` on every seed but a hair better
+    """A contender without the seeds on which all are better, such as seed 2 in tests/comparisons.py, keeps its rank."""
+    near = Contender(method="cwd")  # slightly better than `logit` on every seed
     contest = make_contest((NONE, LOGIT), seeds=(0, 1, 2))
     folder = make_comparison(
         tmp_path / "out", replace(contest, asks=(*contest.asks, make_ask((near,), seeds=(0,))))
@@ -206,17 +373,17 @@ def test_views_have_a_table_of_their_own(tmp_path: Path) -> None:
     views = Views.of(standings)
     assert views is not None and views.ranking.rung.clock == "steps"
     assert [at for at, _ in views.points["logit"]] == [1, 2] and list(views.online) == ["logit"]
-    text = "\n".join(report_parts(tmp_path / "out", standings))
+    text = markdown(make_report(tmp_path / "out", standings), tmp_path / "out")
     assert "| method | 1 | 2 | online, fresh views |" in text
 
 
 def test_a_runs_time_is_told_apart(standings: Standings) -> None:
-    for outcome in standings.outcomes:
-        assert outcome.status == COMPLETE
-        assert outcome.evaluation_s == EVALUATION_S and outcome.saving_s == SAVING_S
-        assert outcome.startup_s == pytest.approx(STARTUP_S)
-        assert outcome.wait_s == pytest.approx(0.1 * (outcome.training_s or 0))
-        assert outcome.command is not None and " --steps " in outcome.command
+    for account in standings.accounts:
+        assert account.status == COMPLETE
+        assert account.evaluation_s == EVALUATION_S and account.saving_s == SAVING_S
+        assert account.startup_s == pytest.approx(STARTUP_S)
+        assert account.wait_s == pytest.approx(0.1 * (account.training_s or 0))
+        assert account.command is not None and " --steps " in account.command
 
 
 def test_the_document_is_json_and_says_what_html_needs(standings: Standings) -> None:
@@ -246,7 +413,7 @@ def test_a_comparison_that_has_not_begun_has_standings(tmp_path: Path) -> None:
     contest = make_contest((NONE, BANK, LOGIT, FEATURE, ONLINE), seeds=(0,))
     (tmp_path / "comparison.json").write_text(json.dumps(contest.to_dict()))
     standings = Standings.read(tmp_path)
-    assert {outcome.status for outcome in standings.outcomes} == {WAITING}
+    assert {account.status for account in standings.accounts} == {WAITING}
     assert [row.rank for row in standings.rankings[0].rows] == [None] * 5
     json.dumps(standings.to_dict(), allow_nan=False)
 

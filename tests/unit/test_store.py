@@ -1,4 +1,4 @@
-"""The store: created once, committed last, adopted rather than overwritten, read by anyone."""
+"""The store: created once, committed last, its objects adopted and never overwritten, readable by other libraries."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_a_pass_is_complete_only_with_all_units(tmp_path, spec, stores):
 
 
 def test_orphan_targets_are_adopted(tmp_path, spec, stores):
-    """A builder died between its targets and its commit; the next one's targets differ in the last bit."""
+    """A builder died between writing targets and committing; the next builder's targets differ in the last bit."""
     store = stores["begin"](str(tmp_path / "store"), spec)
     store.create_pass(0)
     rows = unit_of(stores["rows"](spec, 0), spec, 0)
@@ -213,11 +213,11 @@ def test_passes_are_in_the_order_of_their_numbers(store, tmp_path):
 def test_a_folder_of_other_things_is_no_place_for_a_store(tmp_path, spec):
     (tmp_path / "photo.jpg").write_bytes(b"")
     ids = tuple(f"image-{n}" for n in range(7))
-    with pytest.raises(UsageError, match=r"no store and not empty: it holds photo\.jpg"):
+    with pytest.raises(UsageError, match=r"neither a store nor empty: it contains photo\.jpg"):
         create_store(str(tmp_path), spec, ids)
     with pytest.raises(KDCacheError, match=r"photo\.jpg") as caught:
         create_store(str(tmp_path / "photo.jpg"), spec, ids)
-    assert "a file stands where a folder has to be" in (caught.value.hint or "")
+    assert "a file is in the place of a folder" in (caught.value.hint or "")
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
@@ -225,7 +225,7 @@ def test_a_store_begun_for_other_images_is_not_gone_on_with(tmp_path, spec, stor
     """Another build was killed between the first object and the spec."""
     objects = open_objects(str(tmp_path / "store"))
     objects.put_new("kd/images.json", canonical_json([f"other-{n}" for n in range(7)]))
-    with pytest.raises(StoreDamagedError, match="begun for other images"):
+    with pytest.raises(StoreDamagedError, match="started for other images"):
         stores["begin"](str(tmp_path / "store"), spec)
     assert not objects.put_new("kd/images.json", b"[]") and objects.names("kd") == ["images.json", "tmp"]
 
@@ -250,7 +250,7 @@ def test_finishing_again_reads_no_record(store, monkeypatch):
     ids=lambda change: next(iter(change)),
 )
 def test_specs_that_cannot_be_are_damage(spec, change):
-    with pytest.raises(StoreDamagedError, match="spec cannot be read"):
+    with pytest.raises(StoreDamagedError, match="spec is malformed"):
         StoreSpec.from_dict({**spec.to_dict(), **change})
 
 

@@ -1,4 +1,4 @@
-"""Drawn streets: the same bytes everywhere, every class in its place, every name read or refused."""
+"""Drawn streets: the same bytes everywhere, every class where it belongs, every name parsed or refused."""
 
 import hashlib
 import pickle
@@ -51,7 +51,7 @@ def test_every_class_is_met_and_none_fills_the_picture():
 
 
 def test_colour_alone_does_not_tell_the_class():
-    """The best guess from a pixel's colour, fitted on other scenes, stays far from the label."""
+    """Guessing the class from a pixel's colour, fitted on other scenes, is often wrong."""
     scenes = [draw_scene(96, 192, f"0 train_{index:05d}") for index in range(40)]
     bins = [image.astype(np.int64) // 32 @ (64, 8, 1) for image, _ in scenes]
     counts = np.zeros((512, 19))

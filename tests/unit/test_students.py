@@ -1,4 +1,4 @@
-"""Students: where their weights come from, and that a saved one says what it said before."""
+"""Students: their initial weights, and saved ones that predict as before."""
 
 import hashlib
 import urllib.error
@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch.hub folder and a network that is not there."""
+    """An empty torch.hub folder, and downloads that fail."""
 
     def unreachable(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")
@@ -100,12 +100,12 @@ class TestBackboneWeights:
     def test_a_damaged_file_in_the_hubs_folder_is_refused(self, hub: Path) -> None:
         hub.mkdir(parents=True)
         (hub / Path(IMAGENET_WEIGHTS["resnet18"].url).name).write_bytes(b"half a download")
-        with pytest.raises(WeightsError, match=r"its sha256 does not begin with f37072fd"):
+        with pytest.raises(WeightsError, match=r"its sha256 does not start with f37072fd"):
             build_student("pspnet_resnet18", 3)
 
     @pytest.mark.parametrize("preset", [name for name, traits in PRESETS.items() if traits["stem"] != "7x7"])
     def test_a_deep_stem_cannot_take_them(self, preset: str, hub: Path) -> None:
-        with pytest.raises(UsageError, match=f"need the 7x7 stem; preset '{preset}' has"):
+        with pytest.raises(UsageError, match=f"need a 7x7 stem; preset '{preset}' has the stem"):
             build_student("pspnet_resnet18", 3, "imagenet", preset=preset)
 
 
@@ -143,20 +143,20 @@ class TestSavedStudents:
             tmp_path / "student.safetensors", network, RGB_IMAGENET, dataset="made-up", classes=CLASSES
         )
         student = load_student(tmp_path).to("cpu")
-        recipe = EvalMode(mode="slide", crop_height_px=32, crop_width_px=32)
-        assert student.predict(image, recipe).shape == image.shape[:2]
+        mode = EvalMode(mode="slide", crop_height_px=32, crop_width_px=32)
+        assert student.predict(image, mode).shape == image.shape[:2]
 
     def test_refuse_what_is_no_image(self, tmp_path: Path) -> None:
         network = build_network(network_config("pspnet_resnet18", 3))
         path = tmp_path / "student.safetensors"
         save_student(path, network, RGB_IMAGENET, dataset="made-up", classes=CLASSES)
-        with pytest.raises(UsageError, match=r"uint8 RGB, not \(3, 8, 8\) float32"):
+        with pytest.raises(UsageError, match=r"uint8 RGB, got \(3, 8, 8\) float32"):
             load_student(path).predict(np.zeros((3, 8, 8), np.float32))
 
     def test_that_are_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="no run and no checkpoint"):
             load_student(tmp_path / "student.safetensors")
-        with pytest.raises(NotFoundError, match=r"holds no student\.safetensors$"):
+        with pytest.raises(NotFoundError, match=r"has no student\.safetensors$"):
             load_student(tmp_path)
 
     def test_of_an_unfinished_run_are_in_its_checkpoint(self, tmp_path: Path) -> None:
@@ -171,5 +171,5 @@ class TestSavedStudents:
         network = build_network(network_config("pspnet_resnet18", 2))
         path = tmp_path / "student.safetensors"
         save_student(path, network, RGB_IMAGENET, dataset="made-up", classes=CLASSES)
-        with pytest.raises(WeightsError, match="names 3 classes and has logits for 2"):
+        with pytest.raises(WeightsError, match="names 3 classes, but its network has 2"):
             load_student(path)

@@ -1,12 +1,23 @@
-"""Colours of the page: told apart by every kind of sight, and readable on light and dark paper."""
+"""Colours of the page: distinct for every kind of colour vision, and readable on light and dark backgrounds."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from kdcache.distill.report.styles import DARK, LIGHT, SHAPES, give_looks
-from kdcache.distill.report.stylesheet import DARK_INK, DARK_PARTS, LIGHT_INK, LIGHT_PARTS, style_sheet
+from kdcache.distill.report.html import style_sheet
+from kdcache.distill.report.styles import (
+    BASELINE,
+    DASHES,
+    INK_DARK,
+    INK_LIGHT,
+    LINES_DARK,
+    LINES_LIGHT,
+    MARKERS,
+    PARTS_DARK,
+    PARTS_LIGHT,
+    give_looks,
+)
 
 # Dichromatic sight in linear RGB, by Machado, Oliveira and Fernandes (2009), severity 1.
 SIGHTS = {
@@ -54,7 +65,7 @@ def least_distance(colours: tuple[str, ...], sight: str) -> float:
 
 
 def test_the_simulation_is_right() -> None:
-    """Red and green of one lightness are as good as one colour to a deuteranope, and blue and yellow are not."""
+    """A deuteranope hardly distinguishes red and green of equal lightness, but does distinguish blue and yellow."""
     assert least_distance(("#d04040", "#7d7b00"), "normal") > 50
     assert least_distance(("#d04040", "#7d7b00"), "deuteranopia") < 20
     assert least_distance(("#0000ff", "#ffff00"), "deuteranopia") > 100
@@ -64,23 +75,25 @@ def test_the_simulation_is_right() -> None:
 @pytest.mark.parametrize("sight", SIGHTS)
 @pytest.mark.parametrize(
     ("colours", "least"),
-    [(LIGHT, 25), (DARK, 25), (LIGHT_PARTS, 15), (DARK_PARTS, 15)],
+    [(LINES_LIGHT, 25), (LINES_DARK, 25), (PARTS_LIGHT, 15), (PARTS_DARK, 15)],
     ids=("light", "dark", "light parts", "dark parts"),
 )
 def test_colours_are_told_apart(colours: tuple[str, ...], least: float, sight: str) -> None:
     assert least_distance(colours, sight) > least
 
 
-@pytest.mark.parametrize("ink", [LIGHT_INK, DARK_INK], ids=("light", "dark"))
+@pytest.mark.parametrize("ink", [INK_LIGHT, INK_DARK], ids=("light", "dark"))
 def test_text_is_readable(ink: dict[str, str]) -> None:
     for paper in ("paper", "raised"):
         for text in ("ink", "muted", "link"):
             assert contrast(ink[text], ink[paper]) >= 4.5, (text, paper)
-    for paper in ("good", "good-strong", "bad", "bad-strong"):
+    for paper in ("good", "good-strong", "bad", "bad-strong", "warn"):
         assert contrast(ink["ink"], ink[paper]) >= 4.5, paper
 
 
-@pytest.mark.parametrize(("ink", "lines"), [(LIGHT_INK, LIGHT), (DARK_INK, DARK)], ids=("light", "dark"))
+@pytest.mark.parametrize(
+    ("ink", "lines"), [(INK_LIGHT, LINES_LIGHT), (INK_DARK, LINES_DARK)], ids=("light", "dark")
+)
 def test_drawings_stand_out(ink: dict[str, str], lines: tuple[str, ...]) -> None:
     for colour in (*lines, ink["gain"], ink["loss"]):
         assert contrast(colour, ink["paper"]) >= 3, colour
@@ -88,17 +101,19 @@ def test_drawings_stand_out(ink: dict[str, str], lines: tuple[str, ...]) -> None
 
 def test_every_variable_has_a_colour() -> None:
     sheet = style_sheet()
-    used = {part.partition(")")[0] for part in sheet.split("var(--")[1:]} - {"c"}
+    used = {part.partition(")")[0] for part in sheet.split("var(--")[1:]} - {"share"}
     light, dark = sheet.split("@media screen and (prefers-color-scheme:dark)", 1)
     dark = dark.partition("}}")[0]
     for name in used:
         assert f"--{name}:#" in light and f"--{name}:#" in dark, name
 
 
-def test_looks_differ_in_more_than_colour() -> None:
-    looks = give_looks([f"m{n}" for n in range(12)], "none")
-    assert len({(look.shape, look.dash) for name, look in looks.items() if look.class_[0] == "c"}) == len(
-        LIGHT
-    )
-    assert len(LIGHT) == len(DARK) == len(SHAPES)
-    assert looks["none"].class_ == "baseline" and looks["m11"].class_ == "rest"
+def test_no_two_methods_look_alike() -> None:
+    """From the eighth on colours come again, with another marker and another dash."""
+    looks = give_looks([f"m{n}" for n in range(20)], "none")
+    assert len(looks) == 21 and looks["none"] == BASELINE
+    of_methods = [look for name, look in looks.items() if name != "none"]
+    assert len({(look.colour, look.marker) for look in of_methods}) == 20
+    assert len({(look.colour, look.dash) for look in of_methods}) == 20
+    assert len({look.colour for look in of_methods[:7]}) == len({look.marker for look in of_methods[:7]}) == 7
+    assert len(LINES_LIGHT) == len(LINES_DARK) == len(MARKERS) == len(DASHES)

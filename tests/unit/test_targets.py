@@ -1,4 +1,4 @@
-"""Batches: the right crops in the right order, checked against the store, with errors that arrive as they were."""
+"""Batches: the right crops in the right order, checked against the store, and errors that arrive unchanged."""
 
 import numpy as np
 import pytest
@@ -42,9 +42,10 @@ class Images:
 
 
 class Reader:
-    """Two passes in reversed and straight order; the codes of an entry tell which one it is."""
+    """Two passes, in normal and reversed order. The codes of an entry identify it."""
 
     n_images = N_IMAGES
+    url = "stores/a"
 
     class spec:
         views = POLICY
@@ -130,8 +131,9 @@ def test_an_epoch_shows_every_image_once():
 
 
 def test_a_changed_image_stops_with_its_name():
-    with pytest.raises(StoreMismatchError, match=r"image-2 view [01] .*another image"):
+    with pytest.raises(StoreMismatchError, match=r"image-2 view [01] .*another image") as caught:
         take(stored(Images(edited=2)), 3)
+    assert "`kdcache info stores/a`" in (caught.value.hint or "")
     assert len(take(stored(Images(edited=2), check_crops="off"), 3)) == 3
 
 

@@ -1,4 +1,4 @@
-"""Copies of a store are checked, create-only, resumable, and visible only as far as they are whole."""
+"""Copies of a store are checked, create-only, resumable, and visible only as far as they are complete."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_part_is_a_store_and_is_completed_later(store: Store, tmp_path: Path, 
     assert not any("features" in path for path in files_of(url) if path.startswith("passes"))
     mine, theirs = (StoreReader(where, ["logits"]).entry(0, 4) for where in (url, store.url))
     assert (mine.codes["logits"] == theirs.codes["logits"]).all()
-    with pytest.raises(StoreMismatchError, match=r"this copy of the store, .* is without features"):
+    with pytest.raises(StoreMismatchError, match=r"this copy of the store, .* does not contain features"):
         StoreReader(url, ["logits", "features"])
     code, out, _ = kdcache("info", url)
     assert code == 0 and "1 complete of 2 wanted" in out and "here only logits, views" in out
@@ -88,7 +88,7 @@ def test_a_part_of_a_part_and_what_it_lacks(store: Store, tmp_path: Path) -> Non
         copy_store(part, str(tmp_path / "third"), targets=["features"])
     with pytest.raises(StoreMismatchError, match="not aux"):
         copy_store(store, str(tmp_path / "third"), targets=["aux"])
-    assert copy_store(part, store.url).objects_copied == 0  # back to where it is whole
+    assert copy_store(part, store.url).objects_copied == 0  # back to the complete store
 
 
 @pytest.mark.parametrize("targets", [None, ["logits"]], ids=["all", "part"])
@@ -130,7 +130,7 @@ def test_a_damaged_object_of_the_source_is_named_and_not_committed(
     path = shard(store, "logits", 0, 1)
     damage(store, path)
     code, _, err = kdcache("push", store.url, str(tmp_path / "copy"))
-    assert code == 12 and path in err and "the ledger says" in err
+    assert code == 12 and path in err and "the ledger records" in err
     copy = open_store(str(tmp_path / "copy"))
     assert copy.complete_passes() == [] and 1 not in copy.committed_units(0)
     assert not (tmp_path / "copy" / path).exists()
@@ -145,7 +145,7 @@ def test_what_stands_and_differs_is_named_and_stays(store: Store, tmp_path: Path
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"another builder's")
     code, _, err = kdcache("pull", store.url, str(tmp_path / "copy"))
-    assert code == 11 and f"{path} stands and differs" in err
+    assert code == 11 and f"{path} exists and differs" in err
     assert orphan.read_bytes() == b"another builder's"
     assert 2 not in open_store(str(tmp_path / "copy")).committed_units(1)
 
@@ -158,7 +158,7 @@ def test_other_stores_are_refused(store: Store, stores: Makers, tmp_path: Path) 
     rows = stores["rows"](store.spec, 1)
     same.create_pass(0)
     same.put_unit(0, 0, {name: array[:3] for name, array in rows.items()}, {})
-    with pytest.raises(StoreMismatchError, match="unit 0 of pass 0 was built or repaired by others"):
+    with pytest.raises(StoreMismatchError, match="unit 0 of pass 0 was built or repaired by somebody else"):
         copy_store(store, same.url)
 
 

@@ -23,12 +23,12 @@ def test_durations_are_read(text: str, seconds: float) -> None:
     ],
 )
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a duration, such as 90s, 20m or 1h30m"):
+    with pytest.raises(ValueError, match="is not a duration; write it as 90s, 20m or 1h30m"):
         parse_duration(text)
 
 
 def test_a_number_without_a_unit_is_refused_with_both_readings() -> None:
-    with pytest.raises(ValueError, match="'90' lacks its unit: 90s or 90m"):
+    with pytest.raises(ValueError, match="'90' has no unit: write 90s or 90m"):
         parse_duration("90")
 
 
@@ -54,7 +54,7 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "50", "GB", "-1GB", "0GB", "50 G", "5iB", "many", "50GBs"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match="is not a size, such as 50GB"):
+    with pytest.raises(ValueError, match="is not a size; write it as 50GB"):
         parse_bytes(text)
 
 

@@ -1,4 +1,4 @@
-"""One step of all optimisers: a rival's gradients are its own, whatever half precision makes of the student's."""
+"""One step of all optimisers: half precision of the student does not affect the discriminator's gradients."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from kdcache.distill.training.loop import update
 
 
 class ScaledOptimiser:
-    """As Accelerate wraps one: each step moves the scaler on."""
+    """Like an optimiser that Accelerate wrapped: each step updates the scaler."""
 
     def __init__(self, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.optimiser, self.scaler = optimiser, scaler
@@ -26,7 +26,7 @@ class ScaledOptimiser:
 
 
 def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tuple[Tensor, Tensor]:
-    """A parameter of a student and one of its rival after three steps."""
+    """A parameter of a student and one of its adversary after three steps."""
     student, rival = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
     optimiser: Any = torch.optim.SGD([student], lr=0.1)
     if scaler is not None:
@@ -37,7 +37,7 @@ def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tup
             scaler=scaler, backward=lambda loss: (scaler.scale(loss) if scaler else loss).backward()
         ),
         optimiser=optimiser,
-        rival_optimisers=[torch.optim.SGD([rival], lr=0.1)],
+        adversary_optimisers=[torch.optim.SGD([rival], lr=0.1)],
     )
     for step in range(3):
         factor = 1e38 if overflow and step == 1 else 1.0
@@ -58,4 +58,4 @@ def test_an_overflow_of_the_students_gradients_leaves_the_rivals_alone() -> None
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     (student, rival), (skipped, same) = learn(None), learn(scaler, overflow=True)
     assert torch.equal(rival, same)
-    assert float(skipped) == pytest.approx(float(student) / 0.8)  # one step of three was left out
+    assert float(skipped) == pytest.approx(float(student) / 0.8)  # one of three steps was skipped

@@ -1,4 +1,4 @@
-"""No credentials of a URL are shown or kept."""
+"""Credentials in a URL are neither shown nor saved."""
 
 import pytest
 

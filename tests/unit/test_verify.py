@@ -1,4 +1,4 @@
-"""Verifying: whatever is wrong with one object of a store is found, and what is right is not condemned."""
+"""Verifying: every fault of one object of a store is found, and sound objects are not reported."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from kdcache.cache.storage.objects import ObjectRecord
 from kdcache.cache.store.store import Store
 from kdcache.cache.upkeep.verify import Verification, verify_store
 
-FLIPS = int(os.environ.get("KDCACHE_FLIPS", "30"))  # 1000 for the measurement; a test sees no variable
+# 1000 for a full measurement. Read at import, because tests run without the user's variables.
+FLIPS = int(os.environ.get("KDCACHE_FLIPS", "30"))
 
 
 def objects_of(root: Path) -> dict[str, list[Path]]:
@@ -26,7 +27,7 @@ def objects_of(root: Path) -> dict[str, list[Path]]:
 
 
 def damage_of(url: str, *, deep: bool = True) -> list[str]:
-    """What is damaged, by path; the spec, which all hangs on, is one more."""
+    """Damaged objects by path; the spec, on which everything depends, is one more."""
     try:
         found = verify_store(url, deep=deep, threads=2)
     except (StoreDamagedError, StoreNotFoundError) as error:
@@ -53,7 +54,7 @@ def test_a_clean_store_is_clean(store: Store) -> None:
 def test_every_object_is_of_a_kind(store: Store, tmp_path: Path) -> None:
     root = tmp_path / "store"
     objects = objects_of(root)
-    assert objects.keys() == KINDS.keys() - {"crops", "labels"}  # which are cut again from the images
+    assert objects.keys() == KINDS.keys() - {"crops", "labels"}  # these are cut again from the images
     known = {path for paths in objects.values() for path in paths}
     assert known == {path for path in root.rglob("*") if path.is_file()}
 
@@ -83,7 +84,7 @@ def test_a_deleted_object_is_found(store: Store, tmp_path: Path) -> None:
         whole = path.read_bytes()
         path.unlink()
         found = damage_of(store.url, deep=False)
-        if kind == "manifest":  # as where the last builder died before it: the next one puts it
+        if kind == "manifest":  # as if the last builder had died before writing it: the next one writes it
             assert found == [] and not verify_store(store.url).is_complete
         else:
             assert found, kind
@@ -149,7 +150,7 @@ def test_a_store_on_s3_is_verified_alike(bucket: str, stores: dict[str, Callable
 
 
 def _vouch_for(store: Store, tmp_path: Path, index: int, unit: int, array: str, data: bytes) -> None:
-    """Have the ledger say of a shard what it is."""
+    """Make the ledger agree with a shard as it is."""
     commits = store.commits(index)
     commits[unit] = replace(commits[unit], objects={**commits[unit].objects, array: ObjectRecord.of(data)})
     folder = tmp_path / f"store/kd/passes/{index:03d}"

@@ -1,4 +1,4 @@
-"""Views: drawn once from (seed, image id, view index, label), within bounds, and never otherwise again."""
+"""Views: drawn from (seed, image id, view index, label) alone, within bounds, and the same in all versions."""
 
 import json
 import pickle
@@ -72,7 +72,7 @@ GOLDEN = [
 
 
 def test_rows_never_change() -> None:
-    """A change here means another generator: every store's views would be drawn otherwise."""
+    """If this changes, the generator changed, and the views of all existing stores would be drawn differently."""
     label = blocks((60, 90))
     policy = replace(POLICY, cat_max_ratio=0.4)
     drawn = [draw_view(policy, 7, "aachen/aachen_000001", k, (60, 90), label).to_row() for k in range(3)]

@@ -162,12 +162,15 @@ def test_auto(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PUBLIC_WEIGHTS", public)
     path = resolve_weights("auto", network="pspnet_resnet101", dataset_name="cityscapes")
     assert path.read_bytes() == CONTENT
-    with pytest.raises(NotFoundError, match="pspnet_resnet18 for dataset cityscapes") as caught:
+    with pytest.raises(NotFoundError, match="pspnet_resnet18 on dataset cityscapes") as caught:
         resolve_weights("auto", network="pspnet_resnet18", dataset_name="cityscapes")
     assert "--teacher pspnet_resnet101" in str(caught.value.hint)
     with pytest.raises(NotFoundError, match="dataset streets") as caught:
         resolve_weights("auto", network="pspnet_resnet101", dataset_name="streets:96x192:40")
-    assert "kdcache distill --method none --student pspnet_resnet101" in str(caught.value.hint)
+    command = (
+        "kdcache distill --method none --dataset streets:96x192:40 --fresh-views --student pspnet_resnet101"
+    )
+    assert command in str(caught.value.hint)
 
 
 def test_every_public_checkpoint_has_a_digest_in_its_name() -> None:
