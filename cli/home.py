@@ -33,7 +33,7 @@ def store_url(home: str, store: str) -> str:
 def choose_store(
     home: str, *, dataset: str | None = None, trainable: bool = False, targets: Sequence[str] = ()
 ) -> Store:
-    """The home's newest store. Stores that cannot be read are passed over with a warning.
+    """The home's newest store. Unreadable stores are skipped with a warning.
 
     Args:
         dataset: only stores of the dataset of that name, as `build --dataset` took it.
@@ -46,7 +46,7 @@ def choose_store(
     """
     found = list_stores(home)
     for url, error in found.unreadable.items():
-        logger.warning("skipping %s, which cannot be read: %s", url, error)
+        logger.warning("skipping the unreadable store %s: %s", url, error)
     fitting = [store for store in found.stores if dataset in (None, store.spec.dataset.name)]
     of_dataset = f" of {dataset}" if dataset else ""
     if not fitting:

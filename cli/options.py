@@ -77,7 +77,7 @@ class Command(click.Command):
         formatter.write_text(f"{rule}.")
         if self.examples:
             with formatter.section("Examples"):
-                # As they are typed: a command that is wrapped cannot be copied.
+                # As they are typed: nobody can copy a command that was wrapped.
                 formatter.write(textwrap.indent("\n".join(self.examples), "  ") + "\n")
 
 

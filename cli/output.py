@@ -234,7 +234,7 @@ def _columns(
 
 
 class _Lines:
-    """Progress as plain lines, for log files: the first, the last, and one every few seconds."""
+    """Progress as plain lines, for log files: the first and the last of each piece of work, and one every few seconds."""
 
     def __init__(self, label: str, text: Callable[[int], str]) -> None:
         self._label = label
@@ -243,11 +243,14 @@ class _Lines:
         self._pending = ""
         self._next = 0.0
         self._complete = False
+        self._at = (0, 0)
 
     def __call__(self, done: int, total: int, note: str) -> None:
+        is_new = done < self._at[0] or total != self._at[1]
+        self._at = (done, total)
         far = f"{self._text(done)}/{self._text(total)}" if total else self._text(done)
         self._pending = f"{self._label} {far} {note}".rstrip()
-        if time.monotonic() >= self._next or (done == total and not self._complete):
+        if is_new or time.monotonic() >= self._next or (done == total and not self._complete):
             self._write()
         self._complete = done == total  # what comes after, such as an evaluation, is written by the clock
 

@@ -1,4 +1,4 @@
-"""Text that a terminal cannot be tricked by."""
+"""Text for a terminal, without the control characters that it would obey."""
 
 
 def printable(text: str) -> str:

@@ -122,4 +122,4 @@ class CalibrationSummary:
                 teacher_check=dict(fields["teacher_check"]),
             )
         except MALFORMED as error:
-            raise StoreDamagedError(f"the store's calibration cannot be read: {short(error)}") from None
+            raise StoreDamagedError(f"the store's calibration is unreadable: {short(error)}") from None

@@ -32,7 +32,7 @@ from kdcache.distill.data.targets import (
     Targets,
     ViewDataset,
 )
-from kdcache.distill.losses.methods import method_needs
+from kdcache.distill.losses.methods import METHODS, method_needs
 from kdcache.distill.losses.terms import LABELS, LossConfig
 from kdcache.distill.units import bytes_text, size_text
 
@@ -194,9 +194,11 @@ def _require_labels(config: TrainConfig, images: SegmentationDataset, reader: St
     else:
         labelled = images.label(0) is not None
     if not labelled:
+        known = {name: method_needs(name, LossConfig()) for name in METHODS}
+        others = [name for name, needed in known.items() if needed and LABELS not in needed]
         raise UsageError(
             f"--method {config.method} needs labels, and {images.name} {images.split} has none",
-            hint="use a method that needs no labels, such as --method logit or --method feature",
+            hint=f"methods that need no labels: {', '.join(others)}",
         )
 
 

@@ -110,14 +110,14 @@ def read_study_entries(
 ) -> list[StudyEntry]:
     """Read `count` entries, spread evenly over the complete passes, and run the teacher on them. Raises as `study_store`."""
     require_same_teacher(reader.spec, teacher, reader.url)
-    places, entries = _places(reader, count), []
-    for done, place in enumerate(places):
-        entries.append(_read_entry(reader, images, teacher.in_float32(), *place))
-        progress(done + 1, len(places), "running the teacher")
+    positions, entries = _spread_positions(reader, count), []
+    for done, (pass_index, position) in enumerate(positions):
+        entries.append(_read_entry(reader, images, teacher.in_float32(), pass_index, position))
+        progress(done + 1, len(positions), "running the teacher")
     return entries
 
 
-def _places(reader: StoreReader, count: int) -> list[tuple[int, int]]:
+def _spread_positions(reader: StoreReader, count: int) -> list[tuple[int, int]]:
     """(pass index, position) of the entries to study."""
     total = len(reader.passes) * reader.n_images
     count = min(count, total)

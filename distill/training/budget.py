@@ -77,7 +77,7 @@ class Budget:
     def _step_s(self) -> float:
         """Seconds a step, without warm-up if possible."""
         steps, seconds = self._timed_steps, self._timed_s
-        if steps == 0:  # resumed close to the end of the hold: every step since was warm-up
+        if steps == 0:  # resumed shortly before HOLD_STEPS: every step since then was warm-up
             steps, seconds = self._seen_step, self._seen_s
         return max(seconds / steps, 1e-6)  # above 0, to divide by
 

@@ -100,7 +100,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
     except ValueError as error:
-        raise UsageError(f"--mixed-precision {config.mixed_precision}: {error}") from None
+        message = f"--mixed-precision {config.mixed_precision} does not work on this device: {error}"
+        raise UsageError(message, hint="--mixed-precision no") from None
     if config.batch_size % accelerator.num_processes:
         raise UsageError(
             f"--batch-size {config.batch_size} is not a multiple of the {accelerator.num_processes} processes",

@@ -58,6 +58,18 @@ def test_targets_are_what_the_teacher_says_of_the_replayed_crop(tmp_path):
         assert seen == set(range(10))
 
 
+def test_codecs_are_chosen_in_steps_of_their_own(tmp_path):
+    """The bar was at 100 % for as long as that takes."""
+    store, images, teacher = begin(tmp_path / "store")
+    seen = []
+    build_store(store, images, teacher, passes=1, options=OPTIONS, progress=lambda *said: seen.append(said))
+    names = sorted(store.spec.targets)
+    chosen = [said for said in seen if said[2].startswith("choosing the codec of ")]
+    assert [said[:2] for said in chosen] == [(n, len(names)) for n in range(len(names))]
+    assert sorted(said[2].rpartition(" ")[2] for said in chosen) == names
+    assert (len(names), len(names), "codecs chosen") in seen
+
+
 def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path):
     build(tmp_path / "whole", passes=2)
 
@@ -66,7 +78,7 @@ def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path):
 
     def stop_after(n):
         def progress(done, total, note):
-            if done >= n and note != "calibration":
+            if done >= n and note.startswith("pass"):
                 raise Stop
 
         return progress
@@ -298,7 +310,7 @@ def ends_promptly(url, error, match=None, *, images=None, progress=silent):
 
 def test_an_interrupt_leaves_committed_units_and_no_threads(tmp_path):
     def interrupt(done, total, note):
-        if note != "calibration" and done == 8:
+        if note.startswith("pass") and done == 8:
             raise KeyboardInterrupt
 
     store = ends_promptly(tmp_path / "store", KeyboardInterrupt, progress=interrupt)

@@ -113,10 +113,10 @@ def test_the_table_says_the_same_to_people(kdcache: Run, request_words: list[str
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["array", "views", "logits", "all"]
     for words in (
-        "views      20, 20 of them left to make",
+        "views      20, of which 20 are not built yet",
         "calibration",
-        "its teacher running along",
-        "the storage gave one reader",
+        "with the teacher running at every step",
+        "the storage gives one reader",
         "1 run of 40000 steps: save",
         "at 0.0230 USD a GB and month, 0.0004 USD for 1000 GETs, 0.00 USD a GB of traffic",
     ):

@@ -110,7 +110,7 @@ def test_requests_of_looking_again(bucket: str, faulty: FaultProxy, tmp_path: Pa
     assert kdcache("push", store.url, f"{bucket}/")[0] == 0
     faulty.requests.clear()
     code, out, _ = kdcache("push", store.url, f"{bucket}/")
-    assert code == 0 and "nothing, it was all there" in out
+    assert code == 0 and "nothing, it was complete" in out
     assert sum(faulty.requests.values()) < 40 and "PUT" not in faulty.requests, faulty.requests
     faulty.requests.clear()
     (listed,) = json.loads(kdcache("ls", "--home", bucket, "--json")[1])
@@ -212,7 +212,7 @@ def test_garbage_of_a_bucket(bucket: str, tmp_path: Path, kdcache: Run) -> None:
 def test_a_store_of_a_bucket_is_removed(bucket: str, tmp_path: Path, kdcache: Run) -> None:
     store, other = make_store(f"{bucket}/store"), make_store(f"{bucket}/store2", seed=1)
     code, _, err = kdcache("rm", store.url, "--yes")
-    assert code == 2 and "somebody may be at work" in err
+    assert code == 2 and "somebody may be building it" in err
     begin_upload(store.url, "passes/002/logits/c/0/0/0/0")
     theirs = begin_upload(other.url, "passes/002/logits/c/0/0/0/0")
     # As after an interrupted removal.

@@ -91,9 +91,16 @@ def test_a_run_leaves_a_whole_folder_and_the_loss_falls(shared_store, tmp_path):
         "checkpoint",
         "events",
     }
-    assert names >= {"student.safetensors", "scores.json", "report.md"}
+    assert names >= {
+        "student.safetensors",
+        "scores.json",
+        "report.md",
+        "report.html",
+        "report.json",
+        "samples",
+    }
     drawn = {path.stem for path in Path(config.out, "figures").iterdir()}
-    assert drawn == {"losses", "miou", "class_iou", "samples"}
+    assert drawn == {"losses", "miou-steps", "miou-time"}
     scores = json.loads(Path(config.out, "scores.json").read_text())["scores"]
     assert scores == result.scores and 0 <= scores["miou"] <= 1
     student = load_student(config.out)

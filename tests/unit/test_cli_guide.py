@@ -18,7 +18,9 @@ def test_no_machine_shows_in_it() -> None:
 
 
 def test_help_fits_eighty_columns() -> None:
-    assert [line for name in COMMANDS for line in help_of(name).splitlines() if len(line) > COLUMNS] == []
+    """But for examples of commands, which are to be copied whole."""
+    lines = [line for name in COMMANDS for line in help_of(name).splitlines()]
+    assert [line for line in lines if len(line) > COLUMNS and not line.startswith("  kdcache ")] == []
 
 
 def test_the_text_above_names_only_options_that_there_are() -> None:

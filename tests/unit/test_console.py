@@ -14,10 +14,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from kdcache.cache.errors import KDCacheError
 from kdcache.cli.ls import _row
+from kdcache.cli.main import cli
 from kdcache.cli.output import Console, is_terminal
+from kdcache.cli.price import ask_about_price, say_price
+from kdcache.distill.compare.contest import Ask, Contest, make_contenders, make_rungs
+from kdcache.distill.training.forecast import Forecast
+from kdcache.distill.units import duration_text
 
 Run = Callable[..., tuple[int, str, str]]
 Makers = dict[str, Callable[..., Any]]
@@ -271,3 +278,123 @@ def test_a_row_of_ls_has_a_cell_for_each_column() -> None:
         "goal": 1, "progress": 1.0, "bytes": 5, "last_commit_at": "",
     }  # fmt: skip
     assert _row(summary)[5] == "logits:dct" and len(_row(summary)) == 10
+
+
+def test_a_report_of_several_runs_leaves_the_folder_of_compare_free() -> None:
+    """`report --teacher` wrote to runs/comparison, compare's own default, which it then refused as somebody else's."""
+    compare, report = (cli.get_command(click.Context(cli), name) for name in ("compare", "report"))
+    assert compare is not None and report is not None
+    (out,) = [p for p in compare.params if p.name == "out"]
+    (shown,) = [p for p in report.params if isinstance(p, click.Option) and p.name == "out"]
+    assert out.default == "runs/comparison" and shown.show_default == "report, beside the first run"
+
+
+class TestPriceOfAComparison:
+    def contest(self, budget_s: float, seeds: int = 3) -> Contest:
+        ask = Ask(
+            contenders=make_contenders(["none", "logit"], fresh_views=True),
+            rungs=make_rungs([budget_s], []),
+            seeds=tuple(range(seeds)),
+        )
+        return Contest(asks=(ask,), run={"store": "stores/a"}, store_key="k")
+
+    def test_runs_and_hours_are_said(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        contest = self.contest(1800.0)
+        runs = len(contest.starts())
+        say_price(Console(), contest, tmp_path)
+        hours = duration_text(runs * 1800.0)
+        assert runs == 19  # 3 contenders, 2 clocks, 3 seeds, the baseline again
+        assert f"{runs} of {runs} runs left; about {hours} of training" in capfd.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("budget_s", "terminal", "answer", "asked"),
+        [
+            (600.0, True, "n\n", True),
+            (60.0, True, "n\n", False),
+            (600.0, False, "n\n", False),
+            (600.0, True, "y\n", True),
+        ],
+    )
+    def test_a_terminal_is_asked_over_an_hour(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        budget_s: float,
+        terminal: bool,
+        answer: str,
+        asked: bool,
+    ) -> None:
+        stdin, err = (Screen if terminal else StringIO)(answer), Screen()
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stderr", err)
+        if asked and answer == "n\n":
+            with pytest.raises(KDCacheError, match="nothing was started"):
+                ask_about_price(self.contest(budget_s), tmp_path)
+        else:
+            ask_about_price(self.contest(budget_s), tmp_path)
+        assert ("start?" in err.getvalue()) == asked
+
+    def test_people_read_names_of_their_own(self) -> None:
+        rows = make_contenders(["none", "logit"], online=["logit"], views=[1, 4])
+        assert [(row.name, row.label) for row in rows] == [
+            ("none", "none, fresh views"),
+            ("none-bank", "none, stored views"),
+            ("logit-views-1", "logit, 1 view"),
+            ("logit-views-4", "logit, 4 views"),
+            ("logit-online", "logit, teacher at every step"),
+        ]
+
+
+def test_the_hint_to_train_a_teacher_works_as_it_is_typed(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`build` without weights sent to a `distill` that sent back to `build`."""
+    monkeypatch.chdir(tmp_path)
+    build = ["build", "--dataset", "streets:64x128:4", "--teacher", "pspnet_resnet18", "--device", "cpu"]
+    code, _, err = kdcache(*build)
+    assert code == 13
+    hint = next(line for line in err.splitlines() if line.startswith("hint: "))
+    command = shlex.split(re.search(r"kdcache (distill [^;]*);", hint)[1])  # type: ignore[index]
+    assert command == [
+        *("distill", "--method", "none", "--dataset", "streets:64x128:4", "--fresh-views"),
+        *("--student", "pspnet_resnet18"),
+    ]
+    short = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--backbone-weights",
+        "none",
+        "--workers",
+        "0",
+        "--eval-split",
+        "",
+    ]
+    code, out, err = kdcache(*command, *short, "--device", "cpu")
+    assert code == 0, err
+    assert "no evaluation was asked for" in out
+    weights = re.search(r"--weights (runs/\S+\.safetensors)", hint)[1]  # type: ignore[index]
+    assert Path(weights).is_file()
+    assert "student pspnet_resnet18 (12.8 million parameters), method none, on cpu: 1 steps" in err
+    code, out, err = kdcache(*build, "--weights", weights, "--views", "1", "--force")
+    assert code == 0, err
+    assert "choosing the codec of features" in err, err
+    assert err.splitlines()[-1].startswith("next: kdcache distill --method logit --store stores/")
+
+
+def test_without_a_store_a_run_by_labels_alone_is_shown_its_way(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = kdcache("distill", "--method", "none", "--dataset", "camvid", "--steps", "1")
+    assert code == 10 and "hint: add --fresh-views to train without a store" in err
+
+
+def test_a_forecast_is_said_once_and_only_for_what_takes_a_while() -> None:
+    said, short = Forecast(0), Forecast(0)
+    lines = [said.observe(step, 10.0 + 2.0 * step, 1000) for step in range(1, 100)]
+    assert [i + 1 for i, line in enumerate(lines) if line] == [12]
+    assert lines[11] and lines[11].startswith("training ends in about 32 min 56 s, at ")
+    assert not any(short.observe(step, 2.0 * step, 20) for step in range(1, 21))
+    assert not any(Forecast(0).observe(step, 2.0 * step, None) for step in range(1, 100))

@@ -246,23 +246,23 @@ def test_half_precision_maps_give_every_parameter_a_gradient(name: str) -> None:
 
 
 class TestRivals:
-    def test_the_student_learns_nothing_from_the_rivals_loss_nor_the_rival_from_the_students(self) -> None:
+    def test_student_and_discriminator_learn_nothing_from_each_others_losses(self) -> None:
         example = make_example()
         method = make_method("ifvd")
         terms = terms_of(method, example)
         assert method.adversaries == {"discriminator"} and "discriminator" in terms
         parameters = [*method.parameters()]
         maps = [m for m in example[0] if m is not None]
-        of_rival = torch.autograd.grad(
+        by_discriminator = torch.autograd.grad(
             terms.pop("discriminator"), [*maps, *parameters], materialize_grads=True
         )
-        assert not any(gradient.any() for gradient in of_rival[: len(maps)])
-        learnt = dict(zip(dict(method.named_parameters()), of_rival[len(maps) :], strict=True))
+        assert not any(gradient.any() for gradient in by_discriminator[: len(maps)])
+        learnt = dict(zip(dict(method.named_parameters()), by_discriminator[len(maps) :], strict=True))
         assert all(gradient.any() for key, gradient in learnt.items() if ".halvings." in key)
         of_student = torch.autograd.grad(total(terms), parameters, materialize_grads=True)
         assert not any(gradient.any() for gradient in of_student)
 
-    def test_the_rival_learns_to_tell_the_teacher_from_the_student(self) -> None:
+    def test_the_discriminator_learns_to_distinguish_teacher_and_student(self) -> None:
         example = make_example(padded=False)
         method = make_method("skd", kd_terms="logit=0,pair=0")
         (optimiser,) = make_method("ifvd").make_adversary_optimisers()
@@ -276,7 +276,7 @@ class TestRivals:
             optimiser.zero_grad()
         assert losses[-1] < losses[0] - 0.1
 
-    def test_recipes_differ_in_the_rivals_optimiser(self) -> None:
+    def test_skd_and_ifvd_differ_in_the_discriminators_optimiser(self) -> None:
         skd, ifvd = (make_method(name).make_adversary_optimisers() for name in ("skd", "ifvd"))
         assert [type(optimiser) for optimiser in (*skd, *ifvd)] == [torch.optim.SGD, torch.optim.Adam]
         assert make_method("cirkd").make_adversary_optimisers() == []

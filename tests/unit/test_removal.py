@@ -57,7 +57,7 @@ def test_a_store_at_work_is_kept_unless_forced(old: Store, kdcache: Run) -> None
     lease.parent.mkdir(parents=True)
     lease.write_bytes(b"{}")
     code, _, err = kdcache("rm", old.url, "--yes")
-    assert code == 2 and "somebody may be at work" in err
+    assert code == 2 and "somebody may be building it" in err
     assert open_store(old.url).is_complete
     assert kdcache("rm", old.url, "--yes", "--force")[0] == 0
 
@@ -81,7 +81,7 @@ def test_a_removal_that_dies_leaves_no_store_and_is_finished_later(
     assert Path(old.url, "passes/000/logits/c/0/0/0/0").exists()
     assert list_stores(str(tmp_path)).stores == () and list_stores(str(tmp_path)).unreadable == {}
     code, _, err = kdcache("rm", old.url, "--yes")
-    assert code == 0 and "remains of a store" in err
+    assert code == 0 and "the rest of a store" in err
     assert not Path(old.url).exists()
 
 

@@ -195,7 +195,7 @@ def test_places_by_name_under_homes(store: Store, tmp_path: Path, kdcache: Run) 
     name = store.spec.name
     assert open_store(f"{bucket}/{name}").is_complete
     code, out, _ = kdcache("push", "store", f"{bucket}/", "--home", home)
-    assert code == 0 and "nothing, it was all there" in out
+    assert code == 0 and "nothing, it was complete" in out
     for place in (f"{bucket}/", f"{bucket}/{name}"):
         assert kdcache("pull", place, "--home", str(tmp_path / "mine"))[0] == 0
     assert open_store(str(tmp_path / "mine" / name)).is_complete

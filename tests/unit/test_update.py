@@ -27,7 +27,7 @@ class ScaledOptimiser:
 
 def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tuple[Tensor, Tensor]:
     """A parameter of a student and one of its adversary after three steps."""
-    student, rival = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    student, adversary = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
     optimiser: Any = torch.optim.SGD([student], lr=0.1)
     if scaler is not None:
         optimiser = ScaledOptimiser(optimiser, scaler)
@@ -37,14 +37,14 @@ def learn(scaler: torch.amp.GradScaler | None, *, overflow: bool = False) -> tup
             scaler=scaler, backward=lambda loss: (scaler.scale(loss) if scaler else loss).backward()
         ),
         optimiser=optimiser,
-        adversary_optimisers=[torch.optim.SGD([rival], lr=0.1)],
+        adversary_optimisers=[torch.optim.SGD([adversary], lr=0.1)],
     )
     for step in range(3):
         factor = 1e38 if overflow and step == 1 else 1.0
-        losses = {"ce": factor * student.square().sum(), "discriminator": rival.square().sum()}
+        losses = {"ce": factor * student.square().sum(), "discriminator": adversary.square().sum()}
         update(run, losses, Clock(torch.device("cpu")))
-        assert student.grad is None and rival.grad is None
-    return student.detach(), rival.detach()
+        assert student.grad is None and adversary.grad is None
+    return student.detach(), adversary.detach()
 
 
 @pytest.mark.parametrize("growth_interval", [1, 1000])
@@ -54,8 +54,8 @@ def test_scaling_changes_neither(growth_interval: int) -> None:
         assert torch.equal(plain, scaled)
 
 
-def test_an_overflow_of_the_students_gradients_leaves_the_rivals_alone() -> None:
+def test_an_overflow_of_the_students_gradients_leaves_the_adversary_alone() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    (student, rival), (skipped, same) = learn(None), learn(scaler, overflow=True)
-    assert torch.equal(rival, same)
+    (student, adversary), (skipped, same) = learn(None), learn(scaler, overflow=True)
+    assert torch.equal(adversary, same)
     assert float(skipped) == pytest.approx(float(student) / 0.8)  # one of three steps was skipped
