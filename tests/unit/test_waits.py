@@ -40,7 +40,9 @@ def test_a_step_of_a_method(
     root: Path, fake: None, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
     # The penalty is a backward pass, which a device that is not there cannot run; it reads nothing back.
-    monkeypatch.setattr(Holistic, "_slopes", lambda self, own, *_: own.new_empty(len(own)))
+    monkeypatch.setattr(
+        Holistic, "_gradient_norms", lambda self, student, *_: student.new_empty(len(student))
+    )
     student = network_config("pspnet_resnet18", CLASSES, "kdcache")
     channels = {"logits": CLASSES, "features": 512, "aux": CLASSES, "backbone": 2048}
     with CUDA:
