@@ -282,9 +282,10 @@ train_options = options.together(
         group="machine",
         type=options.byte_count,
         metavar="SIZE",
-        help="Disk space on this host for shards of stores that are elsewhere.",
+        help="Disk space on this host for shards of stores that are elsewhere, and for decoded images.",
         show_default=bytes_text(DEFAULT_CACHE_LIMIT_BYTES),
     ),
+    option("--image-cache", group="machine", metavar="off|auto|DIR", help=options.IMAGE_CACHE_HELP),
     option(
         "--profile",
         group="output",

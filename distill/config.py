@@ -30,7 +30,7 @@ VIEW_FIELDS = (
 # Resuming refuses other values of all fields but these: they say where files are, how fast they are read and how often
 # something is written, and do not change what the student learns.
 _LOCATIONS = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
-_READING = ("device", "workers", "check_crops", "cache_limit_bytes", "profile")
+_READING = ("device", "workers", "check_crops", "cache_limit_bytes", "image_cache", "profile")
 _INTERVALS = (
     "log_every_steps",
     "gradnorm_every_steps",
@@ -170,7 +170,9 @@ class TrainConfig:
     check_crops: str = "always"
     """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry) or `off`."""
     cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
-    """Bytes of this host's disk for shards of remote stores."""
+    """Bytes of this host's disk for shards of remote stores and for decoded images."""
+    image_cache: str = "auto"
+    """Keep decoded images there: `off`, `auto` for the host's cache, or a folder."""
 
     # Output
     profile: bool = False

@@ -15,6 +15,8 @@ import logging
 import mmap
 import os
 import struct
+import time
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.images.dataset import SegmentationDataset
-from kdcache.cache.storage.host_cache import HostCache, write_all
+from kdcache.cache.storage.host_cache import HostCache, default_folder, write_all
 
 _MAGIC = b"KDIM0001"  # change it with anything that changes the bytes of a file
 _HEADER = struct.Struct("<8sIIII")
@@ -81,8 +83,12 @@ class DecodedImages(SegmentationDataset):
         return self._images.stamp(index)
 
     def cache_keys(self) -> list[str]:
-        """Keys of all images, to pin them while a run needs them."""
+        """The keys of all images."""
         return [key for index in range(len(self)) if (key := self._key(index)) is not None]
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """No process evicts these images until the context ends."""
+        return self._cache.pin(self.cache_keys())
 
     def _open(self, index: int) -> _Pair:
         key = self._key(index)
@@ -152,6 +158,48 @@ class DecodedImages(SegmentationDataset):
         return image, label
 
 
+def keep_decoded(
+    images: SegmentationDataset, choice: str, *, limit_bytes: int, reserved_bytes: int = 0
+) -> SegmentationDataset:
+    """The dataset, with its images decoded once for this host if `choice` allows it and they fit. Logs what was decided.
+
+    Args:
+        choice: "off", "auto" (in the host's cache, if that is not on a network file system), or a folder to use.
+        limit_bytes: of the cache.
+        reserved_bytes: of the limit, for what else the run needs there.
+
+    Raises:
+        DataError: an image is unreadable.
+    """
+    if choice == "off" or images.stamp(0) is None:
+        return images
+    cache = HostCache(default_folder() if choice == "auto" else Path(choice).expanduser(), limit_bytes)
+    needed = decoded_bytes(images)
+    if reason := _obstacle(cache, choice, needed + reserved_bytes):
+        began = time.perf_counter()
+        images.image(0), images.label(0)
+        cost_ms = 1000 * (time.perf_counter() - began)
+        logger.info(
+            "images: decoded again for every view, about %.3g ms each: %s of them decoded %s",
+            *(cost_ms, _gigabytes(needed), reason),
+        )
+        return images
+    logger.info("images: decoded once for this host; %s in %s", _gigabytes(needed), cache.folder)
+    return DecodedImages(images, cache)
+
+
+def _obstacle(cache: HostCache, choice: str, needed: int) -> str | None:
+    """Why so many bytes cannot be kept, as the end of a sentence."""
+    kind = network_file_system(cache.folder)
+    if choice == "auto" and kind is not None:
+        return f"would go over the network: {cache.folder} is on {kind} (set --image-cache to a folder of a local disk)"
+    if needed > cache.usable_bytes:
+        return f"do not fit --cache-limit, which leaves {_gigabytes(cache.usable_bytes)}"
+    if needed > (free := cache.disk_bytes()):
+        return f"do not fit the disk of {cache.folder}, which has {_gigabytes(free)} for them"
+    return None
+
+
 def decoded_bytes(images: SegmentationDataset) -> int:
     """About how many bytes of a cache the dataset takes, from the sizes of a few images spread over it.
 
@@ -183,3 +231,7 @@ def network_file_system(folder: Path) -> str | None:
             found, longest = kind, len(point)
     is_remote = found is not None and (found in remote or found.startswith("fuse."))
     return found if is_remote else None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -29,6 +29,8 @@ _DIGITS = 19  # of the number in `used`: enough for any 64-bit size
 _SPARE_DIVISOR = 20  # eviction frees a 20th of the limit at once, so that it is not needed for every object
 _KEY_DIGITS = 64
 
+DEFAULT_LIMIT_BYTES = 50 * 10**9
+
 _Result = TypeVar("_Result")
 
 
@@ -220,6 +222,12 @@ class _Account:
     def write(self, used: int) -> None:
         # Always the same length, so that the file is never truncated: ext4 flushes a truncated file on close, 3 ms.
         os.pwrite(self.descriptor, b"%0*d" % (_DIGITS, used), 0)
+
+
+def default_folder() -> Path:
+    """$KDCACHE_CACHE/shards, or ~/.cache/kdcache/shards if the variable is not set. Decoded images are there too."""
+    chosen = os.environ.get("KDCACHE_CACHE")
+    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdcache") / "shards"
 
 
 @contextmanager

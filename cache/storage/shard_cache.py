@@ -5,11 +5,9 @@ compared when an object arrives; later only its size, because a reader checks ev
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
 from kdcache.cache.storage.host_cache import HostCache, write_all
@@ -95,12 +93,6 @@ class CachedShards:
             self._cache.forget(self.records[path])
         self._seen_s.clear()
         self._files = LocalObjects(self._cache.folder)  # the old one has the deleted files still open
-
-
-def default_folder() -> Path:
-    """$KDCACHE_CACHE/shards, or ~/.cache/kdcache/shards if the variable is not set."""
-    chosen = os.environ.get("KDCACHE_CACHE")
-    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kdcache") / "shards"
 
 
 def _download(objects: Objects, path: str, record: ObjectRecord, descriptor: int) -> None:

@@ -6,6 +6,7 @@ without labels.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
 from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.images.datasets import SegmentationDataset, open_dataset
-from kdcache.cache.storage.shard_cache import ShardCache, default_folder
+from kdcache.cache.images.decoded import DecodedImages, keep_decoded
+from kdcache.cache.storage.host_cache import default_folder
+from kdcache.cache.storage.shard_cache import ShardCache
 from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import canonical_json
@@ -31,6 +34,7 @@ from kdcache.distill.data.targets import (
     StoredViews,
     Targets,
     ViewDataset,
+    ViewSource,
 )
 from kdcache.distill.losses.methods import METHODS, method_needs
 from kdcache.distill.losses.terms import LABELS, LossConfig
@@ -64,6 +68,11 @@ class Inputs:
         """The views of the store; None with fresh views."""
         views = self.views.views
         return views if isinstance(views, StoredViews) else None
+
+    def pin_images(self) -> AbstractContextManager[None]:
+        """No process evicts the decoded images of this run from the host's cache until the context ends."""
+        images = self.images
+        return images.pinned() if isinstance(images, DecodedImages) else nullcontext()
 
     @property
     def decided_epoch(self) -> int:
@@ -132,6 +141,12 @@ def open_inputs(
     views = _view_source(config, images, reader, passes, joined)
     if isinstance(views, StoredViews):
         require_cache_fits(cache, views, config.batch_size)
+    images = keep_decoded(
+        images,
+        config.image_cache,
+        limit_bytes=config.cache_limit_bytes,
+        reserved_bytes=shard_cache_bytes(views, config.batch_size),
+    )
     inputs = Inputs(
         views=ViewDataset(images, views),
         policy=_policy(config, reader),
@@ -291,11 +306,16 @@ def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
+def shard_cache_bytes(views: ViewSource, batch_size: int) -> int:
+    """Bytes that the shards of a run need in the host's cache at once; 0 if it reads none through the cache."""
+    if not isinstance(views, StoredViews) or views.reader.cached is None:
+        return 0
+    return working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+
+
 def require_cache_fits(cache: ShardCache, views: StoredViews, batch_size: int) -> None:
     """Raises UsageError if the store is read through a cache that is too small: every shard would be fetched again and again."""
-    if views.reader.cached is None:
-        return
-    needed = working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+    needed = shard_cache_bytes(views, batch_size)
     what = f"a shuffle pool of {views.order.pool_units} units and what is fetched ahead of it need {size_text(needed)}"
     if needed > cache.usable_bytes:
         raise UsageError(

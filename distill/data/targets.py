@@ -51,6 +51,10 @@ class Batch(NamedTuple):
         codes = {name.removeprefix(_CODES): t for name, t in fields.items() if name.startswith(_CODES)}
         return cls(fields["image"], fields["label"], fields["valid_size"], codes)
 
+    def clone(self) -> "Batch":
+        """A copy in memory of its own, for what a loader's workers write again."""
+        return Batch.of_fields({name: tensor.clone() for name, tensor in self.fields().items()})
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`. From pinned memory, this returns before the copy is done."""
         image, label, valid_size = (tensor.to(device, non_blocking=True) for tensor in self[:3])

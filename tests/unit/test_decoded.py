@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from kdcache.cache.errors import KDCacheError
+from kdcache.cache.images import decoded as decoded_module
 from kdcache.cache.images.datasets import open_dataset
-from kdcache.cache.images.decoded import DecodedImages, decoded_bytes, network_file_system
+from kdcache.cache.images.decoded import DecodedImages, decoded_bytes, keep_decoded, network_file_system
 from kdcache.cache.storage.host_cache import HostCache
 
 SIZES = [(20, 30), (31, 17), (1, 1), (24, 24)]
@@ -206,3 +207,41 @@ def test_a_local_disk_is_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda self: mounts)
     assert network_file_system(tmp_path / "deep" / "er") == "nfs4"
     assert network_file_system(tmp_path.parent) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit_bytes", "reserved_bytes", "said"),
+    [
+        ("auto", 10**6, 0, "decoded once for this host"),
+        ("here", 10**6, 0, "decoded once for this host"),
+        ("auto", 5000, 0, "do not fit --cache-limit"),
+        ("auto", 10**6, 10**6, "do not fit --cache-limit"),
+        ("off", 10**6, 0, ""),
+    ],
+)
+def test_where_images_are_kept_is_decided_and_said(
+    folder, tmp_path, monkeypatch, caplog, choice, limit_bytes, reserved_bytes, said
+):
+    monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
+    caplog.set_level("INFO", "kdcache")
+    choice = str(tmp_path / choice) if choice == "here" else choice
+    images = keep_decoded(
+        open_dataset("folder", str(folder), "train"),
+        choice,
+        limit_bytes=limit_bytes,
+        reserved_bytes=reserved_bytes,
+    )
+    assert isinstance(images, DecodedImages) == (said == "decoded once for this host")
+    assert said in caplog.text and bool(caplog.text) == bool(said)
+    if choice.startswith("/"):
+        images.image(0)
+        assert (tmp_path / "here" / "objects").is_dir() and not (tmp_path / "cache").exists()
+
+
+def test_a_cache_on_a_network_is_not_used_unasked(folder, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "kdcache")
+    monkeypatch.setattr(decoded_module, "network_file_system", lambda path: "nfs4")
+    plain = open_dataset("folder", str(folder), "train")
+    assert keep_decoded(plain, "auto", limit_bytes=10**6) is plain
+    assert "is on nfs4 (set --image-cache to a folder of a local disk)" in caplog.text
+    assert isinstance(keep_decoded(plain, str(tmp_path / "x"), limit_bytes=10**6), DecodedImages)

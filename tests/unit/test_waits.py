@@ -8,7 +8,7 @@ import torch
 from fakecuda import CUDA, fake_cuda, record_waits
 from torch import Tensor
 
-from kdcache.cache.codecs.registry import CODECS
+from kdcache.cache.codecs.registry import CODECS, fit_codec
 from kdcache.cache.networks.network import NETWORKS, NetworkOutput, build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.cache.views.device_replay import Boxes, replay_boxes
@@ -80,7 +80,7 @@ def test_a_codec_both_ways(root: Path, name: str, target: str) -> None:
     channels = CLASSES if target == "logits" else 64
     batches = [torch.randn(N, channels, *MAP) for _ in range(2)]
     argument = "8" if name == "pca" else None
-    codec = CODECS[name].fit(CODECS[name].check(argument, channels), batches)
+    codec = fit_codec(name if argument is None else f"{name}:{argument}", batches)
     with fake_cuda():
         values = torch.empty(N, channels, *MAP, device=CUDA)
         codec.decode(codec.encode(values)[0])  # the first time its tables go to the device
