@@ -44,7 +44,7 @@ OPTIONS = {  # these are a contract: mention every change in the changelog
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --kd-weight --kd-terms --logit-weight "
     "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers --seed --pool-units --check-crops "
-    "--cache-limit --profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "--cache-limit --image-cache --profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
     "compare": "--methods --budget --steps --clock --seeds --online --views --fresh-views --no-fresh-views --follow --processes "
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
