@@ -274,8 +274,9 @@ train_options = options.together(
     option(
         "--check-crops",
         group="machine",
-        type=click.Choice(list(CROP_CHECKS)),
-        help="How many crops to compare with those that the teacher saw: all, every 16th, or none.",
+        type=click.Choice(["auto", *CROP_CHECKS]),
+        help="How many crops to compare with those that the teacher saw: all, every 16th, or none. `auto`: every 16th on "
+        "CUDA, else all. Those of the first batch always are, unless `off`.",
     ),
     option(
         "--cache-limit",

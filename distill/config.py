@@ -167,8 +167,8 @@ class TrainConfig:
     """Seed of the student's initial weights, the order, dropout and fresh views."""
     pool_units: int = 8
     """Units of the store in one shuffle pool."""
-    check_crops: str = "always"
-    """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry) or `off`."""
+    check_crops: str = "auto"
+    """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry), `off`, or `auto`: `sample` on CUDA."""
     cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
     """Bytes of this host's disk for shards of remote stores and for decoded images."""
     image_cache: str = "auto"
@@ -245,7 +245,7 @@ class TrainConfig:
             "source": SOURCES,
             "schedule": SCHEDULES,
             "mixed_precision": MIXED_PRECISIONS,
-            "check_crops": CROP_CHECKS,
+            "check_crops": ("auto", *CROP_CHECKS),
             "kd_ignore": KD_IGNORES,
             "eval_mode": EVALUATION_MODES,
             "warm_up": WARM_UPS,

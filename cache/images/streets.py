@@ -43,9 +43,6 @@ class Streets(SegmentationDataset):
     def size(self, index: int) -> tuple[int, int]:
         return self.height_px, self.width_px
 
-    def stamp(self, index: int) -> str:
-        return self.fingerprint()  # no files: a scene is a function of what the fingerprint says
-
     def fingerprint(self) -> str:
         what = (DRAWING_VERSION, self.height_px, self.width_px, self.seed, self.split, len(self.image_ids))
         return hashlib.sha256(repr(what).encode()).hexdigest()

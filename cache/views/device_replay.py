@@ -28,18 +28,29 @@ _Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """The source pixels of a batch of views, and what to make of them. Travels to the device as three tensors."""
+    """The source pixels of a batch of views, and what to make of them."""
 
-    pixels: Tensor  # (B,) uint8, the RGB boxes of all views, one behind the other
-    labels: Tensor  # (L,) uint8, the train ids of those that have a label
-    rows: Tensor  # (N, _FIELDS) int64
+    buffer: Tensor  # (4 B,) uint8: the RGB boxes of all views, one behind the other, then their labels
+    rows: Tensor  # (N, _FIELDS) int64, see box_rows
+
+    @property
+    def pixels(self) -> Tensor:
+        """(3 B,) uint8."""
+        return self.buffer[: len(self.buffer) // 4 * 3]
+
+    @property
+    def labels(self) -> Tensor:
+        """(B,) uint8; undefined for views without a label."""
+        return self.buffer[len(self.buffer) // 4 * 3 :]
+
+    @property
+    def valid_size(self) -> Tensor:
+        """(N, 2) int64 height and width of the crops without their padding."""
+        return self.rows[:, 4:6]
 
     def to(self, device: torch.device) -> "Boxes":
         """The boxes on `device`; from pinned memory the copies do not wait."""
-        pixels, labels, rows = (
-            each.to(device, non_blocking=True) for each in (self.pixels, self.labels, self.rows)
-        )
-        return Boxes(pixels, labels, rows)
+        return Boxes(self.buffer.to(device, non_blocking=True), self.rows.to(device, non_blocking=True))
 
 
 def box_bytes(views: Sequence[View]) -> int:
@@ -47,38 +58,44 @@ def box_bytes(views: Sequence[View]) -> int:
     return sum(view.box_height * view.box_width for view in views)
 
 
-def pack_boxes(
+def box_rows(
     views: Sequence[View],
     policy: ViewPolicy,
     images: Sequence[_Bytes],  # (H, W, 3) RGB each
     labels: Sequence[_Bytes | None],  # (H, W) train ids each
-    buffer: Tensor
-    | None = None,  # (>= 4 * box_bytes(views),) uint8, such as pinned memory that is used again
-) -> Boxes:
-    """Copy the boxes of some views into one buffer; nothing else is done to a pixel.
+) -> Tensor:
+    """What to make of each view's box, and where it lies in the buffer of `copy_boxes`, (N, _FIELDS) int64.
 
     Raises:
         StoreMismatchError: an image is smaller than its view's box, or a view larger than the policy's crop.
     """
-    area = box_bytes(views)
-    if buffer is None:
-        buffer = torch.empty(4 * area, dtype=torch.uint8)
-    pixels, ids = buffer[: 3 * area], buffer[3 * area : 4 * area]
-    to_pixels, to_ids = pixels.numpy(), ids.numpy()
-    rows, start = np.empty((len(views), _FIELDS), np.int64), 0
-    for row, view, image, label in zip(rows, views, images, labels, strict=True):
+    rows, start = [], 0
+    for view, image, label in zip(views, images, labels, strict=True):
         check_fit(view, (policy.crop_height_px, policy.crop_width_px), image.shape[:2])
+        rows.append(_row(view, start, start if label is not None else _NO_LABEL))
+        start += view.box_height * view.box_width
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def copy_boxes(
+    views: Sequence[View],
+    images: Sequence[_Bytes],
+    labels: Sequence[_Bytes | None],
+    buffer: Tensor,  # (4 * box_bytes(views),) uint8, such as shared memory that is used again
+) -> None:
+    """Copy the boxes of some views into one buffer: all pixels, then all labels. Nothing else is done to a pixel."""
+    area, start = box_bytes(views), 0
+    pixels, ids = buffer[: 3 * area].numpy(), buffer[3 * area :].numpy()
+    for view, image, label in zip(views, images, labels, strict=True):
         down, across = (
             slice(view.top, view.top + view.box_height),
             slice(view.left, view.left + view.box_width),
         )
         shape, end = (view.box_height, view.box_width), start + view.box_height * view.box_width
-        to_pixels[3 * start : 3 * end].reshape(*shape, 3)[:] = image[down, across]
+        pixels[3 * start : 3 * end].reshape(*shape, 3)[:] = image[down, across]
         if label is not None:
-            to_ids[start:end].reshape(shape)[:] = label[down, across]
-        row[:] = _row(view, start, start if label is not None else _NO_LABEL)
+            ids[start:end].reshape(shape)[:] = label[down, across]
         start = end
-    return Boxes(pixels, ids, torch.from_numpy(rows))
 
 
 def replay_boxes(boxes: Boxes, policy: ViewPolicy) -> tuple[Tensor, Tensor, Tensor]:

@@ -138,7 +138,8 @@ def open_inputs(
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
     joined = pinned.get("joined", []) if pinned else []
     passes = _passes(config, reader, pinned)
-    views = _view_source(config, images, reader, passes, joined)
+    check_crops = crop_check_of(config.check_crops, device)
+    views = _view_source(config, images, reader, passes, joined, check_crops)
     if isinstance(views, StoredViews):
         require_cache_fits(cache, views, config.batch_size)
     images = keep_decoded(
@@ -148,7 +149,7 @@ def open_inputs(
         reserved_bytes=shard_cache_bytes(views, config.batch_size),
     )
     inputs = Inputs(
-        views=ViewDataset(images, views),
+        views=ViewDataset(images, views, on_device=device.type == "cuda"),
         policy=_policy(config, reader),
         targets=OnlineTargets(teacher, needs) if teacher else CachedTargets(reader.codecs if reader else {}),
         target_channels=_target_channels(reader, teacher),
@@ -267,12 +268,19 @@ def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
     return view_policy(config.dataset, overrides.pop("recipe", None), **overrides)
 
 
+def crop_check_of(asked: str, device: torch.device) -> str:
+    """A key of CROP_CHECKS. Checking takes a worker 15 ms a crop, which a GPU would have to wait for."""
+    automatic = "sample" if device.type == "cuda" else "always"
+    return automatic if asked == "auto" else asked
+
+
 def _view_source(
     config: TrainConfig,
     images: SegmentationDataset,
     reader: StoreReader | None,
     passes: tuple[int, ...],
     joined: Sequence[Mapping[str, Any]],
+    check_crops: str,
 ) -> StoredViews | FreshViews:
     if reader is None or config.fresh_views:
         return FreshViews(
@@ -287,7 +295,7 @@ def _view_source(
         pool_units=config.pool_units,
         seed=config.seed,
     )
-    return StoredViews(reader, order, config.check_crops)
+    return StoredViews(reader, order, check_crops)
 
 
 def _target_channels(reader: StoreReader | None, teacher: Teacher | None) -> dict[str, int]:

@@ -6,15 +6,17 @@ The order of the stream is a function of the seed (order.EntryOrder) and a batch
 serves a whole run, nothing has to be remembered between steps, and resuming needs only the number of the step.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import count
 
 import torch
-from torch import Tensor
 
+from kdcache.cache.errors import TrainingError
+from kdcache.cache.views.policy import ViewPolicy
 from kdcache.distill.data.prefetch import ShardPrefetcher
+from kdcache.distill.data.slots import gather
 from kdcache.distill.data.targets import Batch, ViewDataset
 from kdcache.distill.data.workers import BATCHES_AHEAD, SLOTS, batches_of_workers
 
@@ -44,33 +46,65 @@ class InFlight:
 
 
 class DeviceCopier:
-    """Copies batches to the device on a separate CUDA stream, so that a copy overlaps the step before it."""
+    """Copies batches to the device on a separate CUDA stream, so that a copy overlaps the step before it.
 
-    def __init__(self, device: torch.device) -> None:
+    Crops of batches that arrive as boxes are made on the device. Those of the first batch are compared with what this
+    host's processor makes of the same boxes.
+
+    Args:
+        policy: of the views; needed for boxes.
+    """
+
+    def __init__(self, device: torch.device, policy: ViewPolicy | None = None) -> None:
         self._device = device
+        self._policy = policy
+        self._is_compared = False
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None  # the last batch has left the host's memory
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device, still as uint8 crops and integer codes: floats are four times as large."""
-        if self._stream is None:
-            return batch.to(self._device)
-        with torch.cuda.stream(self._stream):
+        """The batch on the device, still as uint8 crops and integer codes: floats are four times as large.
+
+        Raises:
+            TrainingError: the device makes other crops of the first batch than this host's processor.
+        """
+        copied = batch.to(self._device) if self._stream is None else self._copy(batch, self._stream)
+        if copied.boxes is None:
+            return copied
+        assert self._policy is not None
+        replayed = copied.replayed(self._policy)
+        if not self._is_compared:
+            _require_same_crops(replayed, batch.replayed(self._policy))
+            self._is_compared = True
+        return replayed
+
+    def _copy(self, batch: Batch, stream: torch.cuda.Stream) -> Batch:
+        with torch.cuda.stream(stream):
             copied = batch.to(self._device)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        # The batch before this one was copied a step ago, so this does not wait; after it workers may write its memory again.
+        # The batch before this one was copied a step ago, so this does not wait; after it workers may write its memory
+        # again.
         if self._copied is not None:
             self._copied.synchronize()
         self._copied = event
         current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._stream)
-        for tensor in (*copied[:3], *copied.codes.values()):
+        current.wait_stream(stream)
+        for tensor in copied.fields().values():
             # Allocated on the copying stream: without this, the allocator may reuse the memory while `current` reads it.
             tensor.record_stream(current)
         return copied
+
+
+def _require_same_crops(found: Batch, wanted: Batch) -> None:
+    for name in ("image", "label"):
+        if not torch.equal(getattr(found, name).cpu(), getattr(wanted, name)):
+            raise TrainingError(
+                f"{found.image.device} makes another {name} of the first batch's boxes than this host's processor",
+                hint="the device or its driver computes wrongly; `--device cpu` trains without it",
+            )
 
 
 def read_batches(
@@ -98,29 +132,14 @@ def read_batches(
         TrainingError: a worker process died.
     """
     positions = _positions(batch_size, start_step, rank, processes, prefetcher)
-    make = BatchMaker(dataset)
+    make = dataset.batch_fields
     with closing(prefetcher) if prefetcher is not None else nullcontext():
         if workers == 0:
             for places in positions:
-                stacks = make(places)
-                yield Batch.of_fields({name: torch.stack(tensors) for name, tensors in stacks.items()})
+                yield Batch.of_fields(gather(make(places)))
         with closing(batches_of_workers(make, positions, workers, pin=pin_memory)) as batches:
             for fields in batches:
                 yield Batch.of_fields(fields)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchMaker:
-    """From positions of the stream to the entries of a batch by field. Raises KDCacheError as the dataset does."""
-
-    dataset: ViewDataset
-
-    def __call__(self, positions: Sequence[int]) -> dict[str, list[Tensor]]:
-        stacks: dict[str, list[Tensor]] = {}
-        for entry in self.dataset.entries(positions):
-            for name, tensor in entry.fields().items():
-                stacks.setdefault(name, []).append(tensor)
-        return stacks
 
 
 def _positions(

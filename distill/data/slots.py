@@ -9,7 +9,7 @@ The memory is an anonymous file (memfd), not a file in /dev/shm: containers ofte
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,18 @@ class Placed:
     offset: int  # in bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A field that is written straight into the slot, where a tensor of its own would cost a copy and fresh pages."""
+
+    size: int  # bytes
+    write: Callable[[Tensor], None]  # called with (size,) uint8
+
+
+Field = Sequence[Tensor] | Block
+"""The tensors of a field, one an entry, which are stacked; or a block."""
+
+
 @dataclass(slots=True)
 class Slot:
     """One block of shared memory. Both sides map it when they need it; the writer makes it larger, never smaller."""
@@ -46,16 +58,16 @@ class Slot:
         with tempfile.TemporaryFile() as file:
             return cls(os.dup(file.fileno()), pin)
 
-    def write(self, stacks: Mapping[str, Sequence[Tensor]]) -> dict[str, Placed]:
-        """Stack each field's tensors, of one shape and type, into the slot; where they lie."""
+    def write(self, fields: Mapping[str, Field]) -> dict[str, Placed]:
+        """Write each field, stacked tensors of one shape and type or a block, into the slot; where they lie."""
         placed, size = {}, 0
-        for name, tensors in stacks.items():
+        for name, each in fields.items():
             size += -size % _ALIGNMENT
-            placed[name] = Placed(tensors[0].dtype, (len(tensors), *tensors[0].shape), size)
-            size += len(tensors) * tensors[0].nbytes
+            placed[name] = _place(each, size)
+            size = _end(placed[name])
         self._require(size)
-        for name, tensors in stacks.items():
-            torch.stack(list(tensors), out=self._view(placed[name]))
+        for name, each in fields.items():
+            _fill(each, self._view(placed[name]))
         return placed
 
     def read(self, placed: Mapping[str, Placed]) -> dict[str, Tensor]:
@@ -94,6 +106,29 @@ class Slot:
         if self._memory is None:
             return torch.empty(placed.shape, dtype=placed.dtype)
         return self._memory[placed.offset : _end(placed)].view(placed.dtype).view(placed.shape)
+
+
+def gather(fields: Mapping[str, Field]) -> dict[str, Tensor]:
+    """The same tensors as by way of a slot, in memory of their own."""
+    gathered = {}
+    for name, each in fields.items():
+        placed = _place(each, 0)
+        gathered[name] = torch.empty(placed.shape, dtype=placed.dtype)
+        _fill(each, gathered[name])
+    return gathered
+
+
+def _place(each: Field, offset: int) -> Placed:
+    if isinstance(each, Block):
+        return Placed(torch.uint8, (each.size,), offset)
+    return Placed(each[0].dtype, (len(each), *each[0].shape), offset)
+
+
+def _fill(each: Field, into: Tensor) -> None:
+    if isinstance(each, Block):
+        each.write(into)
+    else:
+        torch.stack(list(each), out=into)
 
 
 def _end(placed: Placed) -> int:

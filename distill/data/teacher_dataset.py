@@ -141,7 +141,8 @@ class TeacherDataset:
             else None,
             **place,
         )
-        copy, decode = DeviceCopier(device), CachedTargets(self.reader.codecs)
+        policy = self.reader.spec.views
+        copy, decode = DeviceCopier(device, policy), CachedTargets(self.reader.codecs)
         with closing(batches):
             for step in steps:
                 for epoch in self.order.epochs_begun_by(step, batch_size):

@@ -26,15 +26,14 @@ from torch import Tensor
 from torch._utils import ExceptionWrapper
 
 from kdcache.cache.errors import KDCacheError, TrainingError
-from kdcache.distill.data.slots import Placed, Slot
+from kdcache.distill.data.slots import Field, Placed, Slot
 
 BATCHES_AHEAD = 2  # a worker: one that waits while the next is made
 # One more than are under way for the batch of the current step, and one for the batch that is copied to the device meanwhile.
 SLOTS = BATCHES_AHEAD + 2
 
-Stacks = Mapping[str, Sequence[Tensor]]
-Make = Callable[[Sequence[int]], Stacks]
-"""From positions of the stream to the tensors of each field, one an entry. Travels to the workers."""
+Make = Callable[[Sequence[int]], Mapping[str, Field]]
+"""From positions of the stream to the fields of a batch. Travels to the workers."""
 
 
 @dataclass(slots=True)

@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
 def fit(run: Run) -> None:
     """The loop: load, forward, loss, backward, step; then, when due, read back, log, evaluate, save."""
     config, state, budget, device = run.config, run.state, run.budget, run.accelerator.device
-    clock, watch, copy = Clock(device), WaitWatch(), DeviceCopier(device)
+    clock, watch, copy = Clock(device), WaitWatch(), DeviceCopier(device, run.inputs.policy)
     read_back_every, uncounted_steps = _read_back_steps(run), _uncounted_steps(config)
     saved_s = state.training_s
     unread: list[Tensor] = []  # the losses of every step since the last read-back, on the device
@@ -318,7 +318,7 @@ def _ways_to_faster_data(run: Run) -> str:
     config = run.config
     advice = [f"more --workers (now {run.workers} a process, on {os.cpu_count()} processors)"]
     if config.store and not config.fresh_views:
-        if config.check_crops == "always":
+        if run.inputs.stored_views is not None and run.inputs.stored_views.check_crops == "always":
             advice.append("--check-crops sample")
         advice.append("a store with its crops in it (build --inputs jpeg)")
     return ", ".join([*advice, "a faster disk"])

@@ -59,7 +59,7 @@ def _read(run: Run, step: int) -> Generator[Batch, None, None]:
             processes=accelerator.num_processes,
         )
     return read_batches(
-        run.inputs.views,
+        run.inputs.views.checking(until=(step + 1) * config.batch_size),
         batch_size=config.batch_size,
         start_step=step,
         rank=accelerator.process_index,

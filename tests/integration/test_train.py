@@ -200,6 +200,13 @@ def test_bfloat16_gives_about_the_same_losses(config, whole):
     assert [half[term] for term in TERMS] == pytest.approx([single[term] for term in TERMS], rel=0.05)
 
 
+def test_crops_made_on_the_device_give_the_same_run(config, whole, monkeypatch):
+    opened = inputs.ViewDataset
+    monkeypatch.setattr(inputs, "ViewDataset", lambda *views, on_device: opened(*views, on_device=True))
+    train(config)
+    assert_same_run(config, whole)
+
+
 @pytest.mark.usefixtures("no_checkpoints")
 def test_images_without_labels_train_on_the_teacher_alone(config, tmp_path, teacher_file, monkeypatch):
     class Unlabelled:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.errors import StoreMismatchError
-from kdcache.cache.views.device_replay import box_bytes, pack_boxes, replay_boxes
+from kdcache.cache.views.device_replay import Boxes, box_bytes, box_rows, copy_boxes, replay_boxes
 from kdcache.cache.views.drawing import draw_view
 from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import replay
@@ -21,6 +21,20 @@ POLICY = ViewPolicy(crop_height_px=24, crop_width_px=32, photometric=True)
 
 def picture(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 20, size, np.uint8)
+
+
+def pack_boxes(
+    views: list[View],
+    policy: ViewPolicy,
+    images: list[np.ndarray],
+    labels: list[np.ndarray | None],
+    buffer: torch.Tensor | None = None,
+) -> Boxes:
+    if buffer is None:
+        buffer = torch.empty(4 * box_bytes(views), dtype=torch.uint8)
+    rows = box_rows(views, policy, images, labels)
+    copy_boxes(views, images, labels, buffer)
+    return Boxes(buffer, rows)
 
 
 def require_equal(
@@ -114,7 +128,7 @@ def test_a_buffer_is_used_again_and_nothing_of_its_past_is_seen() -> None:
     rng = np.random.default_rng(2)
     image, label = picture(rng, (40, 50))
     views = [draw_view(POLICY, 0, "a", index, (40, 50), label) for index in range(3)]
-    buffer = torch.full((4 * box_bytes(views) + 100,), 77, dtype=torch.uint8)
+    buffer = torch.full((4 * box_bytes(views),), 77, dtype=torch.uint8)
     for labels in ([label] * 3, [None, label, None]):
         boxes = pack_boxes(views, POLICY, [image] * 3, labels, buffer)
         assert boxes.pixels.data_ptr() == buffer.data_ptr()

@@ -12,7 +12,7 @@ from kdcache.cache.codecs.registry import fit_codec
 from kdcache.cache.errors import TrainingError
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.distill.data.loader import BATCHES_AHEAD, DeviceCopier, InFlight, read_batches
-from kdcache.distill.data.targets import Batch, CachedTargets
+from kdcache.distill.data.targets import Batch, CachedTargets, ViewDataset
 
 SET_IN_THE_PARENT = []
 
@@ -22,16 +22,23 @@ def entry_of(*numbers: int) -> Batch:
     return Batch(image=values, label=values, valid_size=values, codes={"logits": values})
 
 
-class Facts:
+class Facts(ViewDataset):
     """Entries that say what the process is like that made them."""
+
+    on_device = False
+
+    def __init__(self) -> None:
+        pass
 
     def entries(self, positions):
         facts = (torch.get_num_threads(), blosc.use_threads, len(SET_IN_THE_PARENT), os.getpid())
         return [entry_of(*map(int, facts)) for _ in positions]
 
 
-class Logged:
+class Logged(ViewDataset):
     """Entries that are their position; whoever makes a batch writes a line into a file."""
+
+    on_device = False
 
     def __init__(self, path) -> None:
         self.path = path
@@ -45,8 +52,10 @@ class Logged:
         return len(self.path.read_text().splitlines())
 
 
-class Mortal:
+class Mortal(ViewDataset):
     """The process that makes the third batch is killed over it, or raises what it was given."""
+
+    on_device = False
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

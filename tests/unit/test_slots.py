@@ -8,11 +8,13 @@ import torch
 from kdcache.cache.errors import UsageError
 from kdcache.distill.data.loader import read_batches
 from kdcache.distill.data.slots import Slot
-from kdcache.distill.data.targets import Batch
+from kdcache.distill.data.targets import Batch, ViewDataset
 
 
-class Numbers:
+class Numbers(ViewDataset):
     """Entries that are their position, of a size that changes from batch to batch; position 40 is refused."""
+
+    on_device = False
 
     def __init__(self, *, changing: bool = False) -> None:
         self.changing = changing

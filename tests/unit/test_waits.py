@@ -97,7 +97,7 @@ def test_replay(root: Path, fake: None) -> None:
     def empty(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=CUDA)
 
-    boxes = Boxes(empty(3 * 10_000), empty(10_000), empty(N, 17, dtype=torch.int64))
+    boxes = Boxes(empty(4 * 10_000), empty(N, 17, dtype=torch.int64))
     with record_waits(root) as waits:
         image, label, valid_size = replay_boxes(boxes, policy)
     assert (image.shape, label.shape, valid_size.shape) == ((N, *CROP, 3), (N, *CROP), (N, 2))
