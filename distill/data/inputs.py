@@ -37,6 +37,7 @@ from kdcache.distill.data.targets import (
     ViewSource,
 )
 from kdcache.distill.losses.methods import METHODS, method_needs
+from kdcache.distill.losses.processes import first_process_first, of_first_process
 from kdcache.distill.losses.terms import LABELS, LossConfig
 from kdcache.distill.units import bytes_text, size_text
 
@@ -131,13 +132,16 @@ def open_inputs(
     stored = needs if config.source == "cache" else ()
     cache = ShardCache(default_folder(), config.cache_limit_bytes)
     crops = not config.fresh_views  # the store's own crops, if it has them
-    reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
+    # A builder may complete a pass while the processes open the store. Ranks that count different passes would read different
+    # orders, in silence: so the first one decides, and the others, which open later, see at least its passes.
+    with first_process_first():
+        reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
     images = _open_images(config, reader)
     if LABELS in asked:
         _require_labels(config, images, reader)
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
     joined = pinned.get("joined", []) if pinned else []
-    passes = _passes(config, reader, pinned)
+    passes = of_first_process(_passes(config, reader, pinned))
     check_crops = crop_check_of(config.check_crops, device)
     views = _view_source(config, images, reader, passes, joined, check_crops)
     if isinstance(views, StoredViews):

@@ -17,7 +17,7 @@ ROOMS = {
     "cache.images": "cache cache.storage",
     "cache.views": "cache cache.codecs cache.images",
     "cache.networks": "cache",
-    "cache.teachers": "cache cache.images cache.views cache.networks",
+    "cache.teachers": "cache cache.codecs cache.images cache.views cache.networks",
     "cache.store": "cache cache.storage cache.codecs cache.images cache.views",
     "cache.build": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store",
     "cache.upkeep": "cache cache.storage cache.codecs cache.images cache.views cache.teachers cache.store cache.build",

@@ -104,3 +104,32 @@ def test_keys_and_parameters_stay() -> None:
     assert list(network.state_dict()) == keys
     assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
     twin.load_state_dict(network.state_dict())
+
+
+AGREEMENT = """
+import os, sys, torch
+from torch.distributed import destroy_process_group, init_process_group
+from kdcache.distill.losses.processes import first_process_first, of_first_process
+
+if __name__ == "__main__":
+    init_process_group("gloo")
+    rank, folder = torch.distributed.get_rank(), sys.argv[1]
+    with first_process_first():
+        found = sorted(os.listdir(folder))
+        open(f"{folder}/{rank}", "w").close()
+    assert (found == []) if rank == 0 else ("0" in found), found
+    assert of_first_process((rank, "passes")) == (0, "passes")
+    destroy_process_group()
+"""
+
+
+def test_the_first_process_looks_first_and_decides(tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text(AGREEMENT)
+    (tmp_path / "seen").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
+    command = [sys.executable, str(tmp_path / "part.py"), str(tmp_path / "seen")]
+    ranks = [subprocess.Popen(command, env={**os.environ, **place, "RANK": str(rank)}) for rank in range(3)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0] * 3
