@@ -4,30 +4,22 @@ kdcache build --dataset streets:96x192:40 --weights teacher.safetensors --views 
 accelerate launch -m kdcache.cli build --dataset cityscapes --views 8
 """
 
-import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cache.errors import NotFoundError, UsageError
 from kdcache.cli import names, options
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
+from kdcache.cli.request import measure_request, open_request
 from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
-
     from kdcache.cache.build.build import BuildResult
-    from kdcache.cache.build.builder import BuildOptions
     from kdcache.cache.build.disk_space import RemainingWork
     from kdcache.cache.build.plan import BuildPlan
-    from kdcache.cache.images.datasets import SegmentationDataset
-    from kdcache.cache.store.spec import StoreSpec
     from kdcache.cache.store.store import Store
-    from kdcache.cache.teachers.teacher import Teacher
 
 
 def codec_option(flag: str, what: str) -> Callable[[options.Decorated], options.Decorated]:
@@ -155,6 +147,17 @@ def kept_for(text: str) -> tuple[str, ...]:
 )
 @options.device_option
 @option(
+    "--image-cache", group="machine", metavar="off|auto|DIR", default="auto", help=options.IMAGE_CACHE_HELP
+)
+@option(
+    "--cache-limit",
+    group="machine",
+    type=options.byte_count,
+    metavar="SIZE",
+    default="50GB",
+    help="Disk space on this host for decoded images, and for shards of stores that are elsewhere.",
+)
+@option(
     "--force",
     is_flag=True,
     help="Build even if the teacher's outputs look wrong or the disk looks too small.",
@@ -171,6 +174,7 @@ def command(console: Console, /, **given: Any) -> None:
     """
     console.starting(f"loading PyTorch and the teacher {given['teacher']} ...")
     from kdcache.cache.build.build import build_store
+    from kdcache.cache.images.decoded import keep_decoded
     from kdcache.cache.storage.opening import open_objects
     from kdcache.cache.storage.urls import redact
     from kdcache.cache.store.opening import create_store
@@ -183,10 +187,11 @@ def command(console: Console, /, **given: Any) -> None:
         return
     store = create_store(request.url, request.spec, request.dataset.image_ids)
     console.note(f"store {redact(request.url)}")
+    images = keep_decoded(request.dataset, given["image_cache"], limit_bytes=given["cache_limit"])
     with console.progress("build") as progress:
         result = build_store(
             store,
-            request.dataset,
+            images,
             request.teacher,
             passes=request.passes,
             options=request.options,
@@ -200,120 +205,6 @@ def command(console: Console, /, **given: Any) -> None:
         from kdcache.cli.home import distill_words
 
         console.next("kdcache", "distill", *distill_words(store, given["data_root"]))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """A store that the options ask for, with its dataset and its teacher opened."""
-
-    dataset: "SegmentationDataset"
-    teacher: "Teacher"
-    spec: "StoreSpec"
-    url: str
-    passes: int
-    options: "BuildOptions"
-    state: "PartialState"
-
-
-def open_request(given: dict[str, Any]) -> Request:
-    """Open the dataset, load the teacher, and say which store that makes; nothing is written."""
-    import torch
-    from accelerate import PartialState
-
-    from kdcache.cache.build.build import plan_store
-    from kdcache.cache.build.builder import BuildOptions
-    from kdcache.cache.codecs.request import canonical_request
-    from kdcache.cache.images.datasets import open_dataset
-    from kdcache.cache.storage.urls import join_url
-    from kdcache.cache.store.spec import check_target_names
-    from kdcache.cache.teachers.teacher import load_teacher
-    from kdcache.cache.views.crops import canonical_inputs
-    from kdcache.cache.views.policy import view_policy
-
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
-    check_target_names(given["targets"])  # before anything that takes time
-    inputs = canonical_inputs(given["inputs"])
-    requests = {name: given[f"{name}_codec"] for name in given["targets"]}
-    targets = {name: canonical_request(request) for name, request in _with_promise(requests, given).items()}
-    state = PartialState(cpu=given["device"] == "cpu")
-    dataset = open_dataset(given["dataset"], given["data_root"], given["split"])
-    overrides = options.view_overrides(given)
-    policy = view_policy(dataset.name, overrides.pop("recipe", None), **overrides)
-    try:
-        teacher = load_teacher(
-            given["teacher"],
-            weights=given["weights"],
-            dataset_name=dataset.name,
-            classes=len(dataset.classes.names),
-            device=state.device,
-            precision=given["precision"],
-        )
-    except NotFoundError as error:
-        raise NotFoundError(str(error), hint=_with_data_root(error.hint, given["data_root"])) from None
-    spec = plan_store(
-        dataset,
-        teacher,
-        policy,
-        seed=given["seed"],
-        targets=targets,
-        inputs=inputs,
-        unit_entries=given["unit_entries"],
-    )
-    return Request(
-        dataset=dataset,
-        teacher=teacher,
-        spec=spec,
-        url=given["store"] or join_url(given["home"], spec.name),
-        passes=given["views"],
-        options=BuildOptions(
-            batch_size=given["batch_size"], decode_threads=given["workers"], force=given["force"]
-        ),
-        state=state,
-    )
-
-
-def measure_request(console: Console, request: Request) -> "BuildPlan":
-    """What building it would write, and how long that would take, from a few measured crops; nothing is left."""
-    from kdcache.cache.build.plan import measure_plan
-    from kdcache.cache.store.opening import find_store_of
-
-    with console.progress("measure") as progress:
-        return measure_plan(
-            request.spec,
-            request.dataset,
-            request.teacher,
-            passes=request.passes,
-            options=request.options,
-            store=find_store_of(request.spec, request.url),
-            progress=progress,
-            report=console.note,
-        )
-
-
-def _with_promise(requests: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
-    """The codec requests, `auto` with its --max-kl and --for-methods."""
-    from kdcache.cache.codecs.request import DEFAULT_MAX_KL, DEFAULT_METHODS
-
-    for name in ("max_kl", "for_methods"):
-        if given[name] is not None and "auto" not in requests.values():
-            option = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{option} needs a target with the codec auto, and none has it", hint=f"leave {option} out"
-            )
-    max_kl = DEFAULT_MAX_KL if given["max_kl"] is None else given["max_kl"]
-    methods = ",".join(given["for_methods"] or DEFAULT_METHODS)
-    return {
-        name: f"auto:{max_kl!r}:{methods}" if request == "auto" else request
-        for name, request in requests.items()
-    }
-
-
-def _with_data_root(hint: str | None, data_root: str | None) -> str | None:
-    """The hint, in whose command to train a teacher the images are where they are here."""
-    if not (hint and data_root):
-        return hint
-    return hint.replace(" --fresh-views", f" --data-root {shlex.quote(data_root)} --fresh-views")
 
 
 def _remaining_text(remaining: "RemainingWork") -> str:

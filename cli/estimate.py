@@ -15,14 +15,15 @@ import click
 from kdcache.cache.errors import UsageError
 from kdcache.cli import names, options
 from kdcache.cli.build import command as build_command
-from kdcache.cli.build import free_text, measure_request, open_request
+from kdcache.cli.build import free_text
 from kdcache.cli.options import option
 from kdcache.cli.output import Console
+from kdcache.cli.request import measure_request, open_request
 from kdcache.distill.config import DEFAULT_STEPS, MIXED_PRECISIONS
 from kdcache.distill.units import duration_text, size_text
 
 if TYPE_CHECKING:
-    from kdcache.cli.build import Request
+    from kdcache.cli.request import Request
     from kdcache.distill.study.estimate import Estimate
 
 _USD = click.FloatRange(min=0)

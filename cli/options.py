@@ -321,6 +321,12 @@ def dataset_options(*, required: bool, split: str | None) -> Callable[[Decorated
     return together(*chosen)
 
 
+IMAGE_CACHE_HELP = (
+    "Where decoded images are kept, so that this host decodes each of them once: in the host's cache (auto), in a folder, "
+    "or nowhere (off). They count towards --cache-limit."
+)
+
+
 def device_option(function: Decorated) -> Decorated:
     return option(
         "--device",

@@ -274,17 +274,19 @@ train_options = options.together(
     option(
         "--check-crops",
         group="machine",
-        type=click.Choice(list(CROP_CHECKS)),
-        help="How many crops to compare with those that the teacher saw: all, every 16th, or none.",
+        type=click.Choice(["auto", *CROP_CHECKS]),
+        help="How many crops to compare with those that the teacher saw: all, every 16th, or none. `auto`: every 16th on "
+        "CUDA, else all. Those of the first batch always are, unless `off`.",
     ),
     option(
         "--cache-limit",
         group="machine",
         type=options.byte_count,
         metavar="SIZE",
-        help="Disk space on this host for shards of stores that are elsewhere.",
+        help="Disk space on this host for shards of stores that are elsewhere, and for decoded images.",
         show_default=bytes_text(DEFAULT_CACHE_LIMIT_BYTES),
     ),
+    option("--image-cache", group="machine", metavar="off|auto|DIR", help=options.IMAGE_CACHE_HELP),
     option(
         "--profile",
         group="output",

@@ -30,7 +30,7 @@ VIEW_FIELDS = (
 # Resuming refuses other values of all fields but these: they say where files are, how fast they are read and how often
 # something is written, and do not change what the student learns.
 _LOCATIONS = ("out", "store", "data_root", "teacher_weights", "backbone_weights")
-_READING = ("device", "workers", "check_crops", "cache_limit_bytes", "profile")
+_READING = ("device", "workers", "check_crops", "cache_limit_bytes", "image_cache", "profile")
 _INTERVALS = (
     "log_every_steps",
     "gradnorm_every_steps",
@@ -167,10 +167,12 @@ class TrainConfig:
     """Seed of the student's initial weights, the order, dropout and fresh views."""
     pool_units: int = 8
     """Units of the store in one shuffle pool."""
-    check_crops: str = "always"
-    """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry) or `off`."""
+    check_crops: str = "auto"
+    """Compare replayed crops with the store's digests: `always`, `sample` (every 16th entry), `off`, or `auto`: `sample` on CUDA."""
     cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES
-    """Bytes of this host's disk for shards of remote stores."""
+    """Bytes of this host's disk for shards of remote stores and for decoded images."""
+    image_cache: str = "auto"
+    """Keep decoded images there: `off`, `auto` for the host's cache, or a folder."""
 
     # Output
     profile: bool = False
@@ -243,7 +245,7 @@ class TrainConfig:
             "source": SOURCES,
             "schedule": SCHEDULES,
             "mixed_precision": MIXED_PRECISIONS,
-            "check_crops": CROP_CHECKS,
+            "check_crops": ("auto", *CROP_CHECKS),
             "kd_ignore": KD_IGNORES,
             "eval_mode": EVALUATION_MODES,
             "warm_up": WARM_UPS,

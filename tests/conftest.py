@@ -18,8 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the variables of the user's shell from tests."""
     for name in list(os.environ):
-        if name.startswith("KDCACHE_"):
+        if name.startswith("KDCACHE_") and name != "KDCACHE_CACHE":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded images and shards of the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCACHE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

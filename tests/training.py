@@ -129,8 +129,7 @@ if __name__ == "__main__":
     for name, slots in {SMALL_QUEUES}.items():
         setattr(CrossImageMemory, name, slots)
     if sys.argv[2] == "freeze":
-        for module in (torch.nn.BatchNorm2d, torch.nn.Dropout2d):
-            module.training = property(lambda module: False, lambda module, mode: None)
+        torch.nn.Dropout2d.training = property(lambda module: False, lambda module, mode: None)
     train(TrainConfig.from_dict(json.loads(sys.argv[1])))
 """
 

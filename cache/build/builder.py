@@ -86,7 +86,10 @@ class Builder:
         self.batch_size = options.batch_size_of(store.spec)
         self.teacher_s: float | None = None  # seconds per entry, once the calibration has measured it
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")  # one: units are committed in order
+        # One thread, because units are committed in order.
+        self.writer = ThreadPoolExecutor(
+            1, thread_name_prefix="write", initializer=_use_device, initargs=(teacher.device,)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -267,6 +270,12 @@ class _PendingUnit:
                     hint=f"try --{name}-codec dct",
                 ) from None
         return rows
+
+
+def _use_device(device: torch.device) -> None:
+    """A new thread is on GPU 0, where waiting for an event of another GPU would open a context."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def device_name(device: torch.device) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.codecs.precision import true_float32
+
 MAX_CHANNELS = 2**14
 
 _LARGEST_MEAN = 2.0**96  # leaves a wide margin before float32 overflows at 2^128
@@ -65,6 +67,7 @@ class ChannelBasis:
         mean, vectors = self._tensors(torch.device("cpu"))
         return ChannelBasis.of(mean, vectors[:, :components])
 
+    @true_float32()
     def analyse(
         self,
         target: Tensor,  # (N, C, h, w)
@@ -75,6 +78,7 @@ class ChannelBasis:
         components = vectors.T @ target.flatten(2) - (vectors.T @ mean)[:, None]
         return components.reshape(len(target), -1, *target.shape[2:])
 
+    @true_float32()
     def synthesise(
         self,
         components: Tensor,  # (N, K, h, w)

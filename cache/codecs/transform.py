@@ -21,6 +21,7 @@ from torch import Tensor
 from kdcache.cache.codecs.basis import ChannelBasis
 from kdcache.cache.codecs.codec import Codec, Shape, find_faults, require_step, unzigzag, zigzag
 from kdcache.cache.codecs.packing import Packing
+from kdcache.cache.codecs.precision import true_float32
 from kdcache.cache.codecs.request import parse_arguments
 from kdcache.cache.codecs.scalar import INT16_MAX, Uniform, channel_statistics, fitted_step
 
@@ -124,7 +125,8 @@ class Dct(Codec):
         blocks = planes.reshape(len(codes), -1, BLOCK, BLOCK, *_blocks(self.size))
         dct = dct_matrix(codes.device)
         # The basis comes last: so the inverse DCT runs on K components, not on the more numerous channels.
-        maps = torch.einsum("iy,jx,nkijab->nkaybx", dct, dct, blocks).flatten(4, 5).flatten(2, 3)
+        with true_float32():
+            maps = torch.einsum("iy,jx,nkijab->nkaybx", dct, dct, blocks).flatten(4, 5).flatten(2, 3)
         return self.basis.synthesise(maps[:, :, : self.size[0], : self.size[1]])
 
     def error_bound(self, target: Tensor) -> Tensor:
@@ -232,7 +234,8 @@ def _transform(
     )
     blocks = padded.reshape(*maps.shape[:2], down, BLOCK, across, BLOCK)
     dct = dct_matrix(maps.device)
-    return torch.einsum("iy,jx,nkaybx->nkijab", dct, dct, blocks)
+    with true_float32():
+        return torch.einsum("iy,jx,nkaybx->nkijab", dct, dct, blocks)
 
 
 def _activity(basis: ChannelBasis, sample: Sequence[Tensor]) -> Tensor:

@@ -58,3 +58,13 @@ class SegmentationDataset(ABC):
         Raises:
             DataError: a file is missing.
         """
+
+    def stamp(self, index: int) -> str | None:
+        """A text that changes whenever a file behind this image or its label does, found without reading any.
+
+        None if the dataset cannot say; then its images are not kept in the host's cache.
+
+        Raises:
+            DataError: a file is missing.
+        """
+        return None

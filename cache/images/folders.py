@@ -135,6 +135,14 @@ class FileDataset(SegmentationDataset):
             raise self._outside(path, values, label)
         return label
 
+    def stamp(self, index: int) -> str:
+        image_id = self.image_ids[index]
+        listings = [self._images, *([self._labels] if self._labels else [])]
+        # The inode and its change time too: an editor may keep size and modification time, no edit keeps these.
+        stats = [_stat(listing.path(image_id)) for listing in listings]
+        files = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+        return f"{files} {hashlib.sha256(self._values.tobytes()).hexdigest()}"
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for image_id in self.image_ids:  # sorted, so that the digest does not depend on the file system
@@ -177,8 +185,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _size_bytes(path: Path) -> int:
+    return _stat(path).st_size
+
+
+def _stat(path: Path) -> os.stat_result:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 

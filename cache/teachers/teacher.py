@@ -6,6 +6,7 @@ different teachers are never confused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcache.cache.codecs.precision import true_float32
 from kdcache.cache.errors import TeacherError, UsageError, unknown_name
 from kdcache.cache.networks.checkpoints import load_checkpoint
 from kdcache.cache.networks.network import NETWORKS, STRIDE_PX, NetworkOutput, SegmentationNetwork
@@ -94,7 +96,8 @@ class Teacher:
             )
         dtype = PRECISIONS[self.precision]
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), autocast:
+        exact = true_float32() if dtype == torch.float32 else nullcontext()
+        with torch.inference_mode(), autocast, exact:
             images = self.normalisation(crops, valid_size).contiguous(memory_format=torch.channels_last)
             found = self._run(images, names)
         # Copied outside inference mode, because inference tensors cannot take part in a student's backward pass.

@@ -16,7 +16,7 @@ THUMBNAIL_SIDE = 8
 
 # A block of rows fits the processor's cache: three times as fast as the whole crop at once
 _ROWS_A_BLOCK = 16
-_COLOUR_BITS = 12
+COLOUR_BITS = 12
 _TRIG_BITS = 16
 # Rounded from libm, whose doubles may differ in the last bit. No value is close enough to a tie for that to matter.
 _COS = {a: round(math.cos(math.radians(a)) * 2**_TRIG_BITS) for a in range(-180, 181)}
@@ -78,7 +78,7 @@ def distort_colours(
     R rotates the chroma c around the grey axis, so greys stay grey. mmsegmentation's PhotoMetricDistortion changes
     saturation and hue in HSV and clips after every step, so that their order matters. Here it does not.
     """
-    matrix, bias = _colour_map(brightness_levels, contrast_milli, saturation_milli, hue_degrees)
+    matrix, bias = colour_map(brightness_levels, contrast_milli, saturation_milli, hue_degrees)
     out = np.empty_like(image)
     for start in range(0, len(image), _ROWS_A_BLOCK):
         block = slice(start, start + _ROWS_A_BLOCK)
@@ -89,7 +89,7 @@ def distort_colours(
             mixed += green * from_green
             mixed += blue * from_blue
             mixed += bias
-            mixed >>= _COLOUR_BITS
+            mixed >>= COLOUR_BITS
             out[block, :, channel] = np.clip(mixed, 0, 255, out=mixed)
     return out
 
@@ -141,20 +141,20 @@ def _box_edges(length: int) -> list[tuple[int, int]]:
     return [(start, max(stop, start + 1)) for start, stop in zip(starts, stops, strict=True)]
 
 
-def _colour_map(
+def colour_map(
     brightness_levels: int, contrast_milli: int, saturation_milli: int, hue_degrees: int
 ) -> tuple[list[tuple[int, int, int]], int]:
     """The matrix, one row for each output channel, and the bias, in units of 2^-12. Each row sums to the contrast."""
     one = 2**_TRIG_BITS * 1000
     cosine = saturation_milli * _COS[hue_degrees]
     sine = saturation_milli * _SIN_OVER_SQRT3[hue_degrees]
-    contrast = rounded(contrast_milli * 2**_COLOUR_BITS, 1000)
-    following = rounded(contrast_milli * (one - cosine - 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
-    preceding = rounded(contrast_milli * (one - cosine + 3 * sine) * 2**_COLOUR_BITS, 3 * 1000 * one)
+    contrast = rounded(contrast_milli * 2**COLOUR_BITS, 1000)
+    following = rounded(contrast_milli * (one - cosine - 3 * sine) * 2**COLOUR_BITS, 3 * 1000 * one)
+    preceding = rounded(contrast_milli * (one - cosine + 3 * sine) * 2**COLOUR_BITS, 3 * 1000 * one)
     same = contrast - following - preceding  # by difference, so that rounding never tints a grey
     matrix = [(same, following, preceding), (preceding, same, following), (following, preceding, same)]
-    bias = rounded(brightness_levels * contrast_milli * 2**_COLOUR_BITS, 1000)
-    return matrix, bias + 2 ** (_COLOUR_BITS - 1)  # the half makes the shift in `distort_colours` round
+    bias = rounded(brightness_levels * contrast_milli * 2**COLOUR_BITS, 1000)
+    return matrix, bias + 2 ** (COLOUR_BITS - 1)  # the half makes the shift in `distort_colours` round
 
 
 def rounded(numerator: int, denominator: int) -> int:

@@ -89,7 +89,7 @@ def replay(
         StoreMismatchError: the image is smaller than the view's box, or the view is larger than the policy's crop.
     """
     crop_height, crop_width = policy.crop_height_px, policy.crop_width_px
-    _check_fit(view, (crop_height, crop_width), image.shape[:2])
+    check_fit(view, (crop_height, crop_width), image.shape[:2])
     pixels = image[view.top : view.top + view.box_height, view.left : view.left + view.box_width]
     pixels = resize_image(pixels, view.height, view.width)
     if view.distorts_colours:
@@ -157,7 +157,7 @@ def parse_entry_row(
     return EntryRow(words[0], words[1], view, CropDigest.from_row(words[-_DIGEST_WORDS:]))
 
 
-def _check_fit(view: View, crop_size: tuple[int, int], image_size: tuple[int, ...]) -> None:
+def check_fit(view: View, crop_size: tuple[int, int], image_size: tuple[int, ...]) -> None:
     bottom, right = view.top + view.box_height, view.left + view.box_width
     if bottom > image_size[0] or right > image_size[1]:
         raise StoreMismatchError(

@@ -6,6 +6,7 @@ without labels.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from kdcache.cache.errors import KDCacheError, StoreDamagedError, StoreMismatchError, UsageError
 from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.images.datasets import SegmentationDataset, open_dataset
-from kdcache.cache.storage.shard_cache import ShardCache, default_folder
+from kdcache.cache.images.decoded import DecodedImages, keep_decoded
+from kdcache.cache.storage.host_cache import default_folder
+from kdcache.cache.storage.shard_cache import ShardCache
 from kdcache.cache.storage.urls import redact
 from kdcache.cache.store.reader import StoreReader
 from kdcache.cache.store.spec import canonical_json
@@ -31,8 +34,10 @@ from kdcache.distill.data.targets import (
     StoredViews,
     Targets,
     ViewDataset,
+    ViewSource,
 )
 from kdcache.distill.losses.methods import METHODS, method_needs
+from kdcache.distill.losses.processes import first_process_first, of_first_process
 from kdcache.distill.losses.terms import LABELS, LossConfig
 from kdcache.distill.units import bytes_text, size_text
 
@@ -64,6 +69,11 @@ class Inputs:
         """The views of the store; None with fresh views."""
         views = self.views.views
         return views if isinstance(views, StoredViews) else None
+
+    def pin_images(self) -> AbstractContextManager[None]:
+        """No process evicts the decoded images of this run from the host's cache until the context ends."""
+        images = self.images
+        return images.pinned() if isinstance(images, DecodedImages) else nullcontext()
 
     @property
     def decided_epoch(self) -> int:
@@ -122,18 +132,28 @@ def open_inputs(
     stored = needs if config.source == "cache" else ()
     cache = ShardCache(default_folder(), config.cache_limit_bytes)
     crops = not config.fresh_views  # the store's own crops, if it has them
-    reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
+    # A builder may complete a pass while the processes open the store. Ranks that count different passes would read different
+    # orders, in silence: so the first one decides, and the others, which open later, see at least its passes.
+    with first_process_first():
+        reader = StoreReader(config.store, stored, crops=crops, cache=cache) if config.store else None
     images = _open_images(config, reader)
     if LABELS in asked:
         _require_labels(config, images, reader)
     teacher = _load_teacher(config, images, device) if config.source == "online" else None
     joined = pinned.get("joined", []) if pinned else []
-    passes = _passes(config, reader, pinned)
-    views = _view_source(config, images, reader, passes, joined)
+    passes = of_first_process(_passes(config, reader, pinned))
+    check_crops = crop_check_of(config.check_crops, device)
+    views = _view_source(config, images, reader, passes, joined, check_crops)
     if isinstance(views, StoredViews):
         require_cache_fits(cache, views, config.batch_size)
+    images = keep_decoded(
+        images,
+        config.image_cache,
+        limit_bytes=config.cache_limit_bytes,
+        reserved_bytes=shard_cache_bytes(views, config.batch_size),
+    )
     inputs = Inputs(
-        views=ViewDataset(images, views),
+        views=ViewDataset(images, views, on_device=device.type == "cuda"),
         policy=_policy(config, reader),
         targets=OnlineTargets(teacher, needs) if teacher else CachedTargets(reader.codecs if reader else {}),
         target_channels=_target_channels(reader, teacher),
@@ -252,12 +272,19 @@ def _policy(config: TrainConfig, reader: StoreReader | None) -> ViewPolicy:
     return view_policy(config.dataset, overrides.pop("recipe", None), **overrides)
 
 
+def crop_check_of(asked: str, device: torch.device) -> str:
+    """A key of CROP_CHECKS. Checking takes a worker 15 ms a crop, which a GPU would have to wait for."""
+    automatic = "sample" if device.type == "cuda" else "always"
+    return automatic if asked == "auto" else asked
+
+
 def _view_source(
     config: TrainConfig,
     images: SegmentationDataset,
     reader: StoreReader | None,
     passes: tuple[int, ...],
     joined: Sequence[Mapping[str, Any]],
+    check_crops: str,
 ) -> StoredViews | FreshViews:
     if reader is None or config.fresh_views:
         return FreshViews(
@@ -272,7 +299,7 @@ def _view_source(
         pool_units=config.pool_units,
         seed=config.seed,
     )
-    return StoredViews(reader, order, config.check_crops)
+    return StoredViews(reader, order, check_crops)
 
 
 def _target_channels(reader: StoreReader | None, teacher: Teacher | None) -> dict[str, int]:
@@ -291,11 +318,16 @@ def _entry_bytes(policy: ViewPolicy, reader: StoreReader | None) -> int:
     return crop_bytes + sum(packing.row_bytes for packing in packings)
 
 
+def shard_cache_bytes(views: ViewSource, batch_size: int) -> int:
+    """Bytes that the shards of a run need in the host's cache at once; 0 if it reads none through the cache."""
+    if not isinstance(views, StoredViews) or views.reader.cached is None:
+        return 0
+    return working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+
+
 def require_cache_fits(cache: ShardCache, views: StoredViews, batch_size: int) -> None:
     """Raises UsageError if the store is read through a cache that is too small: every shard would be fetched again and again."""
-    if views.reader.cached is None:
-        return
-    needed = working_set_bytes(views.order, batch_size, views.reader.unit_bytes())
+    needed = shard_cache_bytes(views, batch_size)
     what = f"a shuffle pool of {views.order.pool_units} units and what is fetched ahead of it need {size_text(needed)}"
     if needed > cache.usable_bytes:
         raise UsageError(

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.errors import UsageError
-from kdcache.cache.storage.shard_cache import ShardCache, default_folder
+from kdcache.cache.images.decoded import keep_decoded
+from kdcache.cache.storage.host_cache import default_folder
+from kdcache.cache.storage.shard_cache import ShardCache
 from kdcache.cache.store.reader import StoreReader
 from kdcache.distill.config import CROP_CHECKS, DEFAULT_CACHE_LIMIT_BYTES
 from kdcache.distill.data.inputs import open_images_of, require_cache_fits
@@ -47,7 +49,8 @@ class TeacherDataset:
         seed: of the order.
         pool_units: units that entries are shuffled across.
         check_crops: which crops that are cut again are compared with the teacher's: "always", "sample" or "off".
-        cache_limit_bytes: what shards of stores that are not on this host may take of its disk.
+        cache_limit_bytes: of this host's disk, for shards of stores that are elsewhere and for decoded images.
+        image_cache: where decoded images are kept: "off", "auto" for the host's cache, or a folder.
 
     Raises:
         StoreNotFoundError: nothing at `url` is a store.
@@ -67,6 +70,7 @@ class TeacherDataset:
         pool_units: int = 8,
         check_crops: str = "always",
         cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES,
+        image_cache: str = "auto",
     ) -> None:
         if check_crops not in CROP_CHECKS:
             raise UsageError(f"check_crops is one of {', '.join(CROP_CHECKS)}, not {check_crops!r}")
@@ -80,7 +84,10 @@ class TeacherDataset:
             seed=seed,
         )
         self._stored = StoredViews(self.reader, self.order, check_crops)
-        self._views = ViewDataset(open_images_of(self.reader, data_root), self._stored)
+        images = keep_decoded(
+            open_images_of(self.reader, data_root), image_cache, limit_bytes=cache_limit_bytes
+        )
+        self._views = ViewDataset(images, self._stored)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -134,10 +141,13 @@ class TeacherDataset:
             else None,
             **place,
         )
-        copy, decode = DeviceCopier(device), CachedTargets(self.reader.codecs)
+        policy = self.reader.spec.views
+        copy, decode = DeviceCopier(device, policy), CachedTargets(self.reader.codecs)
         with closing(batches):
             for step in steps:
                 for epoch in self.order.epochs_begun_by(step, batch_size):
                     self.reader.require_unchanged(self.order.pass_index(epoch))
                 batch = copy(next(batches))
+                if workers and device.type == "cpu":
+                    batch = batch.clone()  # the workers write this memory again, and you may keep the batch
                 yield TeacherBatch(batch.image, batch.label, batch.valid_size, decode(batch), step)

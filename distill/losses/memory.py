@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcache.distill.losses.masked import MaskedBatchNorm
 from kdcache.distill.losses.processes import count_processes, gather_images, sum_over_processes
-from kdcache.distill.losses.region import MIN_AREA, Region
+from kdcache.distill.losses.region import MIN_AREA, Region, send
 from kdcache.distill.losses.relations import CONTRAST_TEMPERATURE, relation_divergence, unit_cells
 from kdcache.distill.losses.terms import LABELS, Pairs, Term
 
@@ -70,7 +70,7 @@ class CrossImageMemory(Term):
         ):
             # Drawn on the CPU from the region's generator, so that all processes compare with the same slots.
             slots = torch.randperm(queue.shape[1], generator=region.draws)[:count]
-            keys = queue[:, slots.to(queue.device)].flatten(0, 1)
+            keys = queue[:, send(slots, queue.device)].flatten(0, 1)
             loss = relation_divergence(
                 cells,
                 keys,

@@ -4,9 +4,15 @@ DDP averages gradients over processes. For the gradient of one process with the 
 same value in every process from these sums, or is this process's share of the loss, times the number of processes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch
 import torch.distributed
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 
 def count_processes() -> int:
@@ -18,6 +24,25 @@ def count_processes() -> int:
 def process_rank() -> int:
     """This process's rank, from 0. Its N images are those of the batch from rank x N on."""
     return torch.distributed.get_rank() if count_processes() > 1 else 0
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process runs the block before the others do, so that they find at least what it found."""
+    if count_processes() > 1 and process_rank() > 0:
+        torch.distributed.barrier()
+    yield
+    if count_processes() > 1 and process_rank() == 0:
+        torch.distributed.barrier()
+
+
+def of_first_process(value: _Value) -> _Value:
+    """The first process's value, in all of them. It must be picklable."""
+    if count_processes() == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

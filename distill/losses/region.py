@@ -107,9 +107,16 @@ class Region:
         # processes.
         n = len(self.labels)
         numbers = torch.rand((n * count_processes(), *shape), generator=self.draws)
-        return numbers[process_rank() * n :][:n].to(self.labels.device, non_blocking=True)
+        return send(numbers[process_rank() * n :][:n], self.labels.device)
 
     def _areas_px(self, cells: Tensor) -> Tensor:
         # In pixels, not cells, so that one count over all processes serves targets of any resolution.
         cell_px = self.labels[0].numel() / cells[0].numel()
         return self.weights((cells.shape[-2], cells.shape[-1])).to(cells.dtype) * cell_px
+
+
+def send(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers drawn on the host, on `device`. To CUDA by way of pinned memory: from any other the copy would wait."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)

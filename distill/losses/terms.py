@@ -28,6 +28,7 @@ from kdcache.cache.images.classes import IGNORE
 from kdcache.cache.networks.network import NetworkOutput
 from kdcache.cache.views.maps import resample, working_precision
 from kdcache.distill.config import KD_IGNORES, parse_weights
+from kdcache.distill.losses.enlarged import enlarged_cross_entropy
 from kdcache.distill.losses.region import Region, Totals
 
 LABELS = "labels"
@@ -281,9 +282,8 @@ class Method(nn.Module):
         return [optimiser for optimiser in made if optimiser is not None]
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, totals: Totals) -> Tensor:
-        logits = resample(working_precision(logits), tuple(labels.shape[-2:]), self.align_corners)
-        # Without a labelled pixel the sum is 0 but still has a graph, so that DDP gets a gradient for every parameter.
-        total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
+        # The sum over no labelled pixel is a zero with a graph: DDP still sees a gradient for every parameter.
+        total = enlarged_cross_entropy(working_precision(logits), labels, self.align_corners)
         return total / totals.labelled.to(total.dtype)
 
 

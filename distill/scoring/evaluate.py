@@ -231,7 +231,7 @@ def as_predictor(
 ) -> Predictor:
     """A network with its normalisation, or a teacher, as a Predictor. Raises UsageError without a normalisation."""
     if isinstance(model, Teacher):
-        return lambda crops, valid_size: model(crops, valid_size)["logits"]
+        return lambda crops, valid_size: model(crops, valid_size, ("logits",))["logits"]
     if isinstance(model, nn.Module):
         if normalisation is None:
             raise UsageError(

@@ -82,10 +82,11 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = sil
 def fit(run: Run) -> None:
     """The loop: load, forward, loss, backward, step; then, when due, read back, log, evaluate, save."""
     config, state, budget, device = run.config, run.state, run.budget, run.accelerator.device
-    clock, watch, copy = Clock(device), WaitWatch(), DeviceCopier(device)
-    read_back_every, uncounted_steps = _read_back_steps(run), _uncounted_steps(config)
+    clock, watch, copy = Clock(device), WaitWatch(), DeviceCopier(device, run.inputs.policy)
+    uncounted_steps = _uncounted_steps(config)
     saved_s = state.training_s
     unread: list[Tensor] = []  # the losses of every step since the last read-back, on the device
+    names: list[str] = []  # of the losses
     forecast = Forecast(state.step)
     report_progress(run, "waiting for the first batch")
     with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
@@ -96,18 +97,22 @@ def fit(run: Run) -> None:
             try:
                 terms = take_step(run, batches, copy, step_clock)
             except KDCacheError:  # the data failed; everything that was learnt before is sound
+                if unread and run.accelerator.num_processes == 1:
+                    _read_back(run, names, unread, clock, watch, request)
+                    unread.clear()
                 _save_before_stopping(run, unread)
                 raise
             uncounted_steps -= 1
             if tracer is not None:
                 tracer.step()
+            names = list(terms)
             unread.append(torch.stack([term.detach() for term in terms.values()]))
             state.step += 1
             is_last = budget.is_spent(state.step, state.training_s)
             # Reading back waits for the device. A budget that is still timing its first steps needs it every step.
-            if state.step % read_back_every and not (budget.is_timing or is_last):
+            if not (_is_read_back(run) or budget.is_timing or is_last):
                 continue
-            stopping = _read_back(run, list(terms), unread, clock, watch, request)
+            stopping = _read_back(run, names, unread, clock, watch, request)
             unread.clear()
             if line := forecast.observe(state.step, state.training_s, budget.total_steps):
                 logger.info(line)
@@ -143,7 +148,8 @@ def _save(run: Run, clock: Clock) -> None:
 def _save_before_stopping(run: Run, unread: list[Tensor]) -> None:
     """Save the steps since the last checkpoint, if their losses have been read back.
 
-    A read-back needs all processes, and the others may not have failed; losses that nobody checked may be NaN.
+    Of several processes the others may not have failed, and a read-back needs all of them; losses that nobody checked may
+    be NaN.
     """
     if not unread and run.state.step:
         save_checkpoint(run)
@@ -239,13 +245,12 @@ def _uncounted_steps(config: TrainConfig) -> int:
     return int(config.compile and config.warm_up == "steps")  # the first step compiles
 
 
-def _read_back_steps(run: Run) -> int:
-    """Steps between read-backs: 1 on a CPU, where they are free."""
-    config = run.config
-    if run.accelerator.device.type == "cpu":
-        return 1
-    # A common divisor of all intervals, because logging, evaluating and saving happen only at a read-back.
-    return math.gcd(READ_BACK_STEPS, config.log_every_steps, config.eval_every_steps, config.save_every_steps)
+def _is_read_back(run: Run) -> bool:
+    """True after every READ_BACK_STEPS steps, and where logging, evaluating or saving is due. On a CPU reading is free."""
+    config, step = run.config, run.state.step
+    intervals = (config.log_every_steps, config.eval_every_steps, config.save_every_steps)
+    on_cpu = run.accelerator.device.type == "cpu"
+    return on_cpu or step % READ_BACK_STEPS == 0 or any(_due(step, interval) for interval in intervals)
 
 
 def _derive_seed(purpose: str) -> int:
@@ -318,7 +323,7 @@ def _ways_to_faster_data(run: Run) -> str:
     config = run.config
     advice = [f"more --workers (now {run.workers} a process, on {os.cpu_count()} processors)"]
     if config.store and not config.fresh_views:
-        if config.check_crops == "always":
+        if run.inputs.stored_views is not None and run.inputs.stored_views.check_crops == "always":
             advice.append("--check-crops sample")
         advice.append("a store with its crops in it (build --inputs jpeg)")
     return ", ".join([*advice, "a faster disk"])

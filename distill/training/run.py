@@ -4,11 +4,12 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
@@ -23,15 +24,18 @@ from kdcache.distill.data.inputs import Inputs, open_inputs
 from kdcache.distill.data.loader import InFlight
 from kdcache.distill.data.targets import Batch
 from kdcache.distill.losses.methods import build_method
+from kdcache.distill.losses.processes import of_first_process, process_rank
 from kdcache.distill.losses.region import Totals
 from kdcache.distill.losses.terms import LossConfig, Method
 from kdcache.distill.runfolder import CHECKPOINT, CONFIG, ENVIRONMENT, INPUTS, Metrics
 from kdcache.distill.students.start import build_student
 from kdcache.distill.training.budget import Budget
 from kdcache.distill.training.checkpoint import load_state
+from kdcache.distill.training.sync_norm import synchronise_norms
 from kdcache.distill.units import duration_text
 
-MAX_WORKERS = 8  # of a process by default; --workers may ask for more
+# Longer than a process may wait for a storage (retries.py), for the others wait in a collective operation meanwhile.
+PROCESS_TIMEOUT = timedelta(hours=2)
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +101,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             mixed_precision=config.mixed_precision,
             cpu=config.device == "cpu",
             dynamo_plugin=TorchDynamoPlugin(backend=backend.value),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+            kwargs_handlers=[
+                # Every process keeps the same statistics (sync_norm.py), so nobody has to send its buffers around.
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=unused, broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
+                InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+            ],
         )
     except ValueError as error:
         message = f"--mixed-precision {config.mixed_precision} does not work on this device: {error}"
@@ -136,6 +146,7 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
     folder = Path(config.out)
     progress(0, config.steps or 0, "opening the data")
     pinned = runfolder.read_json(folder / INPUTS) if (folder / INPUTS).exists() else None
+    _require_shared(folder, pinned)
     inputs = open_inputs(config, device=accelerator.device, pinned=pinned)
     progress(0, config.steps or 0, f"building {config.student}")
     saved = load_state(folder / CHECKPOINT)
@@ -145,6 +156,15 @@ def open_run(config: TrainConfig, accelerator: Accelerator, progress: Progress =
     size = saved["metrics_bytes"] if saved else 0  # drops lines of steps that are about to run again
     metrics = Metrics(folder, step=run.state.step, size=size, enabled=accelerator.is_main_process)
     return replace(run, metrics=metrics)
+
+
+def _require_shared(folder: Path, pinned: Mapping[str, Any] | None) -> None:
+    """Raises UsageError in a process that finds another run in the folder than the first one: it is on another disk."""
+    if of_first_process(pinned) != pinned:
+        raise UsageError(
+            f"process {process_rank()} does not find the run in {folder} that the first process finds there",
+            hint="--out must be a folder that all nodes share",
+        )
 
 
 def assemble_run(
@@ -242,12 +262,10 @@ def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerat
         preset=config.preset,
         progress=accelerator.is_main_process,
     )
-    uses_sync_batchnorm = processes > 1 and accelerator.device.type == "cuda"  # torch has it for GPUs only
-    if not uses_sync_batchnorm:
-        require_trainable(student.config, config.batch_size, processes)
+    require_trainable(student.config, config.batch_size)
+    if processes > 1:
+        synchronise_norms(student)
     method = build_method(config.method, LossConfig.of(config), student.config, inputs.target_channels)
-    if uses_sync_batchnorm:
-        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     distiller = Distiller(student, method, normalisation)
     distiller.to(memory_format=torch.channels_last)
     return distiller.to(accelerator.device)
@@ -298,9 +316,10 @@ def _keep_from_broadcast(distiller: Distiller) -> None:
 
 
 def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Loader workers of a process: as asked, or one a core, with one core left for training, at most MAX_WORKERS."""
+    """Loader workers of a process: as asked, or its part of this host's cores, one of which is left for training."""
     if config.workers is not None:
         return config.workers
     # Affinity, not the machine's count: a container or a batch job may own a few of its cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(accelerator.num_processes) - 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)  # set by `accelerate launch`
+    return max(1, cores // here - 1)

@@ -32,6 +32,11 @@ def open_batches(run: Run) -> Generator[Batch, None, None]:
     step = run.state.step
     if step:
         _begin_epochs(run, step)
+    with run.inputs.pin_images():
+        yield from _all_batches(run, step)
+
+
+def _all_batches(run: Run, step: int) -> Generator[Batch, None, None]:
     while True:
         with closing(_read(run, step)) as batches:
             for batch in batches:
@@ -54,7 +59,7 @@ def _read(run: Run, step: int) -> Generator[Batch, None, None]:
             processes=accelerator.num_processes,
         )
     return read_batches(
-        run.inputs.views,
+        run.inputs.views.checking(until=(step + 1) * config.batch_size),
         batch_size=config.batch_size,
         start_step=step,
         rank=accelerator.process_index,

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "codecs": "bytes and fidelity of the codecs",
     "build": "build throughput over a bare teacher loop on the same crops",
     "reader": "random entries: the own reader over zarr-python, tensorstore and a memory map",
+    "feed": "processor time of a host for one training crop, up to where the device takes over",
     "datapath": "crops a second on one core, by where they come from, and what every stage costs",
     "students": "mIoU of students from every codec, less that from exact targets",
     "s3": "epochs over S3 at 20 ms: cold over a raw parallel GET, warm over a local store; requests",

@@ -27,7 +27,13 @@ from training import (
     wait_until_gone,
 )
 
-from kdcache.cache.errors import StoreDamagedError, StoreMismatchError, TrainingError, UsageError
+from kdcache.cache.errors import (
+    KDCacheError,
+    StoreDamagedError,
+    StoreMismatchError,
+    TrainingError,
+    UsageError,
+)
 from kdcache.cache.storage.local import LocalObjects
 from kdcache.distill import clock
 from kdcache.distill.config import TrainConfig
@@ -155,13 +161,12 @@ def test_a_killed_run_goes_on_bit_by_bit(config, whole):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(config, tmp_path, monkeypatch):
-    # BatchNorm and dropout depend on how crops are split over processes; with both in evaluation mode the rest must agree.
+    # Dropout depends on how crops are split over processes; without it the rest must agree, BatchNorm's statistics too.
     alone = dataclasses.replace(config, out=str(tmp_path / "alone"), batch_size=4, steps=3, lr=0.001)
     shared = dataclasses.replace(alone, out=str(tmp_path / "shared"))
     port = free_port()
     processes = [start(shared, freeze=True, rank=rank, processes=2, port=port) for rank in (0, 1)]
-    for module in (torch.nn.BatchNorm2d, torch.nn.Dropout2d):
-        monkeypatch.setattr(module, "training", FROZEN, raising=False)
+    monkeypatch.setattr(torch.nn.Dropout2d, "training", FROZEN, raising=False)
     train(alone)
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     for mine, theirs in zip(lines_of(alone), lines_of(shared), strict=True):
@@ -198,6 +203,32 @@ def test_bfloat16_gives_about_the_same_losses(config, whole):
     single = lines_of(whole)[0]
     assert half != single
     assert [half[term] for term in TERMS] == pytest.approx([single[term] for term in TERMS], rel=0.05)
+
+
+def test_crops_made_on_the_device_give_the_same_run(config, whole, monkeypatch):
+    opened = inputs.ViewDataset
+    monkeypatch.setattr(inputs, "ViewDataset", lambda *views, on_device: opened(*views, on_device=True))
+    train(config)
+    assert_same_run(config, whole)
+
+
+def test_data_that_fails_costs_no_step_on_a_device_that_is_read_back_now_and_then(config, whole, monkeypatch):
+    take_step = train_module.take_step
+
+    def fail(run, *rest):
+        if run.state.step == 3:
+            raise KDCacheError("the store is gone")
+        return take_step(run, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_is_read_back", lambda run: run.state.step % 10 == 0)  # as on CUDA
+        patch.setattr(train_module, "take_step", fail)
+        with pytest.raises(KDCacheError, match="the store is gone"):
+            train(config)
+    assert load_state(Path(config.out, "checkpoint"))["state"]["step"] == 3
+    train(config, resume=True)
+    mine, theirs = tensors_of(config), tensors_of(whole)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.usefixtures("no_checkpoints")

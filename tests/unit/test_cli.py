@@ -34,7 +34,7 @@ VIEWS = (
 REQUEST = (
     f"--dataset --data-root --split --teacher --weights --precision --views {VIEWS} --base --scale-step --targets "
     "--logits-codec --features-codec --aux-codec --backbone-codec --max-kl --for-methods --inputs --seed --store --home --batch-size --workers --threads "
-    "--unit-entries --device --force --json"
+    "--unit-entries --device --image-cache --cache-limit --force --json"
 )
 OPTIONS = {  # these are a contract: mention every change in the changelog
     "build": f"{REQUEST} --dry-run",
@@ -44,12 +44,12 @@ OPTIONS = {  # these are a contract: mention every change in the changelog
     "--teacher --weights --precision --student --preset --backbone-weights --budget --steps --epochs --batch-size --lr "
     "--momentum --weight-decay --head-lr-factor --schedule --power --min-lr --temperature --kd-weight --kd-terms --logit-weight "
     "--feature-weight --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers --seed --pool-units --check-crops "
-    "--cache-limit --profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
+    "--cache-limit --image-cache --profile --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --resume --json",
     "compare": "--methods --budget --steps --clock --seeds --online --views --fresh-views --no-fresh-views --follow --processes "
     "--teacher-run --recipe --store --home --dataset --data-root --eval-split --teacher --weights --precision --student "
     "--preset --backbone-weights --batch-size --lr --momentum --weight-decay --head-lr-factor --schedule --power --min-lr "
     "--temperature --kd-weight --kd-terms --aux-weight --kd-ignore --mixed-precision --compile --warm-up --device --workers "
-    "--pool-units --check-crops --cache-limit --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --yes --json",
+    "--pool-units --check-crops --cache-limit --image-cache --log-every --gradnorm-every --eval-every --eval-mode --save-every --out --dry-run --yes --json",
     "evaluate": "--checkpoint --teacher --weights --precision --dataset --data-root --split --mode --crop --limit "
     "--device --json",
     "report": "--teacher --out --json",

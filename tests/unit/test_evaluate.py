@@ -230,9 +230,9 @@ class TestResizing:
         assert eval_mode("cityscapes", "slide", (713, 713)).crop_width_px == 713
 
 
-def test_a_teacher_scores_as_its_network_does() -> None:
+def make_teacher() -> Teacher:
     network = build_network(network_config("pspnet_resnet18", 3)).eval()
-    teacher = Teacher(
+    return Teacher(
         name="pspnet_resnet18",
         module=network,
         normalisation=RGB_IMAGENET,
@@ -243,7 +243,26 @@ def test_a_teacher_scores_as_its_network_does() -> None:
         device=torch.device("cpu"),
         source="kdcache",
     )
+
+
+def test_a_teacher_scores_as_its_network_does() -> None:
+    teacher = make_teacher()
+    network = teacher.module
     assert evaluate(teacher, Images()) == evaluate(network, Images(), normalisation=RGB_IMAGENET)
+
+
+def test_a_teacher_is_asked_for_its_logits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(
+        self: Teacher, crops: Tensor, valid_size: Tensor, targets: tuple[str, ...] | None = None
+    ) -> object:
+        asked.append(targets)
+        return {"logits": torch.zeros(len(crops), 3, 4, 4)}
+
+    monkeypatch.setattr(Teacher, "__call__", answer)
+    evaluate(make_teacher(), Images())
+    assert set(asked) == {("logits",)}
 
 
 class TestNoTrace:

@@ -14,7 +14,7 @@ import pytest
 from training import note_shard_gets
 
 from kdcache.cache.errors import KDCacheError, StoreDamagedError
-from kdcache.cache.storage import shard_cache
+from kdcache.cache.storage import host_cache
 from kdcache.cache.storage.objects import ObjectRecord
 from kdcache.cache.storage.shard_cache import ShardCache
 from kdcache.cache.store.reader import StoreReader, requests_of_a_pass
@@ -195,23 +195,21 @@ def test_a_full_disk_costs_old_objects_first_and_is_then_one_clear_error(cache, 
         held = sum(path.stat().st_size for path in (cache.folder / "objects").rglob("*") if path.is_file())
         return shutil_usage(folder)._replace(free=3 * SIZE + SIZE // 2 - held)
 
-    shutil_usage = shard_cache.shutil.disk_usage
-    monkeypatch.setattr(shard_cache.shutil, "disk_usage", free)
+    shutil_usage = host_cache.shutil.disk_usage
+    monkeypatch.setattr(host_cache.shutil, "disk_usage", free)
     cache.fetch(remote, "d", record("d"))
     assert stands(cache, "d") and not stands(cache, "a")
-    monkeypatch.setattr(
-        shard_cache.shutil, "disk_usage", lambda folder: shutil_usage(folder)._replace(free=5)
-    )
+    monkeypatch.setattr(host_cache.shutil, "disk_usage", lambda folder: shutil_usage(folder)._replace(free=5))
     with pytest.raises(KDCacheError, match="has no space for 1000 bytes") as caught:
         cache.fetch(remote, "e", record("e"))
     assert "free some disk space" in caught.value.hint
-    monkeypatch.setattr(shard_cache.shutil, "disk_usage", shutil_usage)
+    monkeypatch.setattr(host_cache.shutil, "disk_usage", shutil_usage)
     cache.fetch(remote, "e", record("e"))
 
     def refuse(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_cache.os, "replace", refuse)
+    monkeypatch.setattr(host_cache.os, "replace", refuse)
     with pytest.raises(KDCacheError, match="No space left on device") as caught:
         cache.fetch(remote, "f", record("f"))
     assert caught.value.hint == "free some disk space" and not os.listdir(cache.folder / "partial")

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from kdcache.cache.codecs.registry import Uniform
-from kdcache.cache.errors import DataError, StoreMismatchError
+from kdcache.cache.errors import DataError, StoreMismatchError, TrainingError
 from kdcache.cache.store.reader import Entry
+from kdcache.cache.views.device_replay import replay_boxes
 from kdcache.cache.views.drawing import draw_view
 from kdcache.cache.views.policy import ViewPolicy
 from kdcache.cache.views.replay import EntryRow, crop_digest, replay
-from kdcache.distill.data.loader import read_batches
+from kdcache.distill.data import targets
+from kdcache.distill.data.loader import DeviceCopier, read_batches
 from kdcache.distill.data.order import EntryOrder, FreshOrder
 from kdcache.distill.data.targets import CachedTargets, FreshViews, OnlineTargets, StoredViews, ViewDataset
 
@@ -46,6 +48,7 @@ class Reader:
 
     n_images = N_IMAGES
     url = "stores/a"
+    has_crops = False
 
     class spec:
         views = POLICY
@@ -143,7 +146,8 @@ def test_sampling_checks_every_sixteenth_entry():
     edited = ViewDataset(Images(edited=seen[16]), dataset.views)
     if seen[0] != seen[16]:
         edited[0]
-    assert isinstance(edited[16].error, StoreMismatchError)
+    with pytest.raises(StoreMismatchError):
+        edited[16]
     unchecked = next(t for t in range(1, 16) if seen[t] == seen[16])
     assert edited[unchecked].image.shape == (24, 32, 3)
 
@@ -166,9 +170,9 @@ def test_fresh_views_never_come_back():
 def test_cached_targets_are_decoded_codes():
     (batch,) = take(stored(), 1)
     codec = Uniform(step=0.5, offsets=(1, -2))
-    targets = CachedTargets({"logits": codec})(batch)
-    assert torch.equal(targets["logits"], codec.decode(batch.codes["logits"]))
-    assert targets["logits"].dtype == torch.float32
+    decoded = CachedTargets({"logits": codec})(batch)
+    assert torch.equal(decoded["logits"], codec.decode(batch.codes["logits"]))
+    assert decoded["logits"].dtype == torch.float32
 
 
 def test_online_targets_ask_the_teacher_for_the_crops_of_the_batch():
@@ -180,3 +184,51 @@ def test_online_targets_ask_the_teacher_for_the_crops_of_the_batch():
     targets = OnlineTargets(teacher, ("features",))(batch)
     assert list(targets) == ["features"]
     assert torch.equal(targets["features"], batch.image.float().mean(dim=(1, 2, 3)) + batch.valid_size[:, 0])
+
+
+def on_device(dataset: ViewDataset) -> ViewDataset:
+    """The same stream, its crops made by the device; a CPU can be that too."""
+    return ViewDataset(dataset.images, dataset.views, on_device=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["stored", "fresh"])
+def test_a_device_makes_the_same_batches(kind, workers):
+    dataset = stored()
+    if kind == "fresh":
+        dataset = ViewDataset(Images(), FreshViews(POLICY, FreshOrder(n_images=N_IMAGES, seed=7), seed=0))
+    wanted = take(dataset, 6)
+    batches = read_batches(on_device(dataset), batch_size=4, start_step=0, workers=workers)
+    copy = DeviceCopier(torch.device("cpu"), POLICY)
+    for batch in wanted:
+        came = next(batches)
+        assert came.boxes is not None and came.image.numel() == 0
+        found = copy(came)
+        assert torch.equal(found.image, batch.image) and torch.equal(found.label, batch.label)
+        assert torch.equal(found.valid_size, batch.valid_size) and found.codes.keys() == batch.codes.keys()
+        assert all(torch.equal(found.codes[name], codes) for name, codes in batch.codes.items())
+    batches.close()
+
+
+def test_boxes_are_checked_as_crops_are():
+    with pytest.raises(StoreMismatchError, match=r"image-2 view [01] .*another image"):
+        take(on_device(stored(Images(edited=2))), 3)
+    dataset = stored(check_crops="sample")
+    first = [int(dataset.views.reader.entry(*dataset.views.order.entry(t)).row.image_index) for t in range(4)]
+    edited = on_device(ViewDataset(Images(edited=first[1]), dataset.views))
+    take(edited, 1)  # position 1 is none of every sixteenth
+    with pytest.raises(StoreMismatchError, match=f"image-{first[1]} "):
+        take(edited.checking(until=4), 1)
+
+
+def test_a_device_that_computes_wrongly_is_found_at_the_first_batch(monkeypatch):
+    made = []
+
+    def wrong(boxes, policy):
+        image, label, valid_size = replay_boxes(boxes, policy)
+        made.append(image)
+        return (image + 1 if len(made) == 1 else image), label, valid_size
+
+    monkeypatch.setattr(targets, "replay_boxes", wrong)
+    with pytest.raises(TrainingError, match="makes another image of the first batch's boxes"):
+        DeviceCopier(torch.device("cpu"), POLICY)(take(on_device(stored()), 1)[0])

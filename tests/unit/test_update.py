@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache.distill.clock import Clock
-from kdcache.distill.training.loop import update
+from kdcache.distill.training.loop import _is_read_back, update
 
 
 class ScaledOptimiser:
@@ -59,3 +59,20 @@ def test_an_overflow_of_the_students_gradients_leaves_the_adversary_alone() -> N
     (student, adversary), (skipped, same) = learn(None), learn(scaler, overflow=True)
     assert torch.equal(adversary, same)
     assert float(skipped) == pytest.approx(float(student) / 0.8)  # one of three steps was skipped
+
+
+def test_the_device_is_waited_for_only_where_something_is_due() -> None:
+    """An interval that shares no divisor with the read-back must not make every step wait."""
+    run: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("cuda")),
+        config=SimpleNamespace(log_every_steps=10, eval_every_steps=2001, save_every_steps=0),
+        state=SimpleNamespace(step=0),
+    )
+    waited = []
+    for run.state.step in range(1, 2011):
+        if _is_read_back(run):
+            waited.append(run.state.step)
+    assert waited == [*range(10, 2001, 10), 2001, 2010]
+    run.accelerator.device = torch.device("cpu")
+    run.state.step = 7
+    assert _is_read_back(run)
