@@ -160,7 +160,7 @@ def kept_for(text: str) -> tuple[str, ...]:
 @option(
     "--force",
     is_flag=True,
-    help="Build even if the teacher's outputs look wrong or the disk looks too small.",
+    help="Continue even if the teacher's outputs look wrong or the disk looks too small.",
 )
 @option("--dry-run", is_flag=True, help="Measure a few crops, say what would be written, and write nothing.")
 @options.json_option

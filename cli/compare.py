@@ -139,7 +139,7 @@ def counts(text: str) -> tuple[int, ...]:
     "--recipe",
     group="views",
     metavar="NAME",
-    help=f"Recipe of the training, for a store with views of the same one: {names.listed(names.RECIPES)}.",
+    help=f"Training recipe, for a store that was built with the same --recipe: {names.listed(names.RECIPES)}.",
 )
 @training_options
 @option("--out", group="output", metavar="DIR", default="runs/comparison", help="Folder of the comparison.")
@@ -209,7 +209,7 @@ def make_contest(console: Console, /, home: str, given: dict[str, Any]) -> "Cont
     if asked["views"] and passes < max(asked["views"]):
         raise StoreMismatchError(
             f"--views {max(asked['views'])}: {run['store']} has {passes} complete passes",
-            hint=f"kdcache build --views {max(asked['views'])} adds passes to it",
+            hint=f"the command that built this store adds passes to it with --views {max(asked['views'])}",
         )
     scores = read_teacher_scores("--teacher-run", teacher_run) if teacher_run else {}
     ask = Ask(

@@ -13,7 +13,7 @@ NETWORKS = (
 )
 PRESETS = ("kdcache", "mmseg", "cirkd", "semseg", "skd")
 DATASETS = ("cityscapes", "ade20k", "voc2012", "camvid", "folder", "streets")
-VIEW_RECIPES = ("mmseg", "cirkd", "skd")  # scales and colours alone
+VIEW_POLICIES = ("mmseg", "cirkd", "skd")  # scales and colours alone
 RECIPES = (  # of views and training
     *("paper-cityscapes", "paper-ade20k", "camvid", "streets"),
     *("teacher-cityscapes", "teacher-ade20k", "teacher-streets"),

@@ -168,7 +168,7 @@ dataset_name = one_of("dataset", known.DATASETS)
 method_name = one_of("method", known.METHODS)
 student_name = one_of("student", known.NETWORKS)
 teacher_name = one_of("teacher", known.NETWORKS, more="or your own factory package.module:function")
-recipe_name = one_of("recipe", (*known.VIEW_RECIPES, *known.RECIPES))
+recipe_name = one_of("recipe", (*known.VIEW_POLICIES, *known.RECIPES))
 
 
 def typed(
@@ -347,7 +347,7 @@ VIEW_OPTIONS: dict[str, Callable[[Any], Any]] = {
         metavar="NAME",
         type=recipe_name,
         show_default="mmseg",
-        help=f"Scales and colours of the views: {known.listed(known.VIEW_RECIPES)}. Or views and training as a whole: "
+        help=f"Scales and colours of the views: {known.listed(known.VIEW_POLICIES)}. Or views and training as a whole: "
         f"{known.listed(known.RECIPES)}.",
     ),
     "crop": _view("--crop", type=size, metavar="HxW", help="Height and width of a crop, in pixels."),

@@ -74,8 +74,8 @@ class Console:
         """Aligned columns; those of numbers to the right.
 
         Args:
-            optional: columns to leave out, the first one first, while the table is wider than the terminal. Off a
-                terminal all columns are written.
+            optional: columns to leave out, the first one first, while the table is wider than the terminal. Others
+                fold, or follow in a second table that repeats the first column. Off a terminal all columns are written.
         """
         cells = [[str(cell) for cell in row] for row in rows]
         right = [all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(header))]
@@ -151,7 +151,7 @@ class Console:
         shown, width = list(range(len(header))), terminal().width
         widths = [max(_width(text) for text in column) for column in zip(header, *cells, strict=True)]
 
-        def fits(columns: Sequence[int]) -> bool:
+        def fits(columns: Sequence[int], widths: Sequence[int] = widths) -> bool:
             return sum(widths[i] + _GAP for i in columns) - _GAP <= width
 
         left_out = []
@@ -162,12 +162,13 @@ class Console:
         for column in reversed(left_out):  # a narrow one may fit after all
             if fits([*shown, column]):
                 shown = sorted([*shown, column])
-        table = _columns(
-            [header[i] for i in shown], [right[i] for i in shown], right=[right[i] for i in shown]
-        )
-        for row in cells:
-            table.add_row(*(_text(row[i]) for i in shown))
-        self._draw(table)
+        folded = [w if whole else min(w, _NARROW) for w, whole in zip(widths, right, strict=True)]
+        for part in _parts(shown, lambda columns: fits(columns, folded)):
+            whole = [right[i] for i in part]
+            table = _columns([header[i] for i in part], whole, right=whole)
+            for row in cells:
+                table.add_row(*(_text(row[i]) for i in part))
+            self._draw(table)
 
     def _draw(self, table: "Table") -> None:
         if self.rank == 0:
@@ -213,6 +214,16 @@ def _width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(printable(text))
+
+
+def _parts(columns: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """The columns of a table in as many tables as it takes to fit the terminal, each led by the first column."""
+    parts = [[*columns[:1]]]
+    for column in columns[1:]:
+        if len(parts[-1]) > 1 and not fits([*parts[-1], column]):
+            parts.append([*columns[:1]])
+        parts[-1].append(column)
+    return parts
 
 
 def _columns(

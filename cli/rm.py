@@ -21,7 +21,7 @@ from kdcache.distill.units import duration_text, size_text
 def command(console: Console, store: str, yes: bool, force: bool, home: str) -> None:
     """Remove STORE, a URL or a name under the home, after a question. The same command finishes an interrupted one.
 
-    It refuses while a lease or a commit is younger than ten minutes. Off a terminal it needs --yes.
+    It refuses while a lease or a commit is younger than ten minutes. Without a terminal it needs --yes.
     """
     from kdcache.cache.storage.urls import redact
     from kdcache.cache.upkeep.removal import plan_removal

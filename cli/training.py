@@ -103,7 +103,7 @@ train_options = options.together(
         group="data",
         metavar="NAME",
         type=options.teacher_name,
-        help="The teacher of --source online, as `kdcache build --teacher` takes it.",
+        help="The online teacher, as `kdcache build --teacher` takes it.",
     ),
     option(
         "--weights",

@@ -71,7 +71,7 @@ class TrainConfig:
     method: str = "logit"
     """A name of methods.METHODS."""
     source: str = "cache"
-    """Where the teacher's outputs come from: `cache` (a store), `online` (the teacher runs along), or `none`."""
+    """Where the teacher's outputs come from: `cache` (a store), `online` (the teacher runs at every step), or `none`."""
     store: str = ""
     """URL of the store with the views and, for source `cache`, the targets. Empty with fresh views of a dataset."""
     dataset: str = ""

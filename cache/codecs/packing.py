@@ -1,4 +1,4 @@
-"""Packing: how the rows of a target or of an input lie in a Zarr array. Free of torch, for who only reads specs."""
+"""Packing: how the rows of a target or of an input lie in a Zarr array. It does not import torch, so that specs are read quickly."""
 
 import math
 from dataclasses import dataclass

@@ -189,7 +189,7 @@ def keep_decoded(
 
 
 def _obstacle(cache: HostCache, choice: str, needed: int) -> str | None:
-    """Why so many bytes cannot be kept, as the end of a sentence."""
+    """What stops so many bytes from being kept, as the end of a sentence."""
     kind = network_file_system(cache.folder)
     if choice == "auto" and kind is not None:
         return f"would go over the network: {cache.folder} is on {kind} (set --image-cache to a folder of a local disk)"

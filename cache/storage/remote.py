@@ -100,11 +100,11 @@ class RemoteObjects(Objects):
             starts = [each.start for each in asked]
             ends = [each.start + each.length for each in asked]
             # All at once: on S3 their round trips overlap.
-            answers = self.fs.cat_ranges(paths, starts, ends, on_error="return")
-            found.update(zip(missing, answers, strict=True))
-            for answer in answers:
-                if isinstance(answer, Exception) and is_transient(answer):
-                    raise answer
+            contents = self.fs.cat_ranges(paths, starts, ends, on_error="return")
+            found.update(zip(missing, contents, strict=True))
+            for content in contents:
+                if isinstance(content, Exception) and is_transient(content):
+                    raise content
 
         with reading(self.url, ranges[0].path if ranges else ""):
             self._ask(read)

@@ -50,10 +50,10 @@ class S3Objects(RemoteObjects):
                 self._ask(partial(self._delete, keys))
 
     def _delete(self, keys: Sequence[Mapping[str, str]]) -> None:
-        """Send one request. Its answer lists the keys that were not deleted, which s3fs itself ignores."""
+        """Send one request. The response lists the keys that were not deleted, which s3fs itself ignores."""
         request = {"Objects": keys, "Quiet": True}
-        answer = self.fs.call_s3("delete_objects", Bucket=self._bucket, Delete=request)
-        for refused in answer.get("Errors", [])[:1]:  # one is enough for the message, or for a retry of all
+        response = self.fs.call_s3("delete_objects", Bucket=self._bucket, Delete=request)
+        for refused in response.get("Errors", [])[:1]:  # one is enough for the message, or for a retry of all
             raise _RefusedKey(refused)
 
     def remove_all(self) -> None:
@@ -92,7 +92,7 @@ class S3Objects(RemoteObjects):
             self._call("abort_multipart_upload", Key=f"{self._under}{upload.path}", UploadId=upload.id)
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        """What S3 answers to a request about the bucket that fsspec does not offer."""
+        """S3's response to a request about the bucket that fsspec does not offer."""
         return self._ask(lambda: self.fs.call_s3(method, Bucket=self._bucket, **arguments))
 
 

@@ -86,8 +86,8 @@ class Store:
         self.objects = objects
         self.spec = spec
         self.image_ids = image_ids
-        # Whether records are held to the largest shard that their codec can make. `ls` reads no shard and does without:
-        # codecs import torch, which takes seconds.
+        # True: a record is refused if its shard is larger than its codec can make. `ls` reads no shard and turns this
+        # off, because codecs import torch, which takes seconds.
         self.checks_sizes = True
 
     @cached_property

@@ -199,8 +199,8 @@ def _download(url: str, target: Path, progress: Progress) -> str:
 def _open(url: str) -> Iterator[tuple[IO[bytes], int]]:
     """A stream of the bytes at `url`, and their number (0 if unknown)."""
     if urlsplit(url).scheme in ("http", "https"):
-        with urlopen(Request(url, headers={"User-Agent": "kdcache"}), timeout=TIMEOUT_S) as answer:
-            yield answer, int(answer.headers.get("Content-Length") or 0)
+        with urlopen(Request(url, headers={"User-Agent": "kdcache"}), timeout=TIMEOUT_S) as response:
+            yield response, int(response.headers.get("Content-Length") or 0)
         return
     import fsspec  # not at the top: remote schemes have slow imports
 

@@ -66,7 +66,7 @@ class _EnlargedCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy of (N, C, R, W) logits, and softmax minus one-hot, zero where there is no label."""
+    """The summed cross-entropy of (N, C, R, W) logits, and softmax minus one-hot, zero for pixels without a label."""
     log_p = F.log_softmax(logits, dim=1)
     labelled = (labels != IGNORE)[:, None]
     index = labels[:, None].where(labelled, 0)

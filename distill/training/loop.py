@@ -88,6 +88,7 @@ def fit(run: Run) -> None:
     unread: list[Tensor] = []  # the losses of every step since the last read-back, on the device
     names: list[str] = []  # of the losses
     forecast = Forecast(state.step)
+    note = "training"  # replaces the note on what came before these steps; afterwards the last line of metrics stays
     report_progress(run, "waiting for the first batch")
     with closing(open_batches(run)) as batches, _tracer(run) as tracer, on_sigterm() as request:
         while not budget.is_spent(state.step, state.training_s):
@@ -121,11 +122,13 @@ def fit(run: Run) -> None:
             if _due(state.step, config.log_every_steps) or is_last:
                 _log(run, lr)
             else:
-                report_progress(run, "")
+                report_progress(run, note)
+            note = ""
             # `finish` evaluates after the last step.
             if _due(state.step, config.eval_every_steps) and not is_last:
                 with clock.stopped():
                     evaluate_student(run)
+                note = "training"
             if is_last or stopping or _save_is_due(run, saved_s):
                 _save(run, clock)
                 saved_s = state.training_s

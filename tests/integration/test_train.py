@@ -118,6 +118,17 @@ def test_a_run_leaves_a_whole_folder_and_the_loss_falls(shared_store, tmp_path):
     assert again.was_complete and again.scores == result.scores and again.steps == 12
 
 
+def test_notes_say_what_the_run_does_now(shared_store, tmp_path):
+    config = small_config(tmp_path / "run", shared_store, method="logit")
+    config = dataclasses.replace(config, steps=5, eval_split="val", eval_every_steps=3, log_every_steps=5)
+    notes = []
+    train(config, progress=lambda done, total, note: notes.append((done, note)))
+    begun = notes[notes.index((0, "waiting for the first batch")) + 1 :]
+    assert begun[:2] == [(1, "training"), (2, "")]
+    assert (3, "") in begun and begun[begun.index((4, "training")) - 1][1].startswith("evaluating")
+    assert next(note for done, note in begun if done == 5).startswith("loss ")
+
+
 @pytest.mark.parametrize("step", [2, 5])
 def test_an_interrupted_run_goes_on_bit_by_bit(config, whole, step):
     config = dataclasses.replace(config, save_every_steps=3)

@@ -136,7 +136,7 @@ def test_names_in_the_help_are_those_of_the_library() -> None:
     assert tuple(NETWORKS) == names.NETWORKS
     assert tuple(PRESETS) == names.PRESETS
     assert tuple(RECIPES) == names.RECIPES
-    assert {*names.VIEW_RECIPES, *names.RECIPES} == set(POLICIES)
+    assert {*names.VIEW_POLICIES, *names.RECIPES} == set(POLICIES)
     assert tuple(CODECS) == names.CODECS
     assert names.JUDGED_METHODS == JUDGED_METHODS
     assert names.TARGETS == TARGETS

@@ -110,6 +110,18 @@ def test_what_is_not_optional_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(lines).count("many") == 12
 
 
+def test_columns_that_cannot_fold_far_enough_follow_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = open_screens(monkeypatch)
+    header = ("run", *(f"column {i}" for i in range(10)))
+    Console().table(header, [("student", *(f"{100 + i}.5" for i in range(10)))])
+    lines = out.lines
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines] == ["run", "student"] * 2
+    assert [word for line in lines for word in line.split() if word.endswith(".5")] == [
+        f"{100 + i}.5" for i in range(10)
+    ]
+
+
 def test_fields_fold_in_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = open_screens(monkeypatch)
     Console().fields({"a": "word " * 30, "longer": "x\ny"})
