@@ -32,7 +32,7 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
     shows the units that all builders have done, their rate, who works on which unit, and when the store will be complete;
     with --json it writes one document on a line each time.
     """
-    from kdcache.cli.home import find_store
+    from kdcache.cli.home import distill_words, find_store
 
     found = find_store(home, store)
     from kdcache.cache.store.survey import survey
@@ -53,6 +53,8 @@ def command(console: Console, store: str | None, watch: bool, home: str) -> None
         console.document(summary)
     else:
         console.fields(_render(summary))
+        if surveyed.complete_passes:
+            console.next("kdcache", "distill", *distill_words(found))
 
 
 def summarise(store: "Store", surveyed: "Survey | None" = None) -> dict[str, Any]:

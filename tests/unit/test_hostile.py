@@ -35,8 +35,8 @@ from kdcache.cli.main import run
 EXAMPLES = int(os.environ.get("KDCACHE_HOSTILE", "40"))  # 200 and more for the measurement
 MAX_BYTES = 64 * 2**20  # of Python's own and numpy's memory, for a store of some kilobytes
 
-# Bold headings, and what an error is coloured with; the hostile "\x1b[31m" is none of these.
-OWN_STYLES = re.compile(r"\x1b\[(0|1|1;31|36|33)m")
+# Bold headings, and the colours of errors and of the next command; the hostile "\x1b[31m" is none of these.
+OWN_STYLES = re.compile(r"\x1b\[(0|1|1;31|32|33|36)m")
 
 HOSTILE_VALUES: list[Any] = [
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e308, -0.5, "", "..", "../../etc/passwd", "/etc/passwd",
