@@ -109,7 +109,7 @@ train_options = options.together(
         "--weights",
         group="data",
         metavar="PATH|URL|auto",
-        help="Weights of the online teacher: a file, a URL, or `auto` for the public checkpoint.",
+        help="For online training: the teacher's weights, a file, a URL, or `auto` for the public checkpoint.",
     ),
     option(
         "--precision",

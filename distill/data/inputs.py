@@ -259,7 +259,7 @@ def _passes(
         if config.passes is not None and config.passes > len(reader.passes):
             raise StoreMismatchError(
                 f"--passes {config.passes}: {config.store} has only {len(reader.passes)} complete passes",
-                hint=f"use --passes {len(reader.passes)}, or add passes with kdcache build --views {config.passes}",
+                hint=f"use --passes {len(reader.passes)}, or run the store's `kdcache build` again with --views {config.passes}",
             )
         return reader.passes[: config.passes]
     return tuple(sorted(int(index) for index in pinned.get("manifests", {})))

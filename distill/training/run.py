@@ -220,7 +220,7 @@ def _describe(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, dis
     share = config.batch_size // accelerator.num_processes
     in_flight = InFlight.of(workers=workers, batch_entries=share, entry_bytes=inputs.entry_bytes)
     logger.info(
-        "loading data takes up to %.3g MB of memory a process: %d entries of %.3g MB, with %d workers",
+        "loading data takes up to %.3g MB of memory a process: %d entries of %.3g MB (workers: %d)",
         *(in_flight.bytes / 1e6, in_flight.entries, in_flight.entry_bytes / 1e6, workers),
     )
     place = runfolder.environment(
