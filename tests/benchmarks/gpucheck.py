@@ -27,6 +27,7 @@ from bench_build import random_teacher, write_images
 
 from kdcache.cache.build.build import build_store, plan_store
 from kdcache.cache.build.builder import BuildOptions
+from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.images.decoded import DecodedImages
 from kdcache.cache.progress import silent
 from kdcache.cache.storage.host_cache import HostCache
@@ -251,9 +252,12 @@ def build_bank(check: Check, name: str, targets: tuple[str, ...]) -> int:
     """A store of one view of the drawn images, as files; how many crops that are."""
     size = check.size
     files = check.folder / "images"
-    dataset = DecodedImages(
-        write_images(files, size.image, size.images), HostCache(check.folder / "cache", 10**11)
+    written = (
+        open_dataset("folder", files, "train")
+        if files.exists()
+        else write_images(files, size.image, size.images)
     )
+    dataset = DecodedImages(written, HostCache(check.folder / "cache", 10**11))
     policy = ViewPolicy(crop_height_px=size.crop[0], crop_width_px=size.crop[1], photometric=True)
     built = open_teacher(check)
     spec = plan_store(dataset, built, policy, seed=0, targets={target: TARGETS[target] for target in targets})
