@@ -122,7 +122,7 @@ def open_side(folder: str, store: str, method: str, source: str, workers: int | 
 def stepper(training: Run, laps: list[dict[str, float]]) -> Iterator[None]:
     """One training step of the loop for each `next`. Seconds of its parts go to `laps`."""
     device = training.accelerator.device
-    clock, copy = Clock(device), DeviceCopier(device)
+    clock, copy = Clock(device), DeviceCopier(device, training.inputs.policy)
     with closing(open_batches(training)) as batches:
         while True:
             take_step(training, batches, copy, clock)
