@@ -16,7 +16,8 @@ import mmap
 import os
 import struct
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,13 @@ class DecodedImages(SegmentationDataset):
         """The keys of all images."""
         return [key for index in range(len(self)) if (key := self._key(index)) is not None]
 
-    def pinned(self) -> AbstractContextManager[None]:
-        """No process evicts these images until the context ends."""
-        return self._cache.pin(self.cache_keys())
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """No process evicts these images until the block ends. Nothing is pinned in a cache that takes no files."""
+        with ExitStack() as stack:
+            with suppress(KDCacheError):  # the first image that is decoded warns of it
+                stack.enter_context(self._cache.pin(self.cache_keys()))
+            yield
 
     def _open(self, index: int) -> _Pair:
         key = self._key(index)
@@ -195,7 +200,11 @@ def _obstacle(cache: HostCache, choice: str, needed: int) -> str | None:
         return f"would go over the network: {cache.folder} is on {kind} (set --image-cache to a folder of a local disk)"
     if needed > cache.usable_bytes:
         return f"do not fit --cache-limit, which leaves {_gigabytes(cache.usable_bytes)}"
-    if needed > (free := cache.disk_bytes()):
+    try:
+        free = cache.disk_bytes()
+    except OSError as error:
+        return f"would need another --image-cache than {cache.folder}: {error.strerror}"
+    if needed > free:
         return f"do not fit the disk of {cache.folder}, which has {_gigabytes(free)} for them"
     return None
 

@@ -243,3 +243,16 @@ def test_a_cache_on_a_network_is_not_used_unasked(folder, tmp_path, monkeypatch,
     assert keep_decoded(plain, "auto", limit_bytes=10**6) is plain
     assert "is on nfs4 (set --image-cache to a folder of a local disk)" in caplog.text
     assert isinstance(keep_decoded(plain, str(tmp_path / "x"), limit_bytes=10**6), DecodedImages)
+
+
+def test_a_cache_that_takes_no_files_costs_time_alone(folder, tmp_path, caplog):
+    """Such as one in a home that is read-only: a run must not need what it only profits from."""
+    (tmp_path / "file").write_text("in the way")
+    plain = open_dataset("folder", str(folder), "train")
+    caplog.set_level("INFO", "kdcache")
+    assert keep_decoded(plain, str(tmp_path / "file" / "cache"), limit_bytes=10**6) is plain
+    assert "would need another --image-cache" in caplog.text
+    images = decoded(folder, HostCache(tmp_path / "file" / "cache", limit_bytes=10**6))
+    with images.pinned():
+        require_equal(images, folder)
+    assert "images are decoded from their files each time" in caplog.text
