@@ -1,5 +1,6 @@
 """Decoded images: those of the files, decoded once, never out of date, whoever dies or edits."""
 
+import logging
 import os
 import pickle
 import shutil
@@ -15,6 +16,13 @@ from kdcache.cache.images import decoded as decoded_module
 from kdcache.cache.images.datasets import open_dataset
 from kdcache.cache.images.decoded import DecodedImages, decoded_bytes, keep_decoded, network_file_system
 from kdcache.cache.storage.host_cache import HostCache
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ran in this process before sends the logs to the terminal alone."""
+    monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
+
 
 SIZES = [(20, 30), (31, 17), (1, 1), (24, 24)]
 
