@@ -147,7 +147,7 @@ def length_figures(standings: Standings, looks: Looks) -> list[Figure]:
 
 
 def view_figures(standings: Standings, looks: Looks) -> list[Figure]:
-    """mIoU over the number of views in the store, with the methods whose teacher runs along as limits."""
+    """mIoU over the number of views in the store, with the methods whose teacher runs at every step as limits."""
     views = Views.of(standings)
     if views is None:
         return []
@@ -165,7 +165,7 @@ def view_figures(standings: Standings, looks: Looks) -> list[Figure]:
         Figure(
             name="views",
             title="How many views are enough",
-            caption=about + (" The limit is the teacher running along on fresh views." if limits else ""),
+            caption=about + (" The limit is the teacher at every step, on fresh views." if limits else ""),
             chart=chart,
             alt=f"mIoU over stored views for {', '.join(views.points)}",
         )

@@ -75,7 +75,7 @@ def length_tables(standings: Standings, shown: Sequence[Ranking], baseline: str)
 
 
 def view_tables(standings: Standings, baseline: str) -> list[Block]:
-    """Methods over the number of stored views, and the teacher running along on fresh views as their limit."""
+    """Methods over the number of stored views, and the teacher at every step on fresh views as their limit."""
     views = Views.of(standings)
     if views is None:
         return []
@@ -149,9 +149,10 @@ def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
 
 
 def noise_tables(standings: Standings) -> list[Block]:
+    titles = {ranking.rung.name: ranking.short_title for ranking in standings.rankings}
     rows = [
         [
-            *(noise.rung, noise.seed),
+            *(Cell(noise.rung, label=titles[noise.rung]), noise.seed),
             *(value for at in (noise.miou, noise.steps, noise.step_s) for value in at),
             noise.step_drift,
         ]

@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """A value that a chart is read against: the teacher's, or a method's whose teacher runs along."""
+    """A value that a chart is read against: the teacher's, or a method's whose teacher runs at every step."""
 
     name: str
     at: float

@@ -46,7 +46,8 @@ def comparison_report(
     table, looks = comparison_table(summaries, teacher), give_looks([run.name for run in runs])
     pinned = _pinned(runs)
     differing = [
-        f"Differs: {name}: {', '.join(values)}." for name, values in _differing(runs, summaries, pinned)
+        f"Differs: {name}: {', '.join(value or repr(value) for value in values)}."
+        for name, values in _differing(runs, summaries, pinned)
     ]
     early = [caution for summary in summaries for caution in run_cautions(summary)]
     links = [(run.name, os.path.relpath(run.folder / REPORT, out)) for run in runs]
@@ -133,12 +134,12 @@ def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block
     return [
         Figure(
             name="class_iou",
-            title="IoU by class",
-            caption="A marker for each run.",
+            title="A marker for each run",
+            caption="",
             chart=ClassChart(classes=names, iou=by_run, looks=looks),
             alt="; ".join(f"{run}: up to {value:.1f} %" for run, value in best.items()),
         ),
-        Table.of("classes", "IoU by class in percent", columns, rows),
+        Table.of("classes", "In percent", columns, rows),
     ]
 
 

@@ -158,7 +158,7 @@ def _classes(run: RunRecord) -> list[Block]:
         Column("IoU %", "percent", key="iou"),
         Column("of the pixels %", "percent", key="pixels"),
     ]
-    return [Table.of("classes", "IoU by class, and its share of the labelled pixels", columns, rows)]
+    return [Table.of("classes", "In percent, beside the class's share of the labelled pixels", columns, rows)]
 
 
 def _curves(run: RunRecord) -> list[Figure]:
@@ -180,7 +180,7 @@ def _gradient_norms(run: RunRecord) -> list[Block]:
     shown = {1: ("at the only sample",), 2: ("first", "last")}.get(len(lines), ("first", "median", "last"))
     at = {1: (0, 3), 2: (0, 1, 3)}.get(len(lines), (0, 1, 2, 3))
     columns = [Column("term"), *(Column(title, "number") for title in shown)]
-    caption = "Gradient norms by loss term. Weights are balanced where these are of one size"
+    caption = "Weights are balanced where these are of one size"
     return [Table.of("gradient-norms", caption, columns, [[row[i] for i in at] for row in rows])]
 
 

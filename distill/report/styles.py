@@ -2,7 +2,7 @@
 
 Colours have names. A page says them as CSS variables, so that light, dark and paper share one drawing; a file of its own
 has the light ones. Readers with normal, deuteranopic and protanopic sight can tell the colours of lines and of parts
-apart, on light and on dark paper: tests/unit/test_looks.py measures that.
+apart, on light and on dark paper: tests/unit/test_styles.py measures that.
 """
 
 from collections.abc import Mapping, Sequence
