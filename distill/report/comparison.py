@@ -15,7 +15,7 @@ from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table
 from kdcache.distill.report.record import RunRecord, RunSummary, read_runs, weak_teacher
 from kdcache.distill.report.run_report import run_cautions, steps_text
-from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.styles import Style, give_styles
 from kdcache.distill.report.write import REPORT, write_files
 
 # Settings that have a column of their own, or that are compared by what the run was pinned to.
@@ -43,7 +43,7 @@ def comparison_report(
     """What several runs say together. Raises NotFoundError if a folder contains no run."""
     runs = read_runs(folders)
     summaries = [run.summary() for run in runs]
-    table, looks = comparison_table(summaries, teacher), give_looks([run.name for run in runs])
+    table, styles = comparison_table(summaries, teacher), give_styles([run.name for run in runs])
     pinned = _pinned(runs)
     differing = [
         f"Differs: {name}: {', '.join(value or repr(value) for value in values)}."
@@ -59,8 +59,8 @@ def comparison_report(
         facts=Facts([(name, values[0]) for name, values in pinned.items() if len(set(values)) == 1]),
         sections=[
             Section("Runs", [table], brief=True),
-            Section("While training", _curves(runs, looks, teacher)),
-            Section("IoU by class", _classes(runs, looks)),
+            Section("While training", _curves(runs, styles, teacher)),
+            Section("IoU by class", _classes(runs, styles)),
             Section("Reports of the runs", [Links(links)]),
         ],
         data={"runs": [summary.to_dict() for summary in summaries], "teacher": teacher},
@@ -113,14 +113,14 @@ def _baseline(summaries: Sequence[RunSummary]) -> float | None:
 
 
 def _curves(
-    runs: Sequence[RunRecord], looks: Mapping[str, Look], teacher: Mapping[str, Any] | None
+    runs: Sequence[RunRecord], styles: Mapping[str, Style], teacher: Mapping[str, Any] | None
 ) -> list[Figure]:
     limits = [] if teacher is None else [Limit(name="teacher", at=100 * teacher["miou"])]
     curves = {run.name: [run.curve()] for run in runs}
-    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, limits, clock)]
+    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, styles, limits, clock)]
 
 
-def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block]:
+def _classes(runs: Sequence[RunRecord], styles: Mapping[str, Style]) -> list[Block]:
     scored = {run.name: run.scores["iou"] for run in runs if run.scores}
     names = list(dict.fromkeys(name for iou in scored.values() for name in iou))
     if not names:
@@ -136,7 +136,7 @@ def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block
             name="class_iou",
             title="A marker for each run",
             caption="",
-            chart=ClassChart(classes=names, iou=by_run, looks=looks),
+            chart=ClassChart(classes=names, iou=by_run, styles=styles),
             alt="; ".join(f"{run}: up to {value:.1f} %" for run, value in best.items()),
         ),
         Table.of("classes", "In percent", columns, rows),

@@ -31,7 +31,7 @@ from kdcache.distill.report.model import (
 )
 from kdcache.distill.report.record import RunRecord, RunSummary, loss_terms
 from kdcache.distill.report.sample_files import SampleFiles, write_sample_files
-from kdcache.distill.report.styles import look_of
+from kdcache.distill.report.styles import style_of
 from kdcache.distill.report.write import write_files
 from kdcache.distill.scoring.samples import SamplePrediction
 from kdcache.distill.units import duration_text, size_text
@@ -162,8 +162,8 @@ def _classes(run: RunRecord) -> list[Block]:
 
 
 def _curves(run: RunRecord) -> list[Figure]:
-    curves, looks = {run.name: [run.curve()]}, {run.name: look_of(0)}
-    over = [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, [], clock)]
+    curves, styles = {run.name: [run.curve()]}, {run.name: style_of(0)}
+    over = [figure for clock in ("steps", "time") for figure in miou_figures(curves, styles, [], clock)]
     return [*over, *loss_figures([line["step"] for line in run.of_kind("train")], run.terms())]
 
 

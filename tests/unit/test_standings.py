@@ -36,7 +36,7 @@ from kdcache.distill.losses.methods import METHODS
 from kdcache.distill.report.charts import DotChart, LineChart, RankChart
 from kdcache.distill.report.markdown import markdown
 from kdcache.distill.report.model import Table
-from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.styles import Style, give_styles
 from kdcache.distill.report.terminal import show
 
 
@@ -219,7 +219,7 @@ def test_short_runs_and_an_unsteady_machine_give_no_ranking(doubtful: Path) -> N
     assert by_time.doubt is not None and "182 % longer" in by_time.doubt
     assert by_steps.doubt is not None and "fewer than 100 steps, the shortest 3" in by_steps.doubt
     for ranking in (by_time, by_steps):
-        table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+        table = ranking_table(ranking, give_styles(["logit"], "none"), "none")
         assert table.caution == ranking.doubt
         assert [row[:4] for row in table.texts] == [
             ["logit", "-", "~60", "~+10 (10 to 10)"],
@@ -240,7 +240,7 @@ def test_a_hundred_steady_steps_are_ranked(tmp_path: Path) -> None:
     shorten(folder, "time-100s-logit-seed-0", 99)
     ranking = Standings.read(folder).rankings[0]
     assert ranking.doubt is None  # the baseline has enough; one row alone loses its decimals
-    table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+    table = ranking_table(ranking, give_styles(["logit"], "none"), "none")
     assert [row[:3] for row in table.texts] == [["logit", "1", "~60"], ["none", "2", "50.00"]]
     shorten(folder, "time-100s-none-seed-0", 99)
     assert Standings.read(folder).rankings[0].doubt is not None
@@ -286,21 +286,21 @@ def test_every_method_looks_the_same_in_every_figure(tmp_path: Path) -> None:
             patch.setitem(METHODS, name, METHODS["logit"])
         folder = make_comparison(tmp_path / "out", make_contest((NONE, *rows), seeds=(0,)))
         report = make_report(folder, Standings.read(folder))
-    found: dict[str, set[Look]] = {}
+    found: dict[str, set[Style]] = {}
     for figure in report.figures:
         chart = figure.chart
         if isinstance(chart, RankChart):
-            pairs = list(chart.looks.items())
+            pairs = list(chart.styles.items())
         elif isinstance(chart, LineChart | DotChart):
             pairs = [
-                (each.name, each.look)
+                (each.name, each.style)
                 for each in (chart.lines if isinstance(chart, LineChart) else chart.rows)
             ]
         else:
             continue
-        for name, look in pairs:
-            found.setdefault(name, set()).add(look)
-    assert len(found) == 20 and all(len(looks) == 1 for looks in found.values())
+        for name, style in pairs:
+            found.setdefault(name, set()).add(style)
+    assert len(found) == 20 and all(len(styles) == 1 for styles in found.values())
     assert len(set().union(*found.values())) == 20
 
 
