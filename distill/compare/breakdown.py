@@ -51,7 +51,7 @@ class Views:
 
     ranking: Ranking
     points: Points  # by method
-    online: Mapping[str, Row]  # by method: its teacher ran along on fresh views
+    online: Mapping[str, Row]  # by method: its teacher ran at every step on fresh views
 
     @classmethod
     def of(cls, standings: Standings) -> Self | None:

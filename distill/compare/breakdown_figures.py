@@ -41,7 +41,7 @@ def cost_figures(standings: Standings) -> list[Figure]:
     ]
     said = (
         f"{about} Student: what the baseline computes; loss: what the method computes beyond it; teacher: what it computes "
-        "beyond that when the teacher runs along."
+        "beyond that when the teacher runs at every step."
     )
     clocked = "Seconds that the clock gave to each part of a step."
     return [

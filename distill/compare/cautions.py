@@ -19,6 +19,9 @@ STEADY = 0.05
 UNSTEADY = 0.20
 """A machine whose steps differ by more than this, for the same work, gives no ranking."""
 
+ROUNDED = " Scores are rounded to whole percent, and places are left out."
+"""How every doubt ends."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Noise:
@@ -59,18 +62,15 @@ def find_doubt(contest: Contest, ranking: Ranking, accounts: Sequence[RunAccount
     baseline = contest.baseline.name
     scored = [row for row in ranking.rows if row.miou is not None]
     short = [row.contender for row in scored if row.is_short]
-    rung = ranking.rung.name
+    finding = f"After {ranking.title}, these runs show nothing reliable"
     if scored and (baseline in short or len(short) == len(scored)):
         fewest = min(row.steps or 0 for row in scored)
-        return (
-            f"{rung} shows nothing reliable: its runs have fewer than {FEWEST_STEPS} steps, the shortest {fewest:.0f}. "
-            "Scores are rounded to whole percent, and places are left out."
-        )
+        return f"{finding}: they have fewer than {FEWEST_STEPS} steps, the shortest {fewest:.0f}.{ROUNDED}"
     spread = _baseline_spread(contest, ranking, accounts)
     if scored and spread > UNSTEADY:
         return (
-            f"{rung} shows nothing reliable: a step of {quoted(contest.labels[baseline])} took {100 * spread:.0f} % longer in one of its runs than "
-            "in another, for the same work. Scores are rounded to whole percent, and places are left out."
+            f"{finding}: a step of {quoted(contest.labels[baseline])} took {100 * spread:.0f} % longer in one of its "
+            f"runs than in another, for the same work.{ROUNDED}"
         )
     return None
 
@@ -97,7 +97,7 @@ def find_cautions(
     return [
         *(ranking.doubt for ranking in rankings if ranking.doubt),
         *_short(rankings),
-        *_drift(noise),
+        *_drift(noise, rankings),
         *_cut_off(accounts),
         *_seeds(rankings),
         *([f"The runs differ in {', '.join(differing)}."] if differing else []),
@@ -111,18 +111,19 @@ def _short(rankings: Sequence[Ranking]) -> Iterator[str]:
         short = [quoted(row.label) for row in ranking.rows if row.is_short and row.miou is not None]
         if short and ranking.doubt is None:
             yield (
-                f"On {ranking.rung.name}, {', '.join(short)} had fewer than {FEWEST_STEPS} steps: too few to judge by, so "
+                f"After {ranking.title}, {', '.join(short)} had fewer than {FEWEST_STEPS} steps: too few to judge by, so "
                 "these scores are rounded to whole percent."
             )
 
 
-def _drift(noise: Sequence[Noise]) -> Iterator[str]:
+def _drift(noise: Sequence[Noise], rankings: Sequence[Ranking]) -> Iterator[str]:
+    titles = {ranking.rung.name: ranking.short_title for ranking in rankings}
     for each in noise:
         if abs(each.step_drift) > STEADY:
             change = "longer" if each.step_drift > 0 else "less"
             yield (
-                f"On {each.rung}, a step of the baseline took {100 * abs(each.step_drift):.0f} % {change} at the end than at "
-                "the beginning: costs, and places by time, are only as certain as that."
+                f"In the runs of {titles[each.rung]}, a step of the baseline took {100 * abs(each.step_drift):.0f} % {change} "
+                "at the end than at the beginning: costs, and places by time, are only as certain as that."
             )
 
 
@@ -134,9 +135,9 @@ def _cut_off(accounts: Sequence[RunAccount]) -> Iterator[str]:
 
 
 def _seeds(rankings: Sequence[Ranking]) -> Iterator[str]:
-    if uneven := [ranking.rung.name for ranking in rankings if ranking.seeds_differ]:
+    if uneven := [ranking.short_title for ranking in rankings if ranking.seeds_differ]:
         yield (
-            f"On {', '.join(uneven)}, some methods have more seeds than others: places are by the difference to the "
+            f"After {' and after '.join(uneven)}, some methods have more seeds than others: places are by the difference to the "
             "baseline, paired by seed."
         )
 
@@ -147,7 +148,7 @@ def _other_teacher(accounts: Sequence[RunAccount]) -> Iterator[str]:
     ]
     if len({teacher.get("weights_sha256") for teacher in asked}) > 1:
         yield (
-            "The teacher that ran along has other weights than the store's: its runs are not a limit of the others."
+            "The teacher that ran at every step has other weights than the store's: its runs are not a limit of the others."
         )
 
 

@@ -76,7 +76,7 @@ def make_contenders(
     """The rows of a comparison, the baseline first: `none` where it is among the methods, else the first one.
 
     Args:
-        online: methods whose teacher runs along too, over fresh views: the limit of what views can bring.
+        online: methods whose teacher runs at every step too, over fresh views: the limit of what views can bring.
         views: numbers of passes; each method from the cache is confined to each. Empty for all passes alone.
         fresh_views: `none` draws fresh views, and a second row of it has the store's. Else the store's alone.
     """
@@ -343,7 +343,7 @@ class Contest:
 
     @property
     def is_online(self) -> bool:
-        """Some contender has its teacher running along."""
+        """Some contender has its teacher running at every step."""
         return any(contender.source == "online" for contender in self.contenders)
 
     def _identity(self, free: Collection[str]) -> dict[str, Any]:

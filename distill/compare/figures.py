@@ -21,10 +21,10 @@ from kdcache.distill.report.charts import (
 from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Figure, percent
 from kdcache.distill.report.record import Curve
-from kdcache.distill.report.styles import Look
+from kdcache.distill.report.styles import Style
 from kdcache.distill.units import duration_text
 
-Looks = Mapping[str, Look]
+Styles = Mapping[str, Style]
 """By label."""
 
 PRICE_TICKS = (0.5, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
@@ -37,7 +37,7 @@ def in_charts(standings: Standings, ranking: Ranking) -> Ranking:
     return replace(ranking, rows=[row for row in ranking.rows if row.contender in charted])
 
 
-def rank_figures(by_steps: Ranking, by_time: Ranking, looks: Looks) -> list[Figure]:
+def rank_figures(by_steps: Ranking, by_time: Ranking, styles: Styles) -> list[Figure]:
     common = by_steps.ranks().keys() & by_time.ranks().keys()
     if not common or by_steps.doubt or by_time.doubt:
         return []
@@ -49,16 +49,16 @@ def rank_figures(by_steps: Ranking, by_time: Ranking, looks: Looks) -> list[Figu
             name="ranking",
             title="What the clock changes",
             caption=f"Mean mIoU in percent, the best at the top. {places}.",
-            chart=RankChart(left=left, right=right, looks=looks),
+            chart=RankChart(left=left, right=right, styles=styles),
             alt=f"Ranking at equal steps: {_list(left.names)}. At equal time: {_list(right.names)}.",
         )
     ]
 
 
-def mean_figures(rankings: Sequence[Ranking], looks: Looks, limits: Sequence[Limit]) -> list[Figure]:
+def mean_figures(rankings: Sequence[Ranking], styles: Styles, limits: Sequence[Limit]) -> list[Figure]:
     """Means, intervals and seeds of some rankings, on one axis for all."""
     rows = [
-        [_dots(ranking, row, looks) for row in ranking.rows if row.miou is not None] for ranking in rankings
+        [_dots(ranking, row, styles) for row in ranking.rows if row.miou is not None] for ranking in rankings
     ]
     shown = [row for of_ranking in rows for row in of_ranking]
     if not shown:
@@ -79,7 +79,7 @@ def mean_figures(rankings: Sequence[Ranking], looks: Looks, limits: Sequence[Lim
     ]
 
 
-def curve_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[Figure]:
+def curve_figures(standings: Standings, ranking: Ranking, styles: Styles) -> list[Figure]:
     """mIoU over the clock of a ranking, a line for each seed, the best contender first."""
     curves: dict[str, list[Curve]] = {row.label: [] for row in ranking.rows}
     for account in standings.accounts:
@@ -91,10 +91,10 @@ def curve_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[
             and label in curves
         ):
             curves[label].append(account.record.curve())
-    return miou_figures(curves, looks, teacher_limits(standings), ranking.rung.clock)
+    return miou_figures(curves, styles, teacher_limits(standings), ranking.rung.clock)
 
 
-def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[Figure]:
+def worth_figures(standings: Standings, ranking: Ranking, styles: Styles) -> list[Figure]:
     """What a method gives against what its step costs, over the baseline's."""
     price = {cost.contender: cost.over_baseline for cost in standings.costs if cost.over_baseline}
     rows = [row for row in ranking.rows if row.miou is not None and row.contender in price]
@@ -102,7 +102,7 @@ def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[
         return []
     found = [price[row.contender] for row in rows]
     ticks = [at for at in PRICE_TICKS if min(found) * 0.95 <= at <= max(found) * 1.05]
-    lines = [_line(row.label, [(price[row.contender], row)], looks[row.label]) for row in rows]
+    lines = [_line(row.label, [(price[row.contender], row)], styles[row.label]) for row in rows]
     chart = replace(
         _over(lines, "time of a step over the baseline's", teacher_limits(standings)),
         log_x=True,
@@ -122,14 +122,14 @@ def worth_figures(standings: Standings, ranking: Ranking, looks: Looks) -> list[
     ]
 
 
-def length_figures(standings: Standings, looks: Looks) -> list[Figure]:
+def length_figures(standings: Standings, styles: Styles) -> list[Figure]:
     """mIoU over lengths, where there are several."""
     ladder = Ladder.of(standings)
     if ladder is None:
         return []
     timed, labels = ladder.clock == "time", standings.contest.labels
     over = "budget" if timed else "steps"
-    lines = [_line(labels[name], found, looks[labels[name]]) for name, found in ladder.points.items()]
+    lines = [_line(labels[name], found, styles[labels[name]]) for name, found in ladder.points.items()]
     ticks = {at: duration_text(at) if timed else f"{at:.0f}" for at in ladder.lengths}
     chart = replace(
         _over(lines, f"{over} of training, logarithmic", teacher_limits(standings)), log_x=True, x_ticks=ticks
@@ -146,13 +146,13 @@ def length_figures(standings: Standings, looks: Looks) -> list[Figure]:
     ]
 
 
-def view_figures(standings: Standings, looks: Looks) -> list[Figure]:
-    """mIoU over the number of views in the store, with the methods whose teacher runs along as limits."""
+def view_figures(standings: Standings, styles: Styles) -> list[Figure]:
+    """mIoU over the number of views in the store, with the methods whose teacher runs at every step as limits."""
     views = Views.of(standings)
     if views is None:
         return []
     # A method looks as its row of the most views does elsewhere.
-    lines = [_line(method, found, looks[found[-1][1].label]) for method, found in views.points.items()]
+    lines = [_line(method, found, styles[found[-1][1].label]) for method, found in views.points.items()]
     limits = [_row_limit(row.label, row) for row in views.online.values()]
     ticks = sorted({at for found in views.points.values() for at, _ in found})
     chart = replace(
@@ -165,7 +165,7 @@ def view_figures(standings: Standings, looks: Looks) -> list[Figure]:
         Figure(
             name="views",
             title="How many views are enough",
-            caption=about + (" The limit is the teacher running along on fresh views." if limits else ""),
+            caption=about + (" The limit is the teacher at every step, on fresh views." if limits else ""),
             chart=chart,
             alt=f"mIoU over stored views for {', '.join(views.points)}",
         )
@@ -205,10 +205,10 @@ def _column(ranking: Ranking, names: Collection[str]) -> RankColumn:
     )
 
 
-def _dots(ranking: Ranking, row: Row, looks: Looks) -> DotRow:
+def _dots(ranking: Ranking, row: Row, styles: Styles) -> DotRow:
     return DotRow(
         name=row.label,
-        look=looks[row.label],
+        style=styles[row.label],
         mean=100 * (row.miou or 0.0),
         seeds=[100 * value for value in row.by_seed.values()],
         text=mean_text(row, ranking.is_coarse(row)),
@@ -216,11 +216,11 @@ def _dots(ranking: Ranking, row: Row, looks: Looks) -> DotRow:
     )
 
 
-def _line(name: str, found: Sequence[tuple[float, Row]], look: Look) -> Line:
+def _line(name: str, found: Sequence[tuple[float, Row]], style: Style) -> Line:
     known = [(at, row) for at, row in found if row.miou is not None]
     return Line(
         name=name,
-        look=look,
+        style=style,
         strokes=[[(at, 100 * (row.miou or 0)) for at, row in known]],
         intervals=[(at, 100 * row.interval[0], 100 * row.interval[1]) for at, row in known if row.interval],
     )

@@ -36,7 +36,7 @@ from kdcache.distill.compare.tables import (
 from kdcache.distill.compare.verdict import conclude
 from kdcache.distill.report.model import Block, Code, Facts, Gallery, Paragraph, Report, Section, percent
 from kdcache.distill.report.sample_files import SampleFiles
-from kdcache.distill.report.styles import give_looks
+from kdcache.distill.report.styles import give_styles
 from kdcache.distill.units import duration_text
 
 MOST_IMAGES = 3
@@ -66,8 +66,8 @@ def make_report(folder: Path, standings: Standings) -> Report:
     charted = [in_charts(standings, ranking) for ranking in shown]
     in_main = in_charts(standings, main)
     ranked = [row.label for ranking in (in_main, main, *standings.rankings) for row in ranking.rows]
-    looks = give_looks(list(dict.fromkeys(ranked)), baseline)
-    tables = [ranking_table(ranking, looks, baseline) for ranking in shown]
+    styles = give_styles(list(dict.fromkeys(ranked)), baseline)
+    tables = [ranking_table(ranking, styles, baseline) for ranking in shown]
     return Report(
         title=f"Distillation methods on {document['dataset']['name']}",
         lead=conclude(standings),
@@ -78,9 +78,9 @@ def make_report(folder: Path, standings: Standings) -> Report:
             Section(
                 "Rankings",
                 [
-                    *(rank_figures(charted[-1], charted[0], looks) if len(charted) > 1 else []),
-                    *worth_figures(standings, in_main, looks),
-                    *mean_figures(charted[::-1], looks, teacher_limits(standings)),
+                    *(rank_figures(charted[-1], charted[0], styles) if len(charted) > 1 else []),
+                    *worth_figures(standings, in_main, styles),
+                    *mean_figures(charted[::-1], styles, teacher_limits(standings)),
                     *tables,
                     *length_tables(standings, shown, baseline),
                 ],
@@ -88,13 +88,13 @@ def make_report(folder: Path, standings: Standings) -> Report:
             ),
             Section(
                 "While training",
-                [figure for ranking in charted for figure in curve_figures(standings, ranking, looks)],
+                [figure for ranking in charted for figure in curve_figures(standings, ranking, styles)],
             ),
             Section(
                 "Budgets and views",
                 [
-                    *length_figures(standings, looks),
-                    *view_figures(standings, looks),
+                    *length_figures(standings, styles),
+                    *view_figures(standings, styles),
                     *view_tables(standings, baseline),
                 ],
             ),

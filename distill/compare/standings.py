@@ -39,7 +39,8 @@ class Standings:
         """Raises NotFoundError if the folder has no comparison, UsageError if one of its files is damaged."""
         if not (folder / COMPARISON).is_file():
             raise NotFoundError(
-                f"no comparison in {folder}: there is no {COMPARISON}", hint="kdcache compare --out DIR"
+                f"no comparison in {folder}: there is no {COMPARISON}",
+                hint="name a folder that compare wrote with --out; kdcache compare --help",
             )
         contest = Contest.from_dict(runfolder.read_json(folder / COMPARISON))
         attempts = read_attempts(folder)

@@ -22,7 +22,7 @@ class Cost:
     """A step of a contender, in seconds.
 
     `student_s` is the computation of a baseline's step, `loss_s` what a method from the cache computes beyond that, and
-    `teacher_s` what the method computes beyond its cached self when its teacher runs along; None where the comparison
+    `teacher_s` what the method computes beyond its cached self when its teacher runs at every step; None where the comparison
     has no such contender.
     """
 

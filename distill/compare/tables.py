@@ -7,7 +7,7 @@ from kdcache.distill.compare.account import FAILED
 from kdcache.distill.compare.breakdown import Views
 from kdcache.distill.compare.breakdown_figures import extremes
 from kdcache.distill.compare.contest import quoted
-from kdcache.distill.compare.figures import Looks
+from kdcache.distill.compare.figures import Styles
 from kdcache.distill.compare.ranking import Ranking, Row
 from kdcache.distill.compare.standings import Standings
 from kdcache.distill.report.model import Block, Cell, Column, Table, percent, points
@@ -26,7 +26,7 @@ CSV_FIELDS = (
 )
 
 
-def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
+def ranking_table(ranking: Ranking, styles: Styles, baseline: str) -> Table:
     """The contenders of a length, the best first. Without places where the ranking shows nothing reliable."""
     rows = []
     for row in ranking.rows:
@@ -34,7 +34,7 @@ def ranking_table(ranking: Ranking, looks: Looks, baseline: str) -> Table:
         over = (difference.mean, difference.low, difference.high) if difference else None
         rows.append(
             [
-                Cell(row.contender, label=row.label, look=looks[row.label]),
+                Cell(row.contender, label=row.label, style=styles[row.label]),
                 None if ranking.doubt else row.rank,
                 Cell(row.miou, coarse=coarse),
                 Cell(over, coarse=coarse),
@@ -75,7 +75,7 @@ def length_tables(standings: Standings, shown: Sequence[Ranking], baseline: str)
 
 
 def view_tables(standings: Standings, baseline: str) -> list[Block]:
-    """Methods over the number of stored views, and the teacher running along on fresh views as their limit."""
+    """Methods over the number of stored views, and the teacher at every step on fresh views as their limit."""
     views = Views.of(standings)
     if views is None:
         return []
@@ -149,9 +149,10 @@ def class_tables(standings: Standings, ranking: Ranking) -> list[Block]:
 
 
 def noise_tables(standings: Standings) -> list[Block]:
+    titles = {ranking.rung.name: ranking.short_title for ranking in standings.rankings}
     rows = [
         [
-            *(noise.rung, noise.seed),
+            *(Cell(noise.rung, label=titles[noise.rung]), noise.seed),
             *(value for at in (noise.miou, noise.steps, noise.step_s) for value in at),
             noise.step_drift,
         ]

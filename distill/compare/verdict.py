@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from kdcache.distill.compare.cautions import ROUNDED
 from kdcache.distill.compare.contest import quoted
 from kdcache.distill.compare.intervals import paired_difference
 from kdcache.distill.compare.ranking import Move, Ranking, Row, pair_clocks
@@ -19,9 +20,7 @@ def conclude(standings: Standings) -> list[str]:
     if all(row.contender == name for row in scored):
         return [f"Only {baseline} has a score yet."]
     if ranking.doubt:
-        return [
-            f"After {ranking.title}, {quoted(scored[0].label)} has the highest mIoU, but these runs say nothing reliable."
-        ]
+        return [ranking.doubt.removesuffix(ROUNDED)]  # a winner of rounded scores could be chance
     said = [_at_the_top(ranking, scored, baseline), _against_baseline(scored, baseline)]
     return [sentence for sentence in said if sentence] + list(_by_clock(standings, ranking))
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import Affine2D
 
 from kdcache.distill.report.model import MINUS
-from kdcache.distill.report.styles import LIGHT, Look
+from kdcache.distill.report.styles import LIGHT, Style
 
 FONT_PX, SMALL_PX = 13.0, 12.0
 CHARACTER_PX = 7.6  # of a wide sans at FONT_PX: what a reader's font takes is not known
@@ -189,9 +189,9 @@ class Canvas:
         across, up = [x / self.width for x in xs], [1 - y / self.height for y in ys]
         self.figure.add_artist(Line2D(across, up, color=paint(colour), linewidth=width, **style))
 
-    def mark(self, x: float, y: float, look: Look, size: float = 8.0) -> None:
-        """A look's marker at a pixel."""
-        self.line([x], [y], colour=look.colour, **marker_style(look, size))
+    def mark(self, x: float, y: float, style: Style, size: float = 8.0) -> None:
+        """A style's marker at a pixel."""
+        self.line([x], [y], colour=style.colour, **marker_style(style, size))
 
     def finish(self, name: str, alt: str) -> Drawing:
         text = io.StringIO()
@@ -206,29 +206,29 @@ def draw_with(painter: Callable[[], Canvas], name: str, alt: str) -> Drawing:
         return painter().finish(name, alt)
 
 
-def marker_style(look: Look, size: float = 7.0, *, seed: bool = False) -> dict[str, Any]:
+def marker_style(style: Style, size: float = 7.0, *, seed: bool = False) -> dict[str, Any]:
     """Of a seed it is small and hollow."""
-    hollow = seed or look.hollow
+    hollow = seed or style.hollow
     return {
-        "marker": look.marker,
-        "markersize": size * _SIZES.get(look.marker, 1.0) * (0.6 if seed else 1.0),
-        "markerfacecolor": paint("paper" if hollow else look.colour),
-        "markeredgecolor": paint(look.colour if hollow else "paper"),
+        "marker": style.marker,
+        "markersize": size * _SIZES.get(style.marker, 1.0) * (0.6 if seed else 1.0),
+        "markerfacecolor": paint("paper" if hollow else style.colour),
+        "markeredgecolor": paint(style.colour if hollow else "paper"),
         "markeredgewidth": 1.4 if hollow else 0.6,
         "linestyle": "none",
     }
 
 
-def key(look: Look) -> str:
-    """A look as a small picture beside a name."""
-    style = MarkerStyle(look.marker)
-    size = 9 * _SIZES.get(look.marker, 1.0)
-    outline = style.get_path().transformed(
-        style.get_transform() + Affine2D().scale(size, -size).translate(7, 7)
+def key(style: Style) -> str:
+    """A style as a small picture beside a name."""
+    shape = MarkerStyle(style.marker)
+    size = 9 * _SIZES.get(style.marker, 1.0)
+    outline = shape.get_path().transformed(
+        shape.get_transform() + Affine2D().scale(size, -size).translate(7, 7)
     )
     corners: Any = outline.to_polygons(closed_only=False)
     path = "".join("M" + " ".join(f"{x:.2f},{y:.2f}" for x, y in polygon) + "Z" for polygon in corners)
-    inside, edge, width = ("paper", look.colour, 1.4) if look.hollow else (look.colour, "paper", 0.8)
+    inside, edge, width = ("paper", style.colour, 1.4) if style.hollow else (style.colour, "paper", 0.8)
     paints = f"fill:var(--{inside});stroke:var(--{edge});stroke-width:{width}"
     return (
         f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path d="{path}" style="{paints}"/></svg>'

@@ -1,4 +1,4 @@
-"""What a chart shows, as data: lines, dots, bars, rankings, classes. Values are in the unit of the axis, colours in looks.
+"""What a chart shows, as data: lines, dots, bars, rankings, classes. Values are in the unit of the axis, colours in styles.
 
 Each class says all that draw.py needs; nothing here imports matplotlib.
 """
@@ -6,7 +6,7 @@ Each class says all that draw.py needs; nothing here imports matplotlib.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdcache.distill.report.styles import Look
+from kdcache.distill.report.styles import Style
 
 Point = tuple[float, float]
 Stretch = tuple[float, float]
@@ -23,7 +23,7 @@ class Line:
     """The values of one name: a stroke for each seed, or one with an interval at every point."""
 
     name: str
-    look: Look
+    style: Style
     strokes: Sequence[Sequence[Point]]  # (x, y), x ascending; at least one, none empty
     intervals: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
     raw: Sequence[Point] = ()  # drawn faintly behind: what a stroke smooths
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """A value that a chart is read against: the teacher's, or a method's whose teacher runs along."""
+    """A value that a chart is read against: the teacher's, or a method's whose teacher runs at every step."""
 
     name: str
     at: float
@@ -58,7 +58,7 @@ class DotRow:
     """A mean with its interval and its seeds."""
 
     name: str
-    look: Look
+    style: Style
     mean: float
     seeds: Sequence[float]
     text: str  # at the end of the row
@@ -109,7 +109,7 @@ class RankChart:
 
     left: RankColumn
     right: RankColumn
-    looks: Mapping[str, Look]
+    styles: Mapping[str, Style]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ class ClassChart:
 
     classes: Sequence[str]
     iou: Mapping[str, Sequence[float | None]]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, Style]
     x_title: str = "IoU, %"
 
 

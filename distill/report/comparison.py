@@ -15,7 +15,7 @@ from kdcache.distill.report.curves import miou_figures
 from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table
 from kdcache.distill.report.record import RunRecord, RunSummary, read_runs, weak_teacher
 from kdcache.distill.report.run_report import run_cautions, steps_text
-from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.styles import Style, give_styles
 from kdcache.distill.report.write import REPORT, write_files
 
 # Settings that have a column of their own, or that are compared by what the run was pinned to.
@@ -43,10 +43,11 @@ def comparison_report(
     """What several runs say together. Raises NotFoundError if a folder contains no run."""
     runs = read_runs(folders)
     summaries = [run.summary() for run in runs]
-    table, looks = comparison_table(summaries, teacher), give_looks([run.name for run in runs])
+    table, styles = comparison_table(summaries, teacher), give_styles([run.name for run in runs])
     pinned = _pinned(runs)
     differing = [
-        f"Differs: {name}: {', '.join(values)}." for name, values in _differing(runs, summaries, pinned)
+        f"Differs: {name}: {', '.join(value or repr(value) for value in values)}."
+        for name, values in _differing(runs, summaries, pinned)
     ]
     early = [caution for summary in summaries for caution in run_cautions(summary)]
     links = [(run.name, os.path.relpath(run.folder / REPORT, out)) for run in runs]
@@ -58,8 +59,8 @@ def comparison_report(
         facts=Facts([(name, values[0]) for name, values in pinned.items() if len(set(values)) == 1]),
         sections=[
             Section("Runs", [table], brief=True),
-            Section("While training", _curves(runs, looks, teacher)),
-            Section("IoU by class", _classes(runs, looks)),
+            Section("While training", _curves(runs, styles, teacher)),
+            Section("IoU by class", _classes(runs, styles)),
             Section("Reports of the runs", [Links(links)]),
         ],
         data={"runs": [summary.to_dict() for summary in summaries], "teacher": teacher},
@@ -112,14 +113,14 @@ def _baseline(summaries: Sequence[RunSummary]) -> float | None:
 
 
 def _curves(
-    runs: Sequence[RunRecord], looks: Mapping[str, Look], teacher: Mapping[str, Any] | None
+    runs: Sequence[RunRecord], styles: Mapping[str, Style], teacher: Mapping[str, Any] | None
 ) -> list[Figure]:
     limits = [] if teacher is None else [Limit(name="teacher", at=100 * teacher["miou"])]
     curves = {run.name: [run.curve()] for run in runs}
-    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, limits, clock)]
+    return [figure for clock in ("steps", "time") for figure in miou_figures(curves, styles, limits, clock)]
 
 
-def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block]:
+def _classes(runs: Sequence[RunRecord], styles: Mapping[str, Style]) -> list[Block]:
     scored = {run.name: run.scores["iou"] for run in runs if run.scores}
     names = list(dict.fromkeys(name for iou in scored.values() for name in iou))
     if not names:
@@ -133,12 +134,12 @@ def _classes(runs: Sequence[RunRecord], looks: Mapping[str, Look]) -> list[Block
     return [
         Figure(
             name="class_iou",
-            title="IoU by class",
-            caption="A marker for each run.",
-            chart=ClassChart(classes=names, iou=by_run, looks=looks),
+            title="A marker for each run",
+            caption="",
+            chart=ClassChart(classes=names, iou=by_run, styles=styles),
             alt="; ".join(f"{run}: up to {value:.1f} %" for run, value in best.items()),
         ),
-        Table.of("classes", "IoU by class in percent", columns, rows),
+        Table.of("classes", "In percent", columns, rows),
     ]
 
 

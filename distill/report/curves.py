@@ -8,7 +8,7 @@ import numpy.typing as npt
 from kdcache.distill.report.charts import PERCENT, Limit, Line, LineChart, Point, is_near
 from kdcache.distill.report.model import Figure
 from kdcache.distill.report.record import Curve
-from kdcache.distill.report.styles import Look, look_of
+from kdcache.distill.report.styles import Style, style_of
 
 EARLY_SHARE = 2.0  # of the stretch of the ends: of several curves, what lies further below them is left out
 EARLY_LEAST = 4.0  # points below the ends that are always shown
@@ -17,7 +17,7 @@ TIME_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def miou_figures(
-    curves: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look], limits: Sequence[Limit], clock: str
+    curves: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style], limits: Sequence[Limit], clock: str
 ) -> list[Figure]:
     """mIoU over a clock, "time" of training or "steps": for each name its runs. [] if no run has two evaluations."""
     timed = clock == "time"
@@ -32,7 +32,7 @@ def miou_figures(
     depth = max(EARLY_SHARE * (max([*finals, *near]) - min(finals)), EARLY_LEAST)
     floor = min(finals) - depth if len(ends) > 1 else 0.0
     lines = [
-        Line(name=name, look=looks[name], strokes=[_above(stroke, floor, unit_s) for stroke in of])
+        Line(name=name, style=styles[name], strokes=[_above(stroke, floor, unit_s) for stroke in of])
         for name, of in strokes.items()
     ]
     notes = {
@@ -64,7 +64,7 @@ def loss_figures(steps: Sequence[int], terms: Mapping[str, Sequence[float]]) -> 
     lines = [
         Line(
             name=name,
-            look=look_of(index),
+            style=style_of(index),
             strokes=[list(zip(map(float, steps), smooth(values).tolist(), strict=True))],
             raw=list(zip(map(float, steps), values, strict=True)),
         )

@@ -17,7 +17,7 @@ from kdcache.distill.report.canvas import (
     width_px,
 )
 from kdcache.distill.report.charts import Limit, Line, LineChart, is_near, padded
-from kdcache.distill.report.styles import Look
+from kdcache.distill.report.styles import Style
 
 WIDTH_PX, HEIGHT_PX = 480.0, 330.0
 TOP_PX, BOTTOM_PX, LEFT_PX = 34.0, 44.0, 50.0
@@ -70,12 +70,12 @@ def _scale_lines(axes: Axes, chart: LineChart, values: Sequence[float]) -> None:
 
 
 def _line(axes: Axes, line: Line, *, crowded: bool) -> None:
-    colour = paint(line.look.colour)
+    colour = paint(line.style.colour)
     if line.raw:
         axes.plot(*zip(*line.raw, strict=True), color=colour, alpha=0.3, linewidth=0.8, clip_on=False)
     for at, low, high in line.intervals:
         axes.plot([at, at], [low, high], color=colour, alpha=0.55, linewidth=3, clip_on=False)
-    dash = (0, line.look.dash) if line.look.dash else "solid"
+    dash = (0, line.style.dash) if line.style.dash else "solid"
     for stroke in line.strokes:
         axes.plot(
             *zip(*stroke, strict=True),
@@ -85,7 +85,7 @@ def _line(axes: Axes, line: Line, *, crowded: bool) -> None:
             clip_on=False,
         )
         marked = stroke if not crowded and len(stroke) <= MARKED_POINTS else stroke[-1:]
-        axes.plot(*zip(*marked, strict=True), **marker_style(line.look, 7.4), clip_on=False, zorder=3)
+        axes.plot(*zip(*marked, strict=True), **marker_style(line.style, 7.4), clip_on=False, zorder=3)
 
 
 def _limit(axes: Axes, limit: Limit) -> None:
@@ -129,13 +129,13 @@ def _name_lines(canvas: Canvas, axes: Axes, chart: LineChart, near: Sequence[Lim
     for line, (x, y), place in zip(chart.lines, ends, places, strict=False):
         if led:
             canvas.line([x + 6, right + LEAD_PX - 6], [y, place], width=0.8, alpha=0.7)
-        canvas.mark(right + LEAD_PX + 1, place, line.look)
+        canvas.mark(right + LEAD_PX + 1, place, line.style)
         canvas.label(right + LEAD_PX + 10, place, line.name)
     for limit, text, y, place in zip(chart.limits, limit_texts, limits, places[len(ends) :], strict=True):
         if limit in near:
             canvas.line([right, right + LEAD_PX + 6], [y, place], width=0.8, alpha=0.7)
         else:
-            arrow = Look(colour="muted", marker="v" if limit.at < low else "^")
+            arrow = Style(colour="muted", marker="v" if limit.at < low else "^")
             canvas.mark(right + LEAD_PX + 1, place, arrow)
         canvas.label(right + LEAD_PX + 10, place, text, colour="muted")
 

@@ -18,7 +18,7 @@ from kdcache.distill.report.canvas import (
     width_px,
 )
 from kdcache.distill.report.charts import BarChart, ClassChart, DotChart, DotRow, RankChart, RankColumn
-from kdcache.distill.report.styles import Look
+from kdcache.distill.report.styles import Style
 
 WIDTH_PX, ROW_PX, TALL_ROW_PX, BOTTOM_PX = 480.0, 26.0, 30.0, 44.0
 BAR_SHARE = 0.64  # of a row
@@ -82,22 +82,22 @@ def paint_dots(chart: DotChart) -> Canvas:
             colour="muted",
             anchor="right" if beyond else "left",
         )
-        canvas.mark(right if beyond else left, 10, Look(colour="muted", marker=">" if beyond else "<"))
+        canvas.mark(right if beyond else left, 10, Style(colour="muted", marker=">" if beyond else "<"))
     for place, row in enumerate(chart.rows):
         _dot_row(axes, row, place)
-        canvas.mark(left - 9, top + row_px * (place + 0.5), row.look)
+        canvas.mark(left - 9, top + row_px * (place + 0.5), row.style)
     return canvas
 
 
 def _dot_row(axes: Axes, row: DotRow, place: int) -> None:
     if row.interval:
         axes.plot(
-            row.interval, [place] * 2, color=paint(row.look.colour), alpha=0.55, linewidth=3, clip_on=False
+            row.interval, [place] * 2, color=paint(row.style.colour), alpha=0.55, linewidth=3, clip_on=False
         )
     if len(row.seeds) > 1:
-        style = marker_style(row.look, 8.0, seed=True)
+        style = marker_style(row.style, 8.0, seed=True)
         axes.plot(row.seeds, [place] * len(row.seeds), **style, clip_on=False, zorder=3)
-    axes.plot([row.mean], [place], **marker_style(row.look, 9.0), clip_on=False, zorder=4)
+    axes.plot([row.mean], [place], **marker_style(row.style, 9.0), clip_on=False, zorder=4)
 
 
 def paint_bars(chart: BarChart) -> Canvas:
@@ -119,13 +119,13 @@ def paint_bars(chart: BarChart) -> Canvas:
             drawn.set_gid(canvas.tooltip(f"{part}: {value:.3g} s" if part else f"{bar.name}: {bar.text}"))
             begin += value
         for seed in bar.seeds:
-            style = marker_style(Look(colour="ink"), 8.0, seed=True)
+            style = marker_style(Style(colour="ink"), 8.0, seed=True)
             axes.plot([seed], [place], **style, clip_on=False, zorder=3)
     axes.axvline(0, color=paint("muted"), linewidth=1, clip_on=False)
     _legend(
         canvas,
         legend,
-        {part: Look(colour=colour, marker="s") for part, colour in (chart.parts or {}).items()},
+        {part: Style(colour=colour, marker="s") for part, colour in (chart.parts or {}).items()},
     )
     return canvas
 
@@ -154,7 +154,7 @@ def paint_classes(chart: ClassChart) -> Canvas:
         beside = 0.7 * ((index + 0.5) / len(chart.iou) - 0.5)
         known = [(value, place + beside) for place, value in enumerate(values) if value is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), **marker_style(chart.looks[name], 6.4), clip_on=False)
+            axes.plot(*zip(*known, strict=True), **marker_style(chart.styles[name], 6.4), clip_on=False)
     axes.hlines(
         [place + 0.5 for place in range(len(chart.classes) - 1)],
         0,
@@ -163,13 +163,13 @@ def paint_classes(chart: ClassChart) -> Canvas:
         linewidth=0.6,
         clip_on=False,
     )
-    _legend(canvas, legend, {name: chart.looks[name] for name in chart.iou})
+    _legend(canvas, legend, {name: chart.styles[name] for name in chart.iou})
     return canvas
 
 
-def _legend(canvas: Canvas, places: Sequence[tuple[float, int]], looks: Mapping[str, Look]) -> None:
-    for (name, look), (x, line) in zip(looks.items(), places, strict=True):
-        canvas.mark(x + 6, 8 + LINE_PX * line, look, 10.0 if look.marker == "s" else 8.0)
+def _legend(canvas: Canvas, places: Sequence[tuple[float, int]], styles: Mapping[str, Style]) -> None:
+    for (name, style), (x, line) in zip(styles.items(), places, strict=True):
+        canvas.mark(x + 6, 8 + LINE_PX * line, style, 10.0 if style.marker == "s" else 8.0)
         canvas.text(x + 16, 8 + LINE_PX * line, name, size=SMALL_PX)
 
 
@@ -179,16 +179,16 @@ def paint_ranks(chart: RankChart) -> Canvas:
     canvas.text(RANK_LEFT_PX, 14, chart.left.title, anchor="right", bold=True)
     canvas.text(RANK_RIGHT_PX, 14, chart.right.title, bold=True)
     for before, name in enumerate(chart.left.names):
-        after, look = chart.right.names.index(name), chart.looks[name]
+        after, style = chart.right.names.index(name), chart.styles[name]
         ends = [RANK_LEFT_PX + 16, RANK_RIGHT_PX - 16], [_rank_y(before, row_px), _rank_y(after, row_px)]
         if before == after:
             canvas.line(*ends, colour="unmoved", width=1.4)
         else:
             canvas.line(
-                *ends, colour=look.colour, width=2, linestyle=(0, look.dash) if look.dash else "solid"
+                *ends, colour=style.colour, width=2, linestyle=(0, style.dash) if style.dash else "solid"
             )
     for column, edge, outwards in ((chart.left, RANK_LEFT_PX, -1), (chart.right, RANK_RIGHT_PX, 1)):
-        _rank_column(canvas, column, chart.looks, edge, outwards, row_px)
+        _rank_column(canvas, column, chart.styles, edge, outwards, row_px)
     return canvas
 
 
@@ -197,12 +197,12 @@ def _rank_y(place: int, row_px: float) -> float:
 
 
 def _rank_column(
-    canvas: Canvas, column: RankColumn, looks: Mapping[str, Look], edge: float, outwards: int, row_px: float
+    canvas: Canvas, column: RankColumn, styles: Mapping[str, Style], edge: float, outwards: int, row_px: float
 ) -> None:
     """Marker, name and score, from the middle outwards."""
     near, far = ("right", "left") if outwards < 0 else ("left", "right")
     for place, (name, text) in enumerate(zip(column.names, column.texts, strict=True)):
         y = _rank_y(place, row_px)
-        canvas.mark(edge - outwards * 7, y, looks[name])
+        canvas.mark(edge - outwards * 7, y, styles[name])
         canvas.label(edge + outwards * 4, y, name, anchor=near, longest=LONGEST_NAME)
         canvas.text(edge + outwards * RANK_LEFT_PX, y, text, anchor=far, size=SMALL_PX, colour="muted")

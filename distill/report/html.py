@@ -35,7 +35,7 @@ def html(report: Report, svg: Callable[[Figure], str | None]) -> str:
         report=report,
         style=Markup(style_sheet()),
         svg=lambda figure: _markup(svg(figure)),
-        key=lambda look: Markup(key(look)),
+        key=lambda style: Markup(key(style)),
         cell_text=cell_text,
         data_uri=data_uri,
     ).lstrip()

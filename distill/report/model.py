@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from kdcache.distill.report.charts import Chart
-from kdcache.distill.report.styles import Look
+from kdcache.distill.report.styles import Style
 from kdcache.distill.units import duration_text
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -85,7 +85,7 @@ class Cell:
     coarse: bool = False  # too uncertain for decimals
     shade: int = 0  # from -2, much worse, to 2, much better
     share: float | None = None  # of a bar behind the number
-    look: Look | None = None  # before a name
+    style: Style | None = None  # before a name
     label: str = ""  # what people read if the value is a key
 
 

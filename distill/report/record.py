@@ -79,7 +79,8 @@ class RunRecord:
         """
         if not (folder / runfolder.CONFIG).is_file():
             raise NotFoundError(
-                f"no run in {folder}: there is no {runfolder.CONFIG}", hint="kdcache distill --out DIR"
+                f"no run in {folder}: there is no {runfolder.CONFIG}",
+                hint="name a folder that distill wrote with --out; kdcache distill --help",
             )
         return cls(
             folder=folder,

@@ -31,7 +31,7 @@ from kdcache.distill.report.model import (
 )
 from kdcache.distill.report.record import RunRecord, RunSummary, loss_terms
 from kdcache.distill.report.sample_files import SampleFiles, write_sample_files
-from kdcache.distill.report.styles import look_of
+from kdcache.distill.report.styles import style_of
 from kdcache.distill.report.write import write_files
 from kdcache.distill.scoring.samples import SamplePrediction
 from kdcache.distill.units import duration_text, size_text
@@ -158,12 +158,12 @@ def _classes(run: RunRecord) -> list[Block]:
         Column("IoU %", "percent", key="iou"),
         Column("of the pixels %", "percent", key="pixels"),
     ]
-    return [Table.of("classes", "IoU by class, and its share of the labelled pixels", columns, rows)]
+    return [Table.of("classes", "In percent, beside the class's share of the labelled pixels", columns, rows)]
 
 
 def _curves(run: RunRecord) -> list[Figure]:
-    curves, looks = {run.name: [run.curve()]}, {run.name: look_of(0)}
-    over = [figure for clock in ("steps", "time") for figure in miou_figures(curves, looks, [], clock)]
+    curves, styles = {run.name: [run.curve()]}, {run.name: style_of(0)}
+    over = [figure for clock in ("steps", "time") for figure in miou_figures(curves, styles, [], clock)]
     return [*over, *loss_figures([line["step"] for line in run.of_kind("train")], run.terms())]
 
 
@@ -180,7 +180,7 @@ def _gradient_norms(run: RunRecord) -> list[Block]:
     shown = {1: ("at the only sample",), 2: ("first", "last")}.get(len(lines), ("first", "median", "last"))
     at = {1: (0, 3), 2: (0, 1, 3)}.get(len(lines), (0, 1, 2, 3))
     columns = [Column("term"), *(Column(title, "number") for title in shown)]
-    caption = "Gradient norms by loss term. Weights are balanced where these are of one size"
+    caption = "Weights are balanced where these are of one size"
     return [Table.of("gradient-norms", caption, columns, [[row[i] for i in at] for row in rows])]
 
 

@@ -2,7 +2,7 @@
 
 Colours have names. A page says them as CSS variables, so that light, dark and paper share one drawing; a file of its own
 has the light ones. Readers with normal, deuteranopic and protanopic sight can tell the colours of lines and of parts
-apart, on light and on dark paper: tests/unit/test_looks.py measures that.
+apart, on light and on dark paper: tests/unit/test_styles.py measures that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ DARK: Final = palette(INK_DARK, LINES_DARK, PARTS_DARK)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class Style:
     """How one name looks. `colour` is a name of the palette."""
 
     colour: str
@@ -73,23 +73,23 @@ class Look:
     hollow: bool = False
 
 
-BASELINE: Final = Look(colour="ink", dash=(5, 4), hollow=True)
-PLAIN: Final = Look(colour="c0")
-STAR: Final = Look(colour="ink", marker="*")
+BASELINE: Final = Style(colour="ink", dash=(5, 4), hollow=True)
+PLAIN: Final = Style(colour="c0")
+STAR: Final = Style(colour="ink", marker="*")
 
 
-def look_of(index: int) -> Look:
-    """The look of the n-th name. No two of the first 49 have the same colour and marker, or colour and dash."""
+def style_of(index: int) -> Style:
+    """The style of the n-th name. No two of the first 49 have the same colour and marker, or colour and dash."""
     turn, count = index // len(LINES_LIGHT), len(LINES_LIGHT)
-    return Look(
+    return Style(
         colour=f"c{index % count}",
         marker=MARKERS[(index + turn) % count],
         dash=DASHES[(index + 2 * turn) % count],
     )
 
 
-def give_looks(methods: Sequence[str], baseline: str | None = None) -> dict[str, Look]:
-    """A look for every method, the best first; the baseline always looks the same."""
+def give_styles(methods: Sequence[str], baseline: str | None = None) -> dict[str, Style]:
+    """A style for every method, the best first; the baseline always looks the same."""
     others = [name for name in methods if name != baseline]
-    looks = {name: look_of(index) for index, name in enumerate(others)}
-    return looks if baseline is None else {baseline: BASELINE, **looks}
+    styles = {name: style_of(index) for index, name in enumerate(others)}
+    return styles if baseline is None else {baseline: BASELINE, **styles}

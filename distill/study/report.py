@@ -30,7 +30,7 @@ from kdcache.distill.report.model import (
     Table,
     percent,
 )
-from kdcache.distill.report.styles import STAR, give_looks
+from kdcache.distill.report.styles import STAR, give_styles
 from kdcache.distill.study.fidelity import Study, StudyEntry
 
 NAME = "fidelity"
@@ -165,10 +165,12 @@ def _rate_figure(target: str, own: Mapping[str, Any], points: Sequence[RatePoint
         if point.fidelity[key] > 0:
             place = (float(point.fidelity["bytes_per_value"]), float(point.fidelity[key]))
             curves.setdefault(point.codec.name, []).append(place)
-    looks = give_looks(list(curves))
-    lines = [Line(name=codec, look=looks[codec], strokes=[sorted(found)]) for codec, found in curves.items()]
+    styles = give_styles(list(curves))
+    lines = [
+        Line(name=codec, style=styles[codec], strokes=[sorted(found)]) for codec, found in curves.items()
+    ]
     here = (float(own["bytes_per_value"]), max(float(own[key]), LEAST_ERROR))
-    lines.append(Line(name=f"this store: {own['codec']['name']}", look=STAR, strokes=[[here]]))
+    lines.append(Line(name=f"this store: {own['codec']['name']}", style=STAR, strokes=[[here]]))
     return Figure(
         name=f"rates-{target}",
         title=f"Codecs for {target}",

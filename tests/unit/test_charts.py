@@ -31,24 +31,24 @@ from kdcache.distill.report.charts import (
 from kdcache.distill.report.draw import draw
 from kdcache.distill.report.draw_lines import spread
 from kdcache.distill.report.model import Figure
-from kdcache.distill.report.styles import LIGHT, PLAIN, Look, give_looks, look_of
+from kdcache.distill.report.styles import LIGHT, PLAIN, Style, give_styles, style_of
 
 LINES = LineChart(
-    lines=[Line(name="logit", look=PLAIN, strokes=[[(1, 60.0), (2, 62.0)], [(1, 59.0), (2, 61.0)]])],
+    lines=[Line(name="logit", style=PLAIN, strokes=[[(1, 60.0), (2, 62.0)], [(1, 59.0), (2, 61.0)]])],
     x_title="steps",
     y_title="mIoU, %",
     limits=[Limit(name="teacher", at=63.0)],
     bounds=PERCENT,
 )
 DOTS = DotChart(
-    rows=[DotRow(name="logit", look=PLAIN, mean=60, seeds=[59, 61], text="60.00", interval=(58, 62))],
+    rows=[DotRow(name="logit", style=PLAIN, mean=60, seeds=[59, 61], text="60.00", interval=(58, 62))],
     x_title="mIoU, %",
     stretch=(57, 63),
 )
 RANKS = RankChart(
     left=RankColumn(title="one", names=["a", "b"], texts=["2", "1"]),
     right=RankColumn(title="other", names=["b", "a"], texts=["2", "1"]),
-    looks=give_looks(["a", "b"]),
+    styles=give_styles(["a", "b"]),
 )
 CHARTS: dict[str, Chart] = {
     "lines": LINES,
@@ -62,7 +62,7 @@ CHARTS: dict[str, Chart] = {
         bars=[Bar(name="road", values=[-1.0], text="-1", seeds=[-2, 0])], x_title="points"
     ),
     "ranks": RANKS,
-    "classes": ClassChart(classes=["road", "car"], iou={"a": [50.0, None]}, looks=give_looks(["a"])),
+    "classes": ClassChart(classes=["road", "car"], iou={"a": [50.0, None]}, styles=give_styles(["a"])),
 }
 
 
@@ -102,7 +102,7 @@ def test_a_share_has_no_axis_and_no_interval_beyond_0_and_100_percent() -> None:
     assert padded([1.0, 99.0], bounds=PERCENT) == (0.0, 100.0)
     assert padded([0.0, 0.0], least=0.5, bounds=PERCENT) == (0.0, 0.25)
     assert clipped((-10.0, 40.0), PERCENT) == (0.0, 40.0)
-    wide = DotRow(name="a", look=PLAIN, mean=5, seeds=[1, 9], text="", interval=(0, 56))
+    wide = DotRow(name="a", style=PLAIN, mean=5, seeds=[1, 9], text="", interval=(0, 56))
     assert stretch_of([wide], [], PERCENT) == (0.0, pytest.approx(59.36))
 
 
@@ -122,14 +122,14 @@ def test_a_teacher_far_away_is_named_at_the_edge_and_squeezes_nothing() -> None:
 
 def test_a_long_label_takes_two_lines_and_is_whole() -> None:
     long, short = "logit+feature, teacher at every step", "none, stored views"
-    looks = give_looks([long, short])
+    styles = give_styles([long, short])
     column = RankColumn(title="time", names=[long, short], texts=["60", "50"])
-    rows = [replace(DOTS.rows[0], name=name) for name in looks]
+    rows = [replace(DOTS.rows[0], name=name) for name in styles]
     charts = [
-        RankChart(left=column, right=column, looks=looks),
+        RankChart(left=column, right=column, styles=styles),
         replace(DOTS, rows=rows),
-        BarChart(bars=[Bar(name=name, values=[1.0], text="1") for name in looks], x_title="points"),
-        replace(LINES, lines=[replace(LINES.lines[0], name=name) for name in looks]),
+        BarChart(bars=[Bar(name=name, values=[1.0], text="1") for name in styles], x_title="points"),
+        replace(LINES, lines=[replace(LINES.lines[0], name=name) for name in styles]),
         replace(LINES, limits=[Limit(name=long, at=99.0)]),
     ]
     for chart in charts[:-1]:
@@ -143,7 +143,7 @@ def test_names_of_scattered_points_have_leads_only_if_all_are_level() -> None:
     """A lead is a line of 0.8 pixels; a name level with its point has one."""
 
     def leads(*points: tuple[float, float]) -> int:
-        lines = [Line(name=str(n), look=look_of(n), strokes=[[point]]) for n, point in enumerate(points)]
+        lines = [Line(name=str(n), style=style_of(n), strokes=[[point]]) for n, point in enumerate(points)]
         return drawn(LineChart(lines=lines, x_title="x", y_title="y")).body.count("stroke-width: 0.8")
 
     assert leads((1.0, 50.0), (2.0, 60.0)) == 2
@@ -173,7 +173,7 @@ def test_a_page_has_variables_and_a_file_has_light_colours() -> None:
     assert colour in drawing.standalone() and "var(" not in drawing.standalone()
     assert "#fe01" not in drawing.inline() + drawing.standalone()
     assert 'aria-label="a &lt; b"' in drawn(DOTS, alt="a < b").inline()
-    assert "fill:var(--paper);stroke:var(--ink)" in key(Look(colour="ink", hollow=True))
+    assert "fill:var(--paper);stroke:var(--ink)" in key(Style(colour="ink", hollow=True))
 
 
 @pytest.mark.parametrize(

@@ -236,11 +236,11 @@ def test_methods_of_few_views_are_charted_where_none_has_all(tmp_path: Path) -> 
     figures = {figure.name: figure.chart for figure in make_report(folder, standings).figures}
     dots, views = figures["miou-at-equal-time"], figures["views"]
     assert isinstance(dots, DotChart) and isinstance(views, LineChart)
-    looks = {row.name: row.look for row in dots.rows}
-    assert len(set(looks.values())) == 5
-    assert {line.name: line.look for line in views.lines} == {
-        "logit": looks["logit, 2 views"],
-        "feature": looks["feature, 2 views"],
+    styles = {row.name: row.style for row in dots.rows}
+    assert len(set(styles.values())) == 5
+    assert {line.name: line.style for line in views.lines} == {
+        "logit": styles["logit, 2 views"],
+        "feature": styles["feature, 2 views"],
     }
 
 

@@ -46,7 +46,7 @@ TABLE = Table.of(
     "After 1 h",
     COLUMNS,
     [
-        [Cell("logit", look=PLAIN), 0.601, (0.1, 0.05, 0.15)],
+        [Cell("logit", style=PLAIN), 0.601, (0.1, 0.05, 0.15)],
         ["none", Cell(0.5, coarse=True), None],
     ],
     caution="The table shows nothing reliable.",

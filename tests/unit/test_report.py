@@ -12,7 +12,12 @@ from kdcache.cache.images.classes import IGNORE, ClassSet
 from kdcache.cache.networks.network import build_network, network_config
 from kdcache.cache.networks.normalisation import RGB_IMAGENET
 from kdcache.distill.config import TrainConfig
-from kdcache.distill.report.comparison import compare_runs, comparison_table, write_comparison
+from kdcache.distill.report.comparison import (
+    compare_runs,
+    comparison_report,
+    comparison_table,
+    write_comparison,
+)
 from kdcache.distill.report.curves import smooth
 from kdcache.distill.report.record import RunRecord
 from kdcache.distill.report.run_report import run_report, write_report
@@ -107,7 +112,9 @@ class TestReport:
 
     def test_says_nothing_twice(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "run")
-        assert "| term | first | median | last |" in write_report(folder).read_text()
+        text = write_report(folder).read_text()
+        assert "| term | first | median | last |" in text
+        assert text.count("Gradient norms") == 1 and text.count("IoU by class") == 1
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
         norms = [line for line in lines if line["kind"] == "gradnorm"]
         for count, header, row in (
@@ -265,6 +272,11 @@ class TestComparison:
             "- **Caution:** Differs: dataset: streets, scored on val (12 images), camvid, scored on val"
             in text
         )
+
+    def test_an_empty_value_that_differs_is_shown(self, tmp_path: Path) -> None:
+        runs = [make_run(tmp_path / "a", eval_split="val"), make_run(tmp_path / "b", eval_split="")]
+        cautions = comparison_report(runs, tmp_path / "out").cautions
+        assert "Differs: --eval-split: val, ''." in cautions
 
     def test_where_nothing_can_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -30,13 +30,13 @@ from kdcache.distill.compare.contest import Contender
 from kdcache.distill.compare.ranking import Move, pair_clocks
 from kdcache.distill.compare.report import make_report, write_standings
 from kdcache.distill.compare.standings import Standings
-from kdcache.distill.compare.tables import ranking_table, teacher_cost_tables
+from kdcache.distill.compare.tables import noise_tables, ranking_table, teacher_cost_tables
 from kdcache.distill.compare.verdict import conclude
 from kdcache.distill.losses.methods import METHODS
 from kdcache.distill.report.charts import DotChart, LineChart, RankChart
 from kdcache.distill.report.markdown import markdown
 from kdcache.distill.report.model import Table
-from kdcache.distill.report.styles import Look, give_looks
+from kdcache.distill.report.styles import Style, give_styles
 from kdcache.distill.report.terminal import show
 
 
@@ -115,8 +115,10 @@ def test_noise_is_the_baseline_twice(standings: Standings) -> None:
 
 def test_what_the_numbers_do_not_say_is_said(standings: Standings, tmp_path: Path) -> None:
     short, drift = standings.cautions
-    assert short.startswith('On time-100s, "logit, teacher at every step" had fewer than 100 steps')
-    assert drift.startswith("On time-100s, a step of the baseline took 10 % longer at the end")
+    assert short.startswith(
+        'After 1 min 40 s of training, "logit, teacher at every step" had fewer than 100 steps'
+    )
+    assert drift.startswith("In the runs of 1 min 40 s, a step of the baseline took 10 % longer at the end")
     folder = make_comparison(tmp_path / "out", make_contest((NONE, LOGIT), seeds=(0,)))
     contest = json.loads((folder / "comparison.json").read_text())
     contest["teacher"]["miou"] = 0.51
@@ -171,7 +173,7 @@ def test_people_read_labels_and_programs_read_names(tmp_path: Path) -> None:
     read = ["\n".join(said), (folder / "report.md").read_text(), (folder / "report.html").read_text()]
     read += [figure.read_text() for figure in folder.glob("figures/*.svg")]
     runs = re.compile(r"[\w./-]+-seed-\d(-repeated)?")  # the names of their folders
-    keys = ("none-bank", "logit-online", "logit-views-1")
+    keys = ("none-bank", "logit-online", "logit-views-1", "time-100s", "steps-of-100s")
     assert not any(key in runs.sub("", text) for text in read for key in keys)
     assert all("none, stored views" in text and "logit, teacher at every step" in text for text in read[:3])
     document = json.loads((folder / "standings.json").read_text())
@@ -201,12 +203,14 @@ def doubtful(tmp_path: Path) -> Path:
 def test_every_caution_is_in_every_rendering(doubtful: Path) -> None:
     cautions = Standings.read(doubtful).cautions
     assert [caution.partition(":")[0] for caution in cautions] == [
-        "time-100s shows nothing reliable",
-        "steps-of-100s shows nothing reliable",
-        "On time-100s, a step of the baseline took 182 % longer at the end than at the beginning",
+        "After 1 min 40 s of training, these runs show nothing reliable",
+        "After 200 steps, those of the baseline in 1 min 40 s, these runs show nothing reliable",
+        "In the runs of 1 min 40 s, a step of the baseline took 182 % longer at the end than at the beginning",
     ]
     for caution in cautions:
         assert in_all_renderings(doubtful, caution), caution
+    (noise,) = noise_tables(Standings.read(doubtful))
+    assert [row[:2] for row in noise.texts] == [["1 min 40 s", "0"]]
 
 
 def test_short_runs_and_an_unsteady_machine_give_no_ranking(doubtful: Path) -> None:
@@ -215,15 +219,17 @@ def test_short_runs_and_an_unsteady_machine_give_no_ranking(doubtful: Path) -> N
     assert by_time.doubt is not None and "182 % longer" in by_time.doubt
     assert by_steps.doubt is not None and "fewer than 100 steps, the shortest 3" in by_steps.doubt
     for ranking in (by_time, by_steps):
-        table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+        table = ranking_table(ranking, give_styles(["logit"], "none"), "none")
         assert table.caution == ranking.doubt
         assert [row[:4] for row in table.texts] == [
             ["logit", "-", "~60", "~+10 (10 to 10)"],
             ["none", "-", "~50", "-"],
         ]
-    assert conclude(standings) == [
-        "After 1 min 40 s of training, logit has the highest mIoU, but these runs say nothing reliable."
-    ]
+    (lead,) = conclude(standings)
+    assert lead == (  # no winner
+        "After 1 min 40 s of training, these runs show nothing reliable: a step of none took 182 % longer in one of its "
+        "runs than in another, for the same work."
+    )
     names = [figure.name for figure in make_report(doubtful, standings).figures]
     assert "ranking" not in names and "classes-1" not in names
 
@@ -234,7 +240,7 @@ def test_a_hundred_steady_steps_are_ranked(tmp_path: Path) -> None:
     shorten(folder, "time-100s-logit-seed-0", 99)
     ranking = Standings.read(folder).rankings[0]
     assert ranking.doubt is None  # the baseline has enough; one row alone loses its decimals
-    table = ranking_table(ranking, give_looks(["logit"], "none"), "none")
+    table = ranking_table(ranking, give_styles(["logit"], "none"), "none")
     assert [row[:3] for row in table.texts] == [["logit", "1", "~60"], ["none", "2", "50.00"]]
     shorten(folder, "time-100s-none-seed-0", 99)
     assert Standings.read(folder).rankings[0].doubt is not None
@@ -280,21 +286,21 @@ def test_every_method_looks_the_same_in_every_figure(tmp_path: Path) -> None:
             patch.setitem(METHODS, name, METHODS["logit"])
         folder = make_comparison(tmp_path / "out", make_contest((NONE, *rows), seeds=(0,)))
         report = make_report(folder, Standings.read(folder))
-    found: dict[str, set[Look]] = {}
+    found: dict[str, set[Style]] = {}
     for figure in report.figures:
         chart = figure.chart
         if isinstance(chart, RankChart):
-            pairs = list(chart.looks.items())
+            pairs = list(chart.styles.items())
         elif isinstance(chart, LineChart | DotChart):
             pairs = [
-                (each.name, each.look)
+                (each.name, each.style)
                 for each in (chart.lines if isinstance(chart, LineChart) else chart.rows)
             ]
         else:
             continue
-        for name, look in pairs:
-            found.setdefault(name, set()).add(look)
-    assert len(found) == 20 and all(len(looks) == 1 for looks in found.values())
+        for name, style in pairs:
+            found.setdefault(name, set()).add(style)
+    assert len(found) == 20 and all(len(styles) == 1 for styles in found.values())
     assert len(set().union(*found.values())) == 20
 
 
@@ -360,7 +366,10 @@ def test_an_extended_comparison_stands_in_one(tmp_path: Path) -> None:
     assert standings.main.rung.name == "time-100s"  # at the length that all have, not the longest
     assert standings.counterpart is not None and standings.counterpart.rung.name == "steps-of-100s"
     assert [len(row.by_seed) for row in standings.main.rows] == [3, 1, 3]
-    assert any("On time-100s, steps-of-100s, some methods have more seeds" in c for c in standings.cautions)
+    assert any(
+        c.startswith("After 1 min 40 s and after 200 steps, some methods have more seeds")
+        for c in standings.cautions
+    )
     assert len(standings.to_dict()["commands"]) == 3
     ladder = Ladder.of(standings)
     assert ladder is not None and (ladder.clock, ladder.lengths) == ("time", [100.0, 400.0])

@@ -16,7 +16,7 @@ from kdcache.distill.report.styles import (
     MARKERS,
     PARTS_DARK,
     PARTS_LIGHT,
-    give_looks,
+    give_styles,
 )
 
 # Dichromatic sight in linear RGB, by Machado, Oliveira and Fernandes (2009), severity 1.
@@ -110,10 +110,14 @@ def test_every_variable_has_a_colour() -> None:
 
 def test_no_two_methods_look_alike() -> None:
     """From the eighth on colours come again, with another marker and another dash."""
-    looks = give_looks([f"m{n}" for n in range(20)], "none")
-    assert len(looks) == 21 and looks["none"] == BASELINE
-    of_methods = [look for name, look in looks.items() if name != "none"]
-    assert len({(look.colour, look.marker) for look in of_methods}) == 20
-    assert len({(look.colour, look.dash) for look in of_methods}) == 20
-    assert len({look.colour for look in of_methods[:7]}) == len({look.marker for look in of_methods[:7]}) == 7
+    styles = give_styles([f"m{n}" for n in range(20)], "none")
+    assert len(styles) == 21 and styles["none"] == BASELINE
+    of_methods = [style for name, style in styles.items() if name != "none"]
+    assert len({(style.colour, style.marker) for style in of_methods}) == 20
+    assert len({(style.colour, style.dash) for style in of_methods}) == 20
+    assert (
+        len({style.colour for style in of_methods[:7]})
+        == len({style.marker for style in of_methods[:7]})
+        == 7
+    )
     assert len(LINES_LIGHT) == len(LINES_DARK) == len(MARKERS) == len(DASHES)
