@@ -122,6 +122,7 @@ command.params[:0] = [parameter for parameter in build_command.params if paramet
 
 def _measure(console: Console, request: "Request", method: str, given: dict[str, Any]) -> "Estimate":
     """The build, the storage and the student, one after the other, so that none slows another."""
+    from kdcache.cache.images.decoded import plan_decoded
     from kdcache.cache.storage.opening import open_objects
     from kdcache.cache.storage.speed import measure_storage
     from kdcache.cache.storage.urls import redact
@@ -161,6 +162,7 @@ def _measure(console: Console, request: "Request", method: str, given: dict[str,
             gb_traffic=given["usd_gb_traffic"],
         ),
         free_bytes=open_objects(request.url).free_bytes(),
+        images=plan_decoded(request.dataset, given["image_cache"], limit_bytes=given["cache_limit"]),
     )
 
 
@@ -198,6 +200,8 @@ def _document(url: str, estimate: "Estimate") -> dict[str, Any]:
             "step_s": trial.step_s,
             "teacher_s": trial.teacher_s,
         },
+        "images": estimate.images
+        and {"decoded_bytes": estimate.images.decoded_bytes, "kept": estimate.images.is_kept},
         "read": {
             "bytes_per_view": estimate.read_bytes_per_view,
             "needed_bytes_per_s": estimate.needed_bytes_per_s,
@@ -238,6 +242,7 @@ def _show(console: Console, url: str, estimate: "Estimate") -> None:
             "store": url,
             "views": f"{plan.entries}, of which {plan.entries_left} are not built yet: {size_text(plan.bytes_left)}",
             "free": free_text(plan.bytes_left, estimate.free_bytes),
+            **({"images": estimate.images.text} if estimate.images else {}),
             "build": _build_text(estimate),
             "student": _student_text(estimate),
             "reading": _reading_text(estimate),

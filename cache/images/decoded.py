@@ -18,6 +18,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,39 @@ class DecodedImages(SegmentationDataset):
         return image, label
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Whether the images of a dataset are going to be kept, decoded, in a cache."""
+
+    cache: HostCache
+    decoded_bytes: int  # of all images, about
+    is_kept: bool
+    text: str  # what is going to happen, and why
+
+
+def plan_decoded(
+    images: SegmentationDataset, choice: str, *, limit_bytes: int, reserved_bytes: int = 0
+) -> CachePlan | None:
+    """What `keep_decoded` does. None if nothing is to be kept: `choice` is "off", or the images have no files.
+
+    Raises:
+        DataError: an image is unreadable.
+    """
+    if choice == "off" or images.stamp(0) is None:
+        return None
+    cache = HostCache(default_folder() if choice == "auto" else Path(choice).expanduser(), limit_bytes)
+    needed = decoded_bytes(images)
+    if reason := _obstacle(cache, choice, needed + reserved_bytes):
+        began = time.perf_counter()
+        images.image(0), images.label(0)
+        cost_ms = 1000 * (time.perf_counter() - began)
+        text = f"decoded again for every view, about {cost_ms:.3g} ms each: {_gigabytes(needed)} of them decoded {reason}"
+        return CachePlan(cache, needed, False, text)
+    return CachePlan(
+        cache, needed, True, f"decoded once for this host; {_gigabytes(needed)} in {cache.folder}"
+    )
+
+
 def keep_decoded(
     images: SegmentationDataset, choice: str, *, limit_bytes: int, reserved_bytes: int = 0
 ) -> SegmentationDataset:
@@ -176,21 +210,11 @@ def keep_decoded(
     Raises:
         DataError: an image is unreadable.
     """
-    if choice == "off" or images.stamp(0) is None:
+    plan = plan_decoded(images, choice, limit_bytes=limit_bytes, reserved_bytes=reserved_bytes)
+    if plan is None:
         return images
-    cache = HostCache(default_folder() if choice == "auto" else Path(choice).expanduser(), limit_bytes)
-    needed = decoded_bytes(images)
-    if reason := _obstacle(cache, choice, needed + reserved_bytes):
-        began = time.perf_counter()
-        images.image(0), images.label(0)
-        cost_ms = 1000 * (time.perf_counter() - began)
-        logger.info(
-            "images: decoded again for every view, about %.3g ms each: %s of them decoded %s",
-            *(cost_ms, _gigabytes(needed), reason),
-        )
-        return images
-    logger.info("images: decoded once for this host; %s in %s", _gigabytes(needed), cache.folder)
-    return DecodedImages(images, cache)
+    logger.info("images: %s", plan.text)
+    return DecodedImages(images, plan.cache) if plan.is_kept else images
 
 
 def _obstacle(cache: HostCache, choice: str, needed: int) -> str | None:

@@ -130,8 +130,9 @@ class TeacherDataset:
     ) -> Generator[TeacherBatch, None, None]:
         place = {"rank": process_rank(), "processes": count_processes()}
         shards = self.reader.cached
+        views = ViewDataset(self._views.images, self._stored, on_device=device.type == "cuda")
         batches = read_batches(
-            self._views,
+            views,
             batch_size=batch_size,
             start_step=steps.start,
             workers=workers,

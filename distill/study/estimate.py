@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from kdcache.cache.build.plan import BuildPlan
+from kdcache.cache.images.decoded import CachePlan
 from kdcache.cache.storage.speed import StorageSpeed
 from kdcache.cache.store.reader import requests_of_a_pass
 from kdcache.cache.store.spec import StoreSpec
@@ -36,6 +37,7 @@ class Estimate:
     runs: int  # that will use the store
     prices: Prices
     free_bytes: int | None  # None if the storage does not report it
+    images: CachePlan | None = None  # None if none are kept in a cache
 
     @property
     def build_s(self) -> float:

@@ -84,6 +84,7 @@ def test_the_document_adds_up(kdcache: Run, request_words: list[str]) -> None:
     assert document["bytes_by_array"] == {name: 20 * size for name, size in sizes.items()}
     assert document["bytes"] == document["bytes_left"] == 20 * sum(sizes.values())
     assert document["fits"] and document["free_bytes"] > document["bytes"]
+    assert document["images"] is None  # drawn ones have no files to decode
     build, student, read = document["build"], document["student"], document["read"]
     assert build["batches_left"] == 2 * (2 + 2 + 1)
     assert build["seconds"] >= build["calibration_s"] + build["batches_left"] * build["seconds_per_batch"] > 0

@@ -14,7 +14,13 @@ from PIL import Image
 from kdcache.cache.errors import KDCacheError
 from kdcache.cache.images import decoded as decoded_module
 from kdcache.cache.images.datasets import open_dataset
-from kdcache.cache.images.decoded import DecodedImages, decoded_bytes, keep_decoded, network_file_system
+from kdcache.cache.images.decoded import (
+    DecodedImages,
+    decoded_bytes,
+    keep_decoded,
+    network_file_system,
+    plan_decoded,
+)
 from kdcache.cache.storage.host_cache import HostCache
 
 
@@ -264,3 +270,16 @@ def test_a_cache_that_takes_no_files_costs_time_alone(folder, tmp_path, caplog):
     with images.pinned():
         require_equal(images, folder)
     assert "images are decoded from their files each time" in caplog.text
+
+
+def test_a_plan_says_what_would_be_kept_and_keeps_nothing(folder, tmp_path):
+    images = open_dataset("folder", str(folder), "train")
+    plan = plan_decoded(images, str(tmp_path / "here"), limit_bytes=10**6)
+    assert plan.is_kept and plan.decoded_bytes == decoded_bytes(images)
+    assert (
+        plan.text == f"decoded once for this host; {plan.decoded_bytes / 1e9:.3g} GB in {tmp_path / 'here'}"
+    )
+    small = plan_decoded(images, "auto", limit_bytes=100)
+    assert not small.is_kept and "do not fit --cache-limit" in small.text
+    assert plan_decoded(images, "off", limit_bytes=10**6) is None
+    assert not (tmp_path / "here").exists()
