@@ -15,7 +15,14 @@ RIDDLES = re.compile(
     re.IGNORECASE,
 )
 FOLDERS = ("cache", "distill", "cli", "scripts")
-GUIDES = ("README.md", "CHANGELOG.md", "cache/README.md", "cache/FORMAT.md", "distill/README.md", "cli/README.md")
+GUIDES = (
+    "README.md",
+    "CHANGELOG.md",
+    "cache/README.md",
+    "cache/FORMAT.md",
+    "distill/README.md",
+    "cli/README.md",
+)
 ALLOWED = ("stand in for", "stand-in", "stands for")
 
 
@@ -32,7 +39,9 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 def texts(root: Path, folder: str) -> list[Path]:
     if folder == "guides":
         return [root / name for name in GUIDES if (root / name).exists()]
-    return [path for path in sorted((root / folder).rglob("*")) if path.is_file() and path.suffix in (".py", "")]
+    return [
+        path for path in sorted((root / folder).rglob("*")) if path.is_file() and path.suffix in (".py", "")
+    ]
 
 
 @pytest.mark.parametrize("folder", ["guides", *FOLDERS])
