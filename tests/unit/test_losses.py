@@ -316,7 +316,8 @@ def test_a_target_of_another_resolution_needs_no_other_count() -> None:
 
 
 def test_channel_mse_is_a_mean_over_channels() -> None:
-    assert channel_mse(torch.ones(1, 8, 2, 2), torch.full((1, 8, 2, 2), 4.0)).tolist() == [[[9.0] * 2] * 2]
+    error = channel_mse(torch.ones(1, 8, 2, 2), torch.full((1, 8, 2, 2), 4.0))
+    torch.testing.assert_close(error, torch.full((1, 2, 2), 9.0), rtol=2e-7, atol=0)
 
 
 def test_totals_are_at_least_one_pixel() -> None:
@@ -404,3 +405,15 @@ class TestRefusals:
     def test_config(self, field: dict[str, object]) -> None:
         with pytest.raises(UsageError, match=next(iter(field))):
             LossConfig(**field)  # type: ignore[arg-type]
+
+
+def test_the_channel_error_and_its_gradient_are_the_plain_formulas() -> None:
+    torch.manual_seed(0)
+    student = torch.randn(2, 7, 5, 4, dtype=torch.float64, requires_grad=True)
+    teacher, weights = torch.randn(2, 7, 5, 4, dtype=torch.float64), torch.rand(2, 5, 4, dtype=torch.float64)
+    found, wanted = channel_mse(student, teacher), (student - teacher).square().mean(dim=1)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+    gradients = [torch.autograd.grad((each * weights).sum(), student)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-16)
+    same = channel_mse(student, student.detach())
+    assert not same.any() and torch.isfinite(torch.autograd.grad(same.sum(), student)[0]).all()
