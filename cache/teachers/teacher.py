@@ -5,6 +5,7 @@ describes what it must return). `Teacher.identity` contains everything that dete
 different teachers are never confused.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,7 @@ class Teacher:
     version: str = ""
     taps: Mapping[str, str] = field(default_factory=dict)
     class_map: tuple[int, ...] | None = None
+    _lowered: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)  # by precision
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the outputs, as JSON values. The weights' digest replaces path and URL."""
@@ -141,9 +143,25 @@ class Teacher:
 
     def _run(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         if isinstance(self.module, SegmentationNetwork):
-            output: NetworkOutput = self.module(images, with_aux="aux" in names)
+            output: NetworkOutput = self._with_lowered_weights()(images, with_aux="aux" in names)
             return {name: value for name, value in output._asdict().items() if value is not None}
         return run_module(self.module, self.taps, images)
+
+    def _with_lowered_weights(self) -> nn.Module:
+        """The network with convolutions in the teacher's precision, made once: outputs are the same to the bit.
+
+        Autocast casts weights that need no gradient again in every call, 68 million of them in a PSPNet-ResNet-101.
+        """
+        dtype = PRECISIONS[self.precision]
+        if dtype == torch.float32:
+            return self.module
+        if self.precision not in self._lowered:
+            lowered = copy.deepcopy(self.module)  # `in_float32` needs the exact weights
+            for layer in lowered.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.to(dtype)
+            self._lowered[self.precision] = lowered
+        return self._lowered[self.precision]
 
     def _as_target(self, name: str, found: Tensor, crops: Tensor) -> Tensor:
         if name in ("logits", "aux") and self.class_map is not None:

@@ -16,7 +16,7 @@ from kdcache.cache.networks.checkpoints import save_network
 from kdcache.cache.networks.network import NetworkOutput, build_network, network_config
 from kdcache.cache.networks.normalisation import BGR_CAFFE, RGB_IMAGENET
 from kdcache.cache.teachers.factory import FactoryTeacher, state_sha256
-from kdcache.cache.teachers.teacher import Teacher, load_teacher
+from kdcache.cache.teachers.teacher import PRECISIONS, Teacher, load_teacher
 
 CLASSES = 5
 
@@ -87,6 +87,23 @@ def test_precision(weights: Path, crops: tuple[Tensor, Tensor]) -> None:
     assert (rough - exact).norm() < 0.1 * exact.norm()
     with pytest.raises(UsageError, match="bfloat16"):
         load(weights, precision="int8")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_weights_that_are_cast_once_give_autocast_s_outputs(
+    weights: Path, crops: tuple[Tensor, Tensor], precision: str
+) -> None:
+    teacher = load(weights, precision=precision)
+    found = teacher(*crops)
+    with torch.inference_mode(), torch.autocast("cpu", PRECISIONS[precision]):
+        output = teacher.module(
+            teacher.normalisation(*crops).contiguous(memory_format=torch.channels_last), with_aux=True
+        )
+    for name, value in output._asdict().items():
+        if value is not None:
+            assert torch.equal(found[name], value.float()), name
+    exact = teacher.in_float32()(*crops)
+    assert all(torch.equal(exact[name], value) for name, value in load(weights)(*crops).items())
 
 
 def test_identity_is_json_and_tells_teachers_apart(weights: Path, tmp_path: Path) -> None:
