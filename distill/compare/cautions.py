@@ -10,8 +10,8 @@ from typing import Any
 
 from kdcache.distill.compare.account import COMPLETE, RunAccount
 from kdcache.distill.compare.contest import Contest, quoted
-from kdcache.distill.compare.ranking import FEWEST_STEPS, Ranking
-from kdcache.distill.report.record import weak_teacher
+from kdcache.distill.compare.ranking import Ranking
+from kdcache.distill.report.record import FEWEST_STEPS, weak_teacher
 
 STEADY = 0.05
 """A machine whose steps drift by more than this is worth a caution."""

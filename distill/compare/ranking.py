@@ -14,10 +14,8 @@ from kdcache.distill.compare.contest import Contender, Contest, Rung, find_steps
 from kdcache.distill.compare.intervals import Difference, mean_interval, mean_of_known, paired_difference
 from kdcache.distill.compare.teacher_cost import TeacherCost
 from kdcache.distill.report.charts import clipped
+from kdcache.distill.report.record import FEWEST_STEPS
 from kdcache.distill.units import duration_text
-
-FEWEST_STEPS = 100
-"""A run of fewer steps is too short to judge a method by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from kdcache.cache.storage.urls import redact
 from kdcache.distill.config import FREE_ON_RESUME, option_of
 from kdcache.distill.report.charts import ClassChart, Limit
 from kdcache.distill.report.curves import miou_figures
-from kdcache.distill.report.model import Block, Column, Facts, Figure, Links, Report, Section, Table
-from kdcache.distill.report.record import RunRecord, RunSummary, read_runs, weak_teacher
+from kdcache.distill.report.model import Block, Cell, Column, Facts, Figure, Links, Report, Section, Table
+from kdcache.distill.report.record import FEWEST_STEPS, RunRecord, RunSummary, read_runs, weak_teacher
 from kdcache.distill.report.run_report import run_cautions, steps_text
 from kdcache.distill.report.styles import Style, give_styles
 from kdcache.distill.report.write import REPORT, write_files
@@ -74,8 +74,8 @@ def compare_runs(folders: Sequence[str | Path]) -> list[RunSummary]:
 
 
 def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None = None) -> Table:
-    """A row for each run; `vs none` is against the first run without a teacher."""
-    baseline = _baseline(summaries)
+    """A row for each run; `vs none` is against the first run without a teacher. Scores of short runs have no decimals."""
+    baseline, base_is_short = _baseline(summaries), _baseline_is_short(summaries)
     columns = [
         Column("run"),
         Column("method"),
@@ -94,14 +94,28 @@ def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any]
             summary.name + ("" if summary.complete else " (unfinished)"),
             *(summary.method, summary.source, summary.length, steps_text(summary)),
             *(summary.training_s, summary.step_s, summary.wait_share),
-            *(summary.miou, _over(summary.miou, baseline), summary.pixel_accuracy),
+            Cell(summary.miou, coarse=summary.is_short),
+            Cell(_over(summary.miou, baseline), coarse=summary.is_short or base_is_short),
+            Cell(summary.pixel_accuracy, coarse=summary.is_short),
         ]
         for summary in summaries
     ]
     if teacher is not None:
-        scores = [teacher["miou"], _over(teacher["miou"], baseline), teacher.get("pixel_accuracy")]
+        gain = Cell(_over(teacher["miou"], baseline), coarse=base_is_short)
+        scores = [teacher["miou"], gain, teacher.get("pixel_accuracy")]
         rows.append([str(teacher.get("name", "teacher")), "(teacher)", *[None] * 6, *scores])
-    return Table.of("runs", "Scores and times", columns, rows)
+    return Table.of("runs", "Scores and times", columns, rows, caution=_too_short(summaries))
+
+
+def _too_short(summaries: Sequence[RunSummary]) -> str | None:
+    """Why the scores of some runs show nothing reliable."""
+    short = [summary.name for summary in summaries if summary.is_short and summary.miou is not None]
+    if not short:
+        return None
+    return (
+        f"{', '.join(short)}: fewer than {FEWEST_STEPS} steps. Scores of so short runs show nothing reliable, so they are "
+        "rounded to whole percent."
+    )
 
 
 def _over(miou: float | None, baseline: float | None) -> float | None:
@@ -110,6 +124,10 @@ def _over(miou: float | None, baseline: float | None) -> float | None:
 
 def _baseline(summaries: Sequence[RunSummary]) -> float | None:
     return next((s.miou for s in summaries if s.method == "none" and s.miou is not None), None)
+
+
+def _baseline_is_short(summaries: Sequence[RunSummary]) -> bool:
+    return next((s.is_short for s in summaries if s.method == "none" and s.miou is not None), False)
 
 
 def _curves(

@@ -20,6 +20,10 @@ CLOSE_MIOU = 0.02
 """A teacher that is not this much better than the run without one has little to give."""
 
 
+FEWEST_STEPS = 100
+"""A run of fewer steps is too short to judge a method by."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
     """The evaluations of one run."""
@@ -50,6 +54,11 @@ class RunSummary:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def is_short(self) -> bool:
+        """Too few steps for a score with decimals."""
+        return self.steps < FEWEST_STEPS
 
     @property
     def ended_by_clock(self) -> bool:

@@ -264,6 +264,19 @@ class TestComparison:
         assert "less than 2 points of mIoU above" in text
         assert "- **Caution:** b: the time was up at step 300 of 400" in text and "| 300 of 400 |" in text
 
+    def test_scores_of_short_runs_have_no_decimals_and_say_so(self, tmp_path: Path) -> None:
+        runs = [
+            make_run(tmp_path / name, name, miou=miou) for name, miou in (("none", 0.4012), ("logit", 0.4137))
+        ]
+        (runs[1] / "scores.json").write_text(json.dumps(make_result(0.4137, steps=86, planned_steps=86)))
+        table = comparison_table(compare_runs(runs), {"name": "R101", "miou": 0.6})
+        scores = {row[0]: row[table.header.index("mIoU %") :] for row in table.texts}
+        assert scores["none"][:2] == ["40.12", "+0.00"] and scores["logit"][:2] == ["~41", "~+1"]
+        assert scores["R101"][:2] == ["60.00", "+19.88"]
+        text = write_comparison(runs, tmp_path / "comparison").read_text()
+        assert "logit: fewer than 100 steps. Scores of so short runs show nothing reliable" in text
+        assert "fewer than" in (tmp_path / "comparison" / "report.html").read_text()
+
     def test_of_different_datasets(self, tmp_path: Path) -> None:
         runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
         (runs[1] / "inputs.json").write_text(json.dumps({"dataset": {"name": "camvid"}}))
