@@ -9,7 +9,6 @@ rich is imported when something is first drawn on a terminal: `kdcache --help` d
 
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -51,7 +50,9 @@ class Console:
     def document(self, value: Mapping[str, Any] | Sequence[Any], *, on_one_line: bool = False) -> None:
         """The data of a command under `--json`: one object or list. NaN and infinity, which JSON lacks, become null."""
         if self.rank == 0:
-            click.echo(json.dumps(_finite(value), indent=None if on_one_line else 2, allow_nan=False))
+            from kdcache.distill.report.data import finite
+
+            click.echo(json.dumps(finite(value), indent=None if on_one_line else 2, allow_nan=False))
 
     def fields(self, values: Mapping[str, Any]) -> None:
         """Aligned `name  value` lines; a value of several lines stays in its column."""
@@ -289,11 +290,3 @@ def _send_logs_to_stderr(*, quiet: bool) -> None:
     logger.handlers = [_LogHandler()]
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

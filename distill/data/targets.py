@@ -160,10 +160,9 @@ class StoredViews:
     def view_images(self, positions: Sequence[int], images: SegmentationDataset) -> Iterator[ViewedImage]:
         """See ViewSource. Raises StoreMismatchError if a crop that was checked differs from the teacher's."""
         for t, entry in zip(positions, self._entries(positions), strict=True):
-            index = entry.row.image_index
-            viewed = ViewedImage(entry.row.view, images.image(index), images.label(index), entry.codes)
+            viewed = self._view_image(entry, images)
             if self._is_checked(t):
-                self._check(t, entry.row, self._replay(t, entry.row, images), images)
+                self._check(t, entry.row, self._replay(t, viewed, images), images)
             yield viewed
 
     def cut(
@@ -171,7 +170,7 @@ class StoredViews:
     ) -> Iterator[tuple[Crop, dict[str, np.ndarray]]]:
         """See ViewSource. Raises StoreMismatchError if a crop differs from the one that the teacher saw."""
         for t, entry in zip(positions, self._entries(positions), strict=True):
-            crop = entry.crop or self._replay(t, entry.row, images)
+            crop = entry.crop or self._replay(t, self._view_image(entry, images), images)
             if self._is_checked(t):
                 self._check(t, entry.row, crop, images)
             yield crop, entry.codes
@@ -192,10 +191,13 @@ class StoredViews:
         image_id = images.image_ids[self.reader.entry(pass_index, position).row.image_index]
         return f"{image_id} view {pass_index} (entry {pass_index * self.reader.n_images + position})"
 
-    def _replay(self, t: int, row: EntryRow, images: SegmentationDataset) -> Crop:
-        image, label = images.image(row.image_index), images.label(row.image_index)
+    def _view_image(self, entry: Entry, images: SegmentationDataset) -> ViewedImage:
+        index = entry.row.image_index
+        return ViewedImage(entry.row.view, images.image(index), images.label(index), entry.codes)
+
+    def _replay(self, t: int, viewed: ViewedImage, images: SegmentationDataset) -> Crop:
         try:
-            return replay(row.view, self.reader.spec.views, image, label)
+            return replay(viewed.view, self.policy, viewed.image, viewed.label)
         except StoreMismatchError as error:
             raise self._mismatch(t, images, str(error)) from None
 

@@ -75,7 +75,8 @@ def compare_runs(folders: Sequence[str | Path]) -> list[RunSummary]:
 
 def comparison_table(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None = None) -> Table:
     """A row for each run; `vs none` is against the first run without a teacher. Scores of short runs have no decimals."""
-    baseline, base_is_short = _baseline(summaries), _baseline_is_short(summaries)
+    base = _baseline(summaries)
+    baseline, base_is_short = (base.miou, base.is_short) if base else (None, False)
     columns = [
         Column("run"),
         Column("method"),
@@ -122,12 +123,9 @@ def _over(miou: float | None, baseline: float | None) -> float | None:
     return None if miou is None or baseline is None else miou - baseline
 
 
-def _baseline(summaries: Sequence[RunSummary]) -> float | None:
-    return next((s.miou for s in summaries if s.method == "none" and s.miou is not None), None)
-
-
-def _baseline_is_short(summaries: Sequence[RunSummary]) -> bool:
-    return next((s.is_short for s in summaries if s.method == "none" and s.miou is not None), False)
+def _baseline(summaries: Sequence[RunSummary]) -> RunSummary | None:
+    """The first run without a teacher that has a score."""
+    return next((s for s in summaries if s.method == "none" and s.miou is not None), None)
 
 
 def _curves(
@@ -186,10 +184,10 @@ def _differing(
 
 
 def _weak_teacher(summaries: Sequence[RunSummary], teacher: Mapping[str, Any] | None) -> list[str]:
-    baseline = _baseline(summaries)
-    if teacher is None or baseline is None:
+    base = _baseline(summaries)
+    if teacher is None or base is None or base.miou is None:
         return []
-    return weak_teacher(teacher["miou"], baseline)
+    return weak_teacher(teacher["miou"], base.miou)
 
 
 def _dataset(run: RunRecord) -> str:

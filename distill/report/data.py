@@ -23,7 +23,7 @@ from kdcache.distill.report.model import (
 
 def document(report: Report) -> dict[str, Any]:
     """A JSON object: the report's data, then `title`, `lead`, `cautions` and `sections`; what is not finite is null."""
-    found: dict[str, Any] = _finite(
+    found: dict[str, Any] = finite(
         {
             **report.data,
             "title": report.title,
@@ -97,9 +97,10 @@ def _csv_value(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {name: finite(inner) for name, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -271,16 +271,14 @@ def _build_distiller(config: TrainConfig, inputs: Inputs, accelerator: Accelerat
     return distiller.to(accelerator.device)
 
 
-def require_trainable(
-    student: NetworkConfig, batch_size: int, processes: int = 1, option: str = "--batch-size"
-) -> None:
-    """Raises UsageError, naming the option, if a process's part of the batch is too small for a BatchNorm."""
-    share, least = batch_size // processes, student.min_training_batch
-    if share < least:
+def require_trainable(student: NetworkConfig, batch_size: int, option: str = "--batch-size") -> None:
+    """Raises UsageError, naming the option, if the batch of all processes is too small for a BatchNorm."""
+    least = student.min_training_batch
+    if batch_size < least:
         raise UsageError(
-            f"{option} {batch_size} leaves {share} crop to a process: {student.name} pools each crop to one value a "
+            f"{option} {batch_size} leaves {batch_size} crop to a step: {student.name} pools each crop to one value a "
             f"channel, and BatchNorm needs at least {least} values",
-            hint=f"{option} {least * processes} or more",
+            hint=f"{option} {least} or more",
         )
 
 
